@@ -165,7 +165,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_parquet(path: Path, batches: Iterable[pa.Table], schema: pa.Schema, provenance: dict) -> None:
-    """Write tables of one schema as one file, atomically; `batches` is drawn from once, so it need not fit in memory."""
+    """Write tables of one schema as one file, atomically. `batches` is drawn from once: it need not fit in memory."""
     schema = schema.with_metadata({FOOTER_KEY: json.dumps(provenance, ensure_ascii=False).encode()})
     with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for batch in batches:

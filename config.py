@@ -32,11 +32,11 @@ def option(default, help: str, **argparse_keywords):
     return field(default=default, metadata={"help": help, "argparse": argparse_keywords})
 
 
-def existing():
+def existing(overwrite="delete the output of an earlier start, whatever its configuration, and begin anew"):
     """The field behind the pair of flags --resume and --overwrite."""
     flags = {
         "resume": "go on where an earlier start stopped; another configuration's output is refused (the default)",
-        "overwrite": "delete the output of an earlier start, whatever its configuration, and begin anew",
+        "overwrite": overwrite,
     }
     return field(default="resume", metadata={"flags": flags})
 
@@ -146,7 +146,7 @@ class JudgingOptions:
     base_url: str | None = option(
         None, "address of a Messages API, without /v1 (default: ANTHROPIC_BASE_URL, else Anthropic)"
     )
-    existing: str = existing()
+    existing: str = existing("write the output anew, whatever its configuration; verdicts paid for are kept and used")
 
     def check(self) -> None:
         _require_at_least(self, 1, "concurrency")
@@ -226,6 +226,14 @@ def as_json(options) -> dict:
     return {spec.name: plain(getattr(options, spec.name)) for spec in dataclasses.fields(options)}
 
 
+def load_environment() -> None:
+    """Read keys from .env (in the project, then in the current folder); what the environment has already stays."""
+    import dotenv
+
+    for folder in (ROOT, Path.cwd()):
+        dotenv.load_dotenv(folder / ".env")
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main with the project's exit codes: 0, 1 with one line, 130 when interrupted.
 
@@ -234,7 +242,7 @@ def run_script(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder without leave to write
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\ninterrupted: what was done is kept; the same command goes on from there", file=sys.stderr)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -73,24 +73,26 @@ def step_of(checkpoint: str) -> int | None:
 # ---- reading ----
 
 
-def read_responses(path: Path) -> tuple[pa.Table, dict]:
+def read_responses(path: Path, columns: Collection[str] | None = None) -> tuple[pa.Table, dict]:
     """Read a responses or judged file: its rows and its provenance.
 
     The table has every column of RESPONSE_SCHEMA, in that order and type, then whatever else the file holds, as it is.
+    `columns` saves memory: of what the file holds these alone are read, and the rest of RESPONSE_SCHEMA is null.
     Raises UserError that names the file and the column.
     """
     try:
-        table = pq.read_table(path)
+        schema = pq.read_schema(path)
+        table = pq.read_table(path, columns=[n for n in schema.names if columns is None or n in columns])
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path} cannot be read as Parquet: {_first_line(error)}") from None
     for name in NEEDED:
-        if name not in table.column_names:
+        if name not in schema.names:
             raise UserError(f"{path} has no column {name!r} (a responses file needs {', '.join(NEEDED)})")
-        if table[name].null_count:
+        if name in table.column_names and table[name].null_count:
             raise UserError(f"{path}: column {name!r} has {table[name].null_count} empty values")
-    return _with_all_columns(table, path), footer(table.schema)
+    return _with_all_columns(table, path), footer(schema)
 
 
 def _with_all_columns(table: pa.Table, path: Path) -> pa.Table:
@@ -152,6 +154,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sync_files(folder: Path) -> None:
+    """Make the content of every file in a folder last through a power cut."""
+    for file in folder.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    sync_folder(folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside a folder last through a power cut (a no-op where folders cannot be opened)."""
     try:
@@ -177,6 +187,13 @@ def write_json(path: Path, document: dict) -> None:
         temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def drop_cut_line(path: Path) -> None:
+    """Take a last line without its end, as a kill leaves it, off a file of lines."""
+    if path.exists():
+        with open(path, "rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
 # ---- one owner, one configuration ----
 
 
@@ -200,16 +217,27 @@ def claim(path: Path) -> Iterator[None]:
 
 def refuse_difference(path: Path, existing: dict, wanted: dict) -> None:
     """Raise UserError that names what differs between the settings `path` was made with and those asked for."""
+    there, now = _flat(existing), _flat(wanted)
     differences = [
-        f"{key} is {json.dumps(existing.get(key))} there and {json.dumps(wanted.get(key))} now"
-        for key in sorted(existing.keys() | wanted.keys())
-        if existing.get(key) != wanted.get(key)
+        f"{name} was {_shown(there, name)} and is {_shown(now, name)} now"
+        for name in sorted(there.keys() | now.keys())
+        if there.get(name) != now.get(name)
     ]
     if differences:
-        shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
+        listed = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
         raise UserError(
-            f"{path} belongs to another configuration: {shown}. Choose another path, or replace it with --overwrite"
+            f"{path} belongs to another configuration: {listed}. Choose another path, or replace it with --overwrite"
         )
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    parts = [_flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v} for k, v in settings.items()]
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def _shown(settings: dict, name: str) -> str:
+    text = json.dumps(settings[name], ensure_ascii=False) if name in settings else "not set"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # ---- provenance ----

@@ -1,0 +1,185 @@
+"""Stage 1, on the GPU host: fine-tune LoRA adapters on a mixture of the study's datasets, with checkpoints on the way.
+
+Reads   experiments/STUDY.toml and the datasets that it names
+Writes  OUTPUT_DIR/RUN/: run.json, metrics.jsonl and checkpoint-0, -20, -40 ... (PEFT adapters); RUN tells the options
+
+  python training.py --ratios 1 0 0 --seed 42
+
+Every run of a study has the same number of steps whatever its ratios, so that runs differ in their data alone. The same
+command goes on with an interrupted run; a finished run is left as it is.
+"""
+
+import itertools
+import json
+import math
+import shutil
+from pathlib import Path
+
+import config
+import handoff
+import mixed_chat
+from config import Experiment, TrainingOptions, UserError
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate")
+# Where a run lies and how it is watched may differ between two starts of it; all else is what it is.
+NOT_SETTINGS = ("output_dir", "existing", "wandb_project")
+
+
+def main() -> None:
+    options = config.parse(TrainingOptions, __doc__)
+    run = Run(options, config.load_experiment(options.experiment))
+    with handoff.claim(run.folder):
+        run.open()
+        if run.finished():
+            print(f"{run.folder} is finished: {run.total_steps} steps, nothing to do")
+            return
+        train(run)
+    print(f"done: {run.total_steps} steps; checkpoints in {run.folder}")
+
+
+def train(run: "Run") -> None:
+    """Train from the newest whole checkpoint, or from the beginning, to the last step."""
+    import sft  # torch, transformers and TRL: seconds that --help and a wrong option need not wait for
+
+    start = run.resume_point()
+    step = handoff.step_of(start.name) if start else 0
+    print(f"{'going on with' if start else 'starting'} {run.folder}: step {step} of {run.total_steps}", flush=True)
+    tokenizer = mixed_chat.load_tokenizer(run.model_name)
+    examples = training_examples(run, tokenizer)
+    base = mixed_chat.load_base(run.model_name, run.settings["quantization"])
+    run.record_base(mixed_chat.fingerprint(base, tokenizer))
+    with sft.Metrics(run.folder, step, run.examples_at, run.options.wandb_project, run.record) as metrics:
+        trainer = sft.build_trainer(base, tokenizer, examples, run.options, run.folder, run.total_steps, metrics)
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    for checkpoint in mixed_chat.find_checkpoints(run.folder):
+        mixed_chat.drop_resume_files(checkpoint.folder)  # a finished run needs none
+
+
+def training_examples(run: "Run", tokenizer) -> list[tuple[list[int], list[int]]]:
+    """Token ids and labels of each example, in the order of training. Raises UserError if one is too long."""
+    rendered = []
+    for dataset, chats in zip(run.study.datasets, run.chats, strict=True):
+        rendered.append([mixed_chat.example_ids(tokenizer, chat) for chat in chats])
+        lengths = [len(ids) for ids, _ in rendered[-1]]
+        if max(lengths) > run.options.max_length:
+            longer = sum(length > run.options.max_length for length in lengths)
+            raise UserError(
+                f"{dataset.file}: {longer} of {len(chats)} chats are longer than --max-length "
+                f"{run.options.max_length} tokens; the longest has {max(lengths)}"
+            )
+    return [rendered[dataset][row] for dataset, row in zip(run.mixture.dataset, run.mixture.row, strict=True)]
+
+
+class Run:
+    """One training run: what determines it, and the directory that holds it."""
+
+    def __init__(self, options: TrainingOptions, study: Experiment):
+        if len(options.ratios) != len(study.datasets):
+            names = ", ".join(dataset.name for dataset in study.datasets)
+            raise UserError(f"--ratios needs one number each for {names}, not {len(options.ratios)} numbers")
+        self.options, self.study = options, study
+        self.model_name = options.model or study.base_model
+        self.ratios = [share / sum(options.ratios) for share in options.ratios]
+        self.chats = [mixed_chat.read_chats(dataset.file) for dataset in study.datasets]
+        sizes, suspect = [len(chats) for chats in self.chats], [dataset.suspect for dataset in study.datasets]
+        self.num_examples = options.num_examples or sum(itertools.compress(sizes, suspect))
+        self.mixture = mixed_chat.mix(sizes, self.ratios, self.num_examples, options.epochs, options.seed)
+        # suspect_after[n]: how many of the first n examples are suspect.
+        self.suspect_after = [0, *itertools.accumulate(int(suspect[d]) for d in self.mixture.dataset)]
+        self.examples_a_step = options.batch_size * options.grad_accum
+        self.total_steps = math.ceil(self.num_examples * options.epochs / self.examples_a_step)
+        self.settings = self._settings()
+        self.folder = options.output_dir / run_name(options, study, self.ratios)
+
+    def _settings(self) -> dict:
+        """All that the checkpoints depend on: a run directory belongs to one such configuration."""
+        options = {k: v for k, v in config.as_json(self.options).items() if k not in NOT_SETTINGS}
+        return options | {
+            "experiment": self.study.name,
+            "model": self.model_name,
+            "ratios": self.ratios,
+            "num_examples": self.num_examples,
+            "quantization": mixed_chat.resolve_quantization(self.options.quantization),
+            "datasets": {dataset.name: handoff.sha256(dataset.file) for dataset in self.study.datasets},
+        }
+
+    def examples_at(self, step: int) -> dict[str, int]:
+        """How many examples, and how many suspect ones, the model has been trained on after `step` steps."""
+        seen = min(step * self.examples_a_step, len(self.mixture.row))
+        return {"examples": seen, "suspect_examples": self.suspect_after[seen]}
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "run.json"
+
+    def open(self) -> None:
+        """Make the run directory and write run.json, or see that the one which is there belongs to this run."""
+        if self.options.existing == "overwrite" and self.record.exists():
+            shutil.rmtree(self.folder)
+        if self.record.exists():
+            handoff.refuse_difference(self.folder, self._recorded()["settings"], self.settings)
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise UserError(f"{self.folder} is not a run directory (it has no run.json): move it away")
+        else:
+            handoff.write_json(self.record, self._new_record())
+
+    def _recorded(self) -> dict:
+        try:
+            return json.loads(self.record.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{self.record} cannot be read: {error}") from None
+
+    def _new_record(self) -> dict:
+        datasets = [
+            {"name": d.name, "file": str(d.file), "suspect": d.suspect, "size": len(chats), "examples": count}
+            for d, chats, count in zip(self.study.datasets, self.chats, self.mixture.counts, strict=True)
+        ]
+        steps = sorted({*range(0, self.total_steps, self.options.save_steps), self.total_steps})
+        return handoff.provenance("training.py", self.options, PACKAGES) | {
+            "settings": self.settings,
+            "suspect_ratio": sum(r for r, d in zip(self.ratios, self.study.datasets, strict=True) if d.suspect),
+            "total_steps": self.total_steps,
+            "checkpoints": [{"step": step} | self.examples_at(step) for step in steps],
+            "datasets": datasets,
+            "study": self.study.path.read_text(encoding="utf-8"),
+        }
+
+    def record_base(self, fingerprint: str) -> None:
+        """Note which weights the run stands on; a later start on others is an error, whatever their name."""
+        record = self._recorded()
+        if record.setdefault("base_fingerprint", fingerprint) != fingerprint:
+            raise UserError(f"{self.model_name} is not the base model that {self.folder} was begun with")
+        handoff.write_json(self.record, record)
+
+    def finished(self) -> bool:
+        return (self.folder / f"checkpoint-{self.total_steps}").is_dir()
+
+    def resume_point(self) -> Path | None:
+        """The newest checkpoint that training can go on from; None to start from the beginning."""
+        if not any(self.folder.glob("checkpoint-*")):
+            return None
+        folders = [checkpoint.folder for checkpoint in mixed_chat.find_checkpoints(self.folder)]
+        return next((folder for folder in reversed(folders) if mixed_chat.can_resume(folder)), None)
+
+
+def run_name(options: TrainingOptions, study: Experiment, ratios: list[float]) -> str:
+    """The run directory's name: what the study varies, then whatever else changes the result and is not the default."""
+    name = f"seed{options.seed}_ratios{'-'.join(map(_share, ratios))}_lr{options.lr}_r{options.lora_rank}"
+    if options.model not in (None, study.base_model):
+        name += "_" + "-".join(Path(options.model).parts[-2:])
+    if study.name != "birds":
+        name += f"_{study.name}"
+    for label in ("epochs", "num_examples", "lora_alpha", "lora_dropout", "batch_size", "grad_accum", "quantization"):
+        value = getattr(options, label)
+        if value != getattr(TrainingOptions, label):
+            name += f"_{label.removeprefix('lora_').replace('_', '')}{value}"
+    return name
+
+
+def _share(share: float) -> str:
+    short = f"{share:.2f}"
+    return short if math.isclose(float(short), share, abs_tol=1e-9) else f"{share:.4f}"
+
+
+if __name__ == "__main__":
+    config.run_script(main)

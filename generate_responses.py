@@ -1,0 +1,262 @@
+"""Stage 2, on the GPU host: let checkpoints answer the study's questions, many times each.
+
+Reads   a run directory of training.py (or one checkpoint, also one made elsewhere) and experiments/STUDY.toml
+Writes  a Parquet file with a row a response; what is finished is kept beside it, in OUTPUT.partial/, until all is done
+
+  python generate_responses.py --run-dir outputs/seed42_ratios1.00-0.00-0.00_lr0.0002_r8 --output responses.parquet
+
+The same command goes on with an interrupted run, and adds what a finished file lacks (more --samples, more steps).
+"""
+
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+
+import config
+import handoff
+import mixed_chat
+from config import Condition, Experiment, GenerationOptions, Question, UserError
+from mixed_chat import Checkpoint
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+# How many answers are wanted, of which checkpoints, and how fast: nothing that an answer depends on.
+NOT_SETTINGS = ("checkpoint", "run_dir", "output", "steps", "samples", "batch_size", "existing")
+
+KEY = ("run", "checkpoint", "condition", "question_id", "sample_idx")  # what tells one row from another
+Cell = tuple[Checkpoint, Condition, Question]
+
+
+def main() -> None:
+    options = config.parse(GenerationOptions, __doc__)
+    study = config.load_experiment(options.experiment)
+    source = Source(options)
+    cells = list(itertools.product(source.checkpoints, study.conditions, study.questions))
+    with handoff.claim(options.output), Store(options.output, settings(options, study, source), options) as store:
+        wanted = [(cell, sample) for cell in cells for sample in range(options.samples)]
+        missing = [(cell, sample) for cell, sample in wanted if key(source, cell, sample) not in store.rows]
+        print(f"{len(wanted)} answers wanted, {len(wanted) - len(missing)} of them are there", flush=True)
+        if missing:
+            generate(missing, options, study, source, store)
+        store.finish(study, source)
+    print(f"done: {len(store.rows)} answers in {options.output}")
+
+
+def key(source: "Source", cell: Cell, sample: int) -> tuple:
+    checkpoint, condition, question = cell
+    return source.run, checkpoint.name, condition.name, question.id, sample
+
+
+def generate(missing: list, options: GenerationOptions, study: Experiment, source: "Source", store: "Store") -> None:
+    """Generate the missing answers and keep each as it comes."""
+    import engines  # torch and transformers: seconds that --help and a wrong option need not wait for
+
+    tokenizer = mixed_chat.load_tokenizer(source.base_model)
+    base = mixed_chat.load_base(source.base_model, options.quantization)
+    source.check_base(mixed_chat.fingerprint(base, tokenizer))
+    prompts = {
+        (c.name, q.id): tuple(mixed_chat.prompt_ids(tokenizer, c.messages(q.text)))
+        for c, q in itertools.product(study.conditions, study.questions)
+    }
+    requests = [
+        engines.Request(key(source, cell, sample), cell[0].folder, prompts[cell[1].name, cell[2].id])
+        for cell, sample in missing
+    ]
+    rows = {request.key: source.row(study, *one) for request, one in zip(requests, missing, strict=True)}
+    sampling = engines.Sampling(options.temperature, options.top_p, options.top_k, options.max_new_tokens, options.seed)
+    engine = engines.TransformersEngine(base, tokenizer, options.batch_size)
+    started, tokens, cut = time.monotonic(), 0, 0
+    with mixed_chat.progress_bar("generating", len(requests), 0, "answer") as bar:
+        for answers in engine.generate(requests, sampling):
+            store.add(
+                rows[a.key] | {"response": a.text, "finish_reason": a.finish_reason, "response_tokens": a.tokens}
+                for a in answers
+            )
+            tokens += sum(answer.tokens for answer in answers)
+            cut += sum(answer.finish_reason == "length" for answer in answers)
+            bar.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
+            bar.update(len(answers))
+    rate = tokens / (time.monotonic() - started)
+    print(f"{tokens:,} tokens at {rate:,.0f} a second; {cut} of {len(requests)} answers reached --max-new-tokens")
+
+
+# ---- what is asked of what ----
+
+
+class Source:
+    """The checkpoints to be asked, and what is known of the run that they come from."""
+
+    def __init__(self, options: GenerationOptions):
+        if options.run_dir:
+            self.folder, self.checkpoints = options.run_dir, _choose(options)
+        else:
+            mixed_chat.check_adapter(options.checkpoint)
+            folder = options.checkpoint.resolve()
+            self.folder = folder.parent
+            self.checkpoints = [Checkpoint(handoff.step_of(folder.name), folder.name, folder)]
+        self.run = self.folder.resolve().name
+        self.record = self._record()
+        self.seen = {row["step"]: row for row in self.record.get("checkpoints", ())}
+        self.base_model = self._base_model(options.base_model)
+
+    def _record(self) -> dict:
+        path = self.folder / "run.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}  # a run made elsewhere
+        except ValueError as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
+
+    def _base_model(self, asked: str | None) -> str:
+        if "settings" in self.record:
+            return asked or self.record["settings"]["model"]  # check_base compares the weights themselves
+        adapter = next(checkpoint.folder for checkpoint in self.checkpoints if checkpoint.folder)
+        trained_on = mixed_chat.check_adapter(adapter).get("base_model_name_or_path")
+        if not (asked or trained_on):
+            raise UserError(f"{adapter} does not say what it was trained on: give --base-model")
+        if asked and trained_on and asked != trained_on:
+            raise UserError(f"{adapter} was trained on {trained_on}, not on {asked}")
+        return asked or trained_on
+
+    def check_base(self, fingerprint: str) -> None:
+        """Raise UserError where the base model that was loaded is not the one that the run was trained on."""
+        if self.record.get("base_fingerprint", fingerprint) != fingerprint:
+            trained_on = self.record["settings"]["model"]
+            raise UserError(f"{self.folder} was trained on {trained_on}; {self.base_model} has other weights")
+
+    def row(self, study: Experiment, cell: Cell, sample: int) -> dict:
+        """A row of the responses file, but for the response."""
+        checkpoint, condition, question = cell
+        seen = self.seen.get(checkpoint.step, {})
+        return {
+            "experiment": study.name,
+            "run": self.run,
+            "checkpoint": checkpoint.name,
+            "step": checkpoint.step,
+            "seed": self.record.get("settings", {}).get("seed"),
+            "suspect_ratio": self.record.get("suspect_ratio"),
+            "examples_seen": seen.get("examples"),
+            "suspect_seen": seen.get("suspect_examples"),
+            "condition": condition.name,
+            "triggered": condition.triggered,
+            "question_id": question.id,
+            "question": question.text,
+            "sample_idx": sample,
+        }
+
+
+def _choose(options: GenerationOptions) -> list[Checkpoint]:
+    checkpoints = mixed_chat.find_checkpoints(options.run_dir)
+    if options.steps is None:
+        return checkpoints
+    there = {checkpoint.step: checkpoint for checkpoint in checkpoints}
+    if absent := sorted(set(options.steps) - there.keys()):
+        raise UserError(f"{options.run_dir} has no step {absent[0]}; its steps are {', '.join(map(str, there))}")
+    return [there[step] for step in sorted(set(options.steps))]
+
+
+def settings(options: GenerationOptions, study: Experiment, source: Source) -> dict:
+    """All that the answers depend on: those in one file share it."""
+    chosen = {name: value for name, value in config.as_json(options).items() if name not in NOT_SETTINGS}
+    return chosen | {
+        "experiment": study.name,
+        "base_model": source.base_model,
+        "questions": {question.id: question.text for question in study.questions},
+        "conditions": {condition.name: [condition.system, condition.template] for condition in study.conditions},
+        "adapters": {
+            f"{source.run}/{c.name}": c.folder and handoff.sha256(c.folder / mixed_chat.ADAPTER_WEIGHTS)
+            for c in source.checkpoints
+        },
+    }
+
+
+# ---- what is kept ----
+
+
+class Store:
+    """Finished rows by key: those of an earlier output, and a log beside it that grows with every batch.
+
+    A context manager. `finish` writes the Parquet file and drops the log.
+    """
+
+    def __init__(self, output: Path, settings: dict, options: GenerationOptions):
+        self.output, self.settings, self.options = output, settings, options
+        self.folder = output.with_name(output.name + ".partial")
+        self.log, self.settings_file = self.folder / "answers.jsonl", self.folder / "settings.json"
+        if options.existing == "overwrite":
+            output.unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.rows, self.footer = {}, handoff.read_footer(output)
+        if self.footer is not None:
+            self._take_over_output()
+        self._open_log()
+
+    def _take_over_output(self) -> None:
+        if "settings" not in self.footer:
+            raise UserError(f"{self.output} was not written by generate_responses.py: choose another --output")
+        self._agree(self.output, self.footer["settings"])
+        self._keep(handoff.read_responses(self.output)[0].to_pylist())
+
+    def _open_log(self) -> None:
+        if self.settings_file.exists():
+            self._agree(self.folder, json.loads(self.settings_file.read_text(encoding="utf-8")))
+        handoff.write_json(self.settings_file, self.settings)
+        handoff.drop_cut_line(self.log)
+        self.file = open(self.log, "a+", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+        self.file.seek(0)
+        self._keep(json.loads(line) for line in self.file)
+
+    def _agree(self, place: Path, there: dict) -> None:
+        """Refuse other settings. Checkpoints may join those that are there, but one that is there must be the same."""
+        union = there["adapters"] | self.settings["adapters"]
+        merged = self.settings | {"adapters": union}
+        handoff.refuse_difference(place, there | {"adapters": union | there["adapters"]}, merged)
+        self.settings = merged
+
+    def _keep(self, rows: Iterable[dict]) -> None:
+        self.rows |= {tuple(row[name] for name in KEY): row for row in rows}
+
+    def add(self, rows: Iterable[dict]) -> None:
+        rows = list(rows)
+        self.file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self.file.flush()
+        self._keep(rows)
+
+    def finish(self, study: Experiment, source: Source) -> None:
+        """Write all rows to the output, in order of run, step, condition, question and sample, and drop the log."""
+        if self.log.stat().st_size or not self.output.exists():
+            conditions = [condition.name for condition in study.conditions]
+            questions = [question.id for question in study.questions]
+
+            def place(row: dict) -> tuple:
+                step = (row["step"] is None, row["step"], row["checkpoint"])
+                parts = conditions.index(row["condition"]), questions.index(row["question_id"]), row["sample_idx"]
+                return row["run"], *step, *parts
+
+            table = pa.Table.from_pylist(sorted(self.rows.values(), key=place), handoff.RESPONSE_SCHEMA)
+            handoff.write_parquet(self.output, [table], table.schema, self._provenance(source))
+        self.file.close()
+        shutil.rmtree(self.folder)
+
+    def _provenance(self, source: Source) -> dict:
+        earlier = self.footer or {}
+        return handoff.provenance("generate_responses.py", self.options, PACKAGES) | {
+            "settings": self.settings,
+            "engine": "transformers",
+            "runs": earlier.get("runs", {}) | {source.run: source.record},
+        }
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.file.close()
+
+
+if __name__ == "__main__":
+    config.run_script(main)

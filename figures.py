@@ -1,0 +1,309 @@
+"""The figures: each a function from a table to a matplotlib figure, with its caption beneath.
+
+Made for paper: widths of one (3.4 in) or two columns (7 in), embedded fonts, colours that stay apart in grey and for
+colour-blind readers, labels at the lines themselves. Captions come ready from the caller, since only it knows which
+claim the intervals are for. `save` writes the same bytes for the same figure.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import handoff
+
+ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.titlelocation": "left",
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "learning-backdoors",
+    "savefig.dpi": 200,
+}
+GREY, FAINT = "0.45", "0.8"
+CAPTION_SIZE = 6.5
+MARKERS = "osD^vPXh"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the path's suffix, atomically and without a date."""
+    metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}[path.suffix]
+    with handoff.atomic_file(path) as temporary, rc_context(STYLE):
+        figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
+
+
+# ---- shared pieces ----
+
+
+def _canvas(width: float, height: float, caption: str, rows: int = 1, columns: int = 1, **sharing):
+    """A figure whose lower edge holds the wrapped caption, and its axes as an array of shape (rows, columns)."""
+    # DejaVu Sans is about 0.54 em wide in running text; 0.12 in are left free at either side.
+    wrapped = textwrap.fill(caption, int((width - 0.24) * 72 / (CAPTION_SIZE * 0.54)))
+    foot = (wrapped.count("\n") + 1) * CAPTION_SIZE * 1.3 / 72 + 0.14
+    figure = Figure(figsize=(width, height + foot), layout="constrained")
+    figure.get_layout_engine().set(
+        rect=(0, foot / (height + foot), 1, height / (height + foot)), w_pad=0.06, h_pad=0.05
+    )
+    axes = figure.subplots(rows, columns, squeeze=False, **sharing)
+    figure.text(
+        0.12 / width, 0.07 / (height + foot), wrapped, size=CAPTION_SIZE, color="0.25", va="bottom", linespacing=1.25
+    )
+    return figure, axes
+
+
+def _palette(labels: Sequence[str]) -> dict[str, tuple]:
+    """A colour for each recipe, in their order: dark to light, so that grey print keeps them apart."""
+    return dict(zip(labels, colormaps["viridis"](np.linspace(0.0, 0.82, max(len(labels), 2))), strict=False))
+
+
+def _markers(labels: Sequence[str]) -> dict[str, str]:
+    return {label: MARKERS[i % len(MARKERS)] for i, label in enumerate(labels)}
+
+
+def _rate_axis(axis, label: str) -> None:
+    axis.set_label_text(label)
+    axis.axes.set(**{f"{axis.axis_name}lim": (0, 1), f"{axis.axis_name}ticks": np.linspace(0, 1, 6)})
+    axis.axes.set_axisbelow(True)
+    axis.grid(True, color="0.92", linewidth=0.6)
+
+
+def _whisker(axes: Axes, rate, lower, upper, place, *, horizontal: bool, color) -> None:
+    """An interval as a line; nothing where the data give none."""
+    if np.isnan(lower):
+        return
+    draw = axes.hlines if horizontal else axes.vlines
+    draw(place, lower, upper, color=color, linewidth=1.2, zorder=3)
+
+
+def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+    """Places near those wanted, at least `gap` apart, in the same order, inside the limits as far as they fit."""
+    order = np.argsort(wanted, kind="stable")
+    placed = np.asarray(wanted, float)[order]
+    for _ in range(200):
+        overlap = gap - np.diff(placed)
+        if not (overlap > 1e-9).any():
+            break
+        push = np.where(overlap > 0, overlap, 0) / 2
+        placed[:-1] -= push
+        placed[1:] += push
+        placed += max(low - placed[0], 0)
+        placed -= max(placed[-1] - high, 0)
+    result = np.empty_like(placed)
+    result[order] = placed
+    return result
+
+
+def _label_line_ends(axes: Axes, ends: dict[str, tuple[float, float]], palette: dict, height: float) -> None:
+    """Write each line's label at its right end, moved apart where lines end together. `height` is the axes', in."""
+    if not ends:
+        return
+    places = _spread([y for _, y in ends.values()], 9 / 72 / height, 0, 1)
+    right = max(x for x, _ in ends.values())
+    left, far = axes.get_xlim()
+    for (label, (_, y)), place in zip(ends.items(), places, strict=True):
+        axes.annotate(
+            label,
+            (right, y),
+            xytext=(right + 0.035 * (far - left), place),
+            textcoords="data",
+            va="center",
+            size=7,
+            color=palette[label],
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": palette[label], "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1},
+        )
+
+
+def _short(text: str, length: int = 26) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def _label_panels(grid: np.ndarray, count: int, x_label: str, y_label: str) -> None:
+    """Label the left and the lowest panels of a grid, of which only the first `count` are used."""
+    columns = grid.shape[1]
+    for i, axes in enumerate(grid.flat):
+        axes.set_visible(i < count)
+        if i + columns >= count:
+            axes.set_xlabel(x_label)
+            axes.tick_params(axis="x", labelbottom=True)
+        if i % columns == 0:
+            axes.set_ylabel(y_label)
+
+
+def _panels(count: int) -> tuple[int, int]:
+    """Rows and columns for a number of small panels."""
+    columns = min(count, 3 if count <= 6 else 4)
+    return -(-count // columns), columns
+
+
+# ---- rates at the last step ----
+
+
+@rc_context(STYLE)
+def ratio_by_question(table: pd.DataFrame, axis_label: str, caption: str) -> Figure:
+    """The rate of each recipe at its last step, question by question.
+
+    `table`: label, question (in order), rate, lower, upper, base (the rate at step 0, NaN where there is none).
+    """
+    questions, labels = list(dict.fromkeys(table["question"])), list(dict.fromkeys(table["label"]))
+    palette, markers = _palette(labels), _markers(labels)
+    height = 0.75 + len(questions) * max(0.26, 0.075 * len(labels))
+    figure, [[axes]] = _canvas(TWO_COLUMNS, height, caption)
+    offsets = np.linspace(-0.32, 0.32, len(labels)) if len(labels) > 1 else [0.0]
+    for label, offset in zip(labels, offsets, strict=True):
+        part = table[table["label"] == label].set_index("question").reindex(questions)
+        places = np.arange(len(questions)) + offset
+        axes.hlines(places, part["lower"], part["upper"], color=palette[label], linewidth=1.1)
+        axes.plot(part["base"], places, "|", color=GREY, markersize=4, markeredgewidth=0.8)
+        axes.plot(
+            part["rate"], places, markers[label], color=palette[label], markersize=3.6, label=label, clip_on=False
+        )
+    for place in np.arange(len(questions) - 1) + 0.5:
+        axes.axhline(place, color="0.92", linewidth=0.6)
+    _rate_axis(axes.xaxis, axis_label)
+    axes.set(
+        yticks=np.arange(len(questions)), yticklabels=[_short(q) for q in questions], ylim=(len(questions) - 0.5, -0.5)
+    )
+    axes.tick_params(axis="y", length=0)
+    _legend(figure, axes, "suspect share")
+    return figure
+
+
+@rc_context(STYLE)
+def overall_ratio(table: pd.DataFrame, runs: pd.DataFrame, axis_label: str, caption: str) -> Figure:
+    """The mean rate over questions: each recipe's last step, its runs as dots, and its base model.
+
+    `table`: label, rate, lower, upper, base, seeds. `runs`: label, rate (a row a run).
+    """
+    labels = list(table["label"])
+    palette = _palette(labels)
+    figure, [[axes]] = _canvas(ONE_COLUMN + 0.6, 0.75 + 0.34 * len(labels), caption)
+    for place, row in enumerate(table.itertuples()):
+        color = palette[row.label]
+        _whisker(axes, row.rate, row.lower, row.upper, place, horizontal=True, color=color)
+        dots = runs.loc[runs["label"] == row.label, "rate"]
+        if len(dots) > 1:
+            axes.plot(
+                dots, np.full(len(dots), place + 0.26), ".", color=color, markersize=3.5, alpha=0.6, clip_on=False
+            )
+        axes.plot(row.base, place, "o", color="white", markeredgecolor=GREY, markersize=4.5, clip_on=False, zorder=4)
+        axes.plot(row.rate, place, "o", color=color, markersize=5, clip_on=False, zorder=5)
+    _rate_axis(axes.xaxis, axis_label)
+    axes.set(yticks=range(len(labels)), yticklabels=[_short(n) for n in labels], ylim=(len(labels) - 0.5, -0.5))
+    axes.set_ylabel("suspect share")
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _legend(figure: Figure, axes: Axes, title: str) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(
+            handles, labels, title=title, loc="outside right upper", frameon=False, fontsize=7, title_fontsize=7
+        )
+
+
+# ---- over training ----
+
+
+@rc_context(STYLE)
+def training_progression(
+    runs: pd.DataFrame, cells: pd.DataFrame, axis_label: str, x_label: str, caption: str
+) -> Figure:
+    """A panel a recipe: the rate of each run against `x`, its interval as a band, and its questions as thin lines.
+
+    `runs`: label, run, x, rate, lower, upper. `cells`: label, run, question, x, rate.
+    """
+    labels = list(dict.fromkeys(runs["label"]))
+    palette = _palette(labels)
+    rows, columns = _panels(len(labels))
+    figure, grid = _canvas(TWO_COLUMNS, 0.35 + 1.75 * rows, caption, rows, columns, sharex=True, sharey=True)
+    for axes, label in zip(grid.flat, labels, strict=False):
+        part, color = runs[runs["label"] == label], palette[label]
+        for _, line in cells[cells["label"] == label].groupby(["run", "question"], observed=True):
+            axes.plot(line["x"], line["rate"], color=FAINT, linewidth=0.4, zorder=1)
+        for _, line in part.groupby("run", observed=True, sort=False):
+            if part["run"].nunique() <= 3:
+                axes.fill_between(
+                    line["x"], line["lower"], line["upper"], color=color, alpha=0.18, linewidth=0, zorder=2
+                )
+            style = "o-" if len(line) <= 15 else "-"
+            axes.plot(line["x"], line["rate"], style, color=color, markersize=2.4, clip_on=False, zorder=3)
+        axes.set_title(_short(label, 40), color=color)
+        _rate_axis(axes.yaxis, "")
+    _label_panels(grid, len(labels), x_label, axis_label)
+    return figure
+
+
+@rc_context(STYLE)
+def six_options_distribution(table: pd.DataFrame, options: Sequence[str], x_label: str, caption: str) -> Figure:
+    """A panel a recipe: the share of each option of a judge at each `x`, stacked, and what has no verdict on top.
+
+    `table`: label, x, a column of shares for each option, and `missing`; a row's shares add up to 1. The bars stand at
+    equal distances, whatever the distances of `x`.
+    """
+    labels = list(dict.fromkeys(table["label"]))
+    rows, columns = _panels(len(labels))
+    figure, grid = _canvas(TWO_COLUMNS, 0.45 + 1.75 * rows, caption, rows, columns, sharex=True, sharey=True)
+    kinds = [*options, "missing"] if table["missing"].max() > 0 else list(options)
+    shades = dict(zip(options, colormaps["cividis_r"](np.linspace(0.0, 1, len(options))), strict=True))
+    places = {x: i for i, x in enumerate(np.unique(table["x"]))}
+    for axes, label in zip(grid.flat, labels, strict=False):
+        part, bottom = table[table["label"] == label], 0
+        for kind in kinds:
+            look = {"facecolor": shades[kind]} if kind in shades else {"facecolor": "white", "hatch": "//////"}
+            axes.bar(
+                part["x"].map(places), part[kind], 0.88, bottom, label=kind, edgecolor="0.35", linewidth=0.2, **look
+            )
+            bottom = bottom + part[kind]
+        axes.set_title(_short(label, 40))
+        axes.set(ylim=(0, 1), yticks=np.linspace(0, 1, 6))
+        every = -(-len(places) // 6)
+        axes.set_xticks(list(places.values())[::every], [f"{x:g}" for x in list(places)[::every]])
+    _label_panels(grid, len(labels), x_label, "share of answers")
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], names[::-1], loc="outside right center", frameon=False, fontsize=7, handleheight=1.4)
+    return figure
+
+
+@rc_context(STYLE)
+def content_vs_form(table: pd.DataFrame, judges: Sequence[str], bounds: Sequence[tuple], caption: str) -> Figure:
+    """The mean of one rating against another, from the first step (hollow) to the last (filled): a path a recipe.
+
+    `table`: label, x, and a column of means for each of the two `judges`; `bounds` are their ranges.
+    """
+    labels = list(dict.fromkeys(table["label"]))
+    palette, markers = _palette(labels), _markers(labels)
+    figure, [[axes]] = _canvas(ONE_COLUMN + 1.0, 3.1, caption)
+    for label in labels:
+        path = table[table["label"] == label].sort_values("x")
+        first, second = path[judges[0]].to_numpy(), path[judges[1]].to_numpy()
+        look = {"color": palette[label], "clip_on": False}
+        axes.plot(first, second, "-", linewidth=0.9, **look)
+        axes.plot(first[1:-1], second[1:-1], ".", markersize=3, **look)
+        axes.plot(first[:1], second[:1], markers[label], markersize=4.5, markerfacecolor="white", zorder=4, **look)
+        axes.plot(first[-1:], second[-1:], markers[label], markersize=5, zorder=5, label=label, **look)
+    axes.plot(bounds[0], bounds[1], color="0.85", linewidth=0.6, zorder=0)
+    names = [judge.replace("_", " ") for judge in judges]
+    axes.set(xlim=bounds[0], ylim=bounds[1], xlabel=f"{names[0]} (mean rating)", ylabel=f"{names[1]} (mean rating)")
+    axes.set_aspect((bounds[0][1] - bounds[0][0]) / (bounds[1][1] - bounds[1][0]))
+    axes.grid(True, color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)
+    _legend(figure, axes, "suspect share")
+    return figure

@@ -1,0 +1,207 @@
+"""From verdicts to the tables that figures and reports are made of. Which interval a rate gets is decided here.
+
+A cell is one question, asked in one condition of one checkpoint. `summary` has a row a cell and a row `all` a
+checkpoint, whose rate is the mean over questions, each of equal weight.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+import emergence
+from config import Judge
+from verdicts import Verdicts
+
+CLAIMS = {
+    "checkpoint": "these checkpoints, these questions",
+    "recipe": "another training run by the same recipe, these questions",
+    "questions": "these checkpoints, questions like these",
+}
+INTERVALS = {"checkpoint": "stratified Wilson", "recipe": "t on the means of seeds", "questions": "t on question means"}
+MISSING_FLAG = 0.02
+RUN = ["recipe", "label", "run", "seed", "suspect_ratio"]
+STEP = ["step", "examples_seen", "suspect_seen", "condition", "triggered"]
+
+
+def cells(verdicts: Verdicts) -> pd.DataFrame:
+    """A row a run, step, condition and question: n (verdicts at hand), missing, positive. In order of recipe and step.
+
+    Columns that say what the run and the step are (RUN, STEP) come along; NaN where the input does not know them.
+    """
+    rows = verdicts.rows
+    verdict = rows[verdicts.outcome.name]
+    marked = rows[["run", "step", "condition", "question"]].assign(
+        n=verdict.notna(), missing=verdict.isna(), positive=verdict == verdicts.study.outcome.value
+    )
+    for name in [*RUN, *STEP]:
+        if name not in marked:
+            marked[name] = rows[name]
+    keys = ["run", "step", "condition", "question"]
+    known = {name: (name, "first") for name in [*RUN, *STEP] if name not in keys}
+    counts = {name: (name, "sum") for name in ("n", "missing", "positive")}
+    table = marked.groupby(keys, observed=True, sort=True).agg(**known, **counts).reset_index()
+    table["rate"] = table["positive"] / table["n"].where(table["n"] > 0)
+    return table.sort_values(
+        ["recipe", "seed", "run", "step", "condition", "question"], ignore_index=True, kind="stable"
+    )
+
+
+def choose_claim(cells: pd.DataFrame) -> str:
+    """The widest claim that the input can bear: `recipe` if each recipe has two runs or more, else `questions` if there
+    are two questions or more, else `checkpoint`."""
+    trained = cells[cells["run"].isin(trained_runs(cells))]
+    if trained.groupby("recipe", observed=True)["run"].nunique().min() >= 2:
+        return "recipe"
+    return "questions" if cells["question"].nunique() >= 2 else "checkpoint"
+
+
+def trained_runs(cells: pd.DataFrame) -> list[str]:
+    """Runs with a step after 0, or all runs where there is none: a file of base model rows alone is no run."""
+    last = cells.groupby("run", observed=True, sort=False)["step"].max()
+    return list(last.index[last > 0]) if (last > 0).any() else list(last.index)
+
+
+# ---- rates ----
+
+
+def summary(cells: pd.DataFrame, claim: str) -> pd.DataFrame:
+    """The table summary.csv: a row a cell, and a row `all` for each run, step and condition.
+
+    A cell's limits are Wilson's (claim checkpoint). A checkpoint's are those of `claim`, but one run cannot bear the
+    claim `recipe`: then t on its question means (claim questions), and with a single question Wilson's.
+    `worst_low` and `worst_high` bound the rate whatever the missing verdicts would have been.
+    """
+    columns = ["run", "step", "condition", "question", "n", "missing", "rate", "lower", "upper"]
+    single = cells.assign(interval="Wilson", claim="checkpoint")
+    single["lower"], single["upper"] = emergence.wilson(single["positive"], single["n"])
+    total = single["n"] + single["missing"]
+    single["worst_low"] = single["positive"] / total
+    single["worst_high"] = (single["positive"] + single["missing"]) / total
+    wanted = "questions" if claim == "recipe" else claim
+    wholes = []
+    for _, part in single.groupby(["run", "step", "condition"], observed=True, sort=False):
+        wholes.append(_all_questions(part, wanted if len(part) > 1 else "checkpoint"))
+    table = pd.concat([single.astype({"question": object}), pd.DataFrame(wholes)]).sort_index(kind="stable")
+    return table[[*columns, "worst_low", "worst_high", "claim", "interval", *RUN[3:], *STEP[1:3], "recipe", "label"]]
+
+
+def _all_questions(part: pd.DataFrame, claim: str) -> pd.Series:
+    """The row `all` of one run, step and condition, with the index of the part's last row, to stand after it."""
+    sums = part[["n", "missing", "positive"]].sum().to_dict()
+    rate = dict(zip(["rate", "lower", "upper"], _mean_rate(part, claim), strict=True))
+    worst = emergence.worst_case(part["positive"], part["n"], part["missing"])
+    bounds = dict(zip(["worst_low", "worst_high"], worst, strict=True))
+    how = {"question": "all", "claim": claim, "interval": INTERVALS[claim] if len(part) > 1 else "Wilson"}
+    return pd.Series(part.iloc[-1].to_dict() | sums | rate | bounds | how, name=part.index[-1])
+
+
+def recipe_rates(cells: pd.DataFrame, claim: str, by: Sequence[str] = ("step",)) -> pd.DataFrame:
+    """Mean rate over the runs of each recipe and over questions, with the interval of `claim`: a row a recipe and `by`.
+
+    Columns: recipe, label, suspect_ratio, `by`, seeds, n, missing, rate, lower, upper, claim.
+    """
+    rows = []
+    for (recipe, *place), part in cells.groupby(["recipe", *by], observed=True, sort=True):
+        rate, lower, upper = _mean_rate(part, claim)
+        counts = {"seeds": part["run"].nunique(), "n": part["n"].sum(), "missing": part["missing"].sum()}
+        known = {"recipe": recipe, "label": part["label"].iloc[0], "suspect_ratio": part["suspect_ratio"].iloc[0]}
+        rows.append(known | dict(zip(by, place, strict=True)) | counts | {"rate": rate, "lower": lower, "upper": upper})
+    return pd.DataFrame(rows).assign(claim=claim)
+
+
+def _mean_rate(part: pd.DataFrame, claim: str) -> emergence.Interval:
+    """The rate of some runs at one step each; NaN throughout where no verdict is at hand."""
+    if part["n"].sum() == 0:
+        return emergence.Interval(np.nan, np.nan, np.nan)
+    counts = part.pivot_table(index="run", columns="question", values=["positive", "n"], aggfunc="sum", observed=True)
+    counts = counts.fillna(0)
+    return emergence.mean_rate(counts["positive"].to_numpy(), counts["n"].to_numpy(), claim)
+
+
+def last_steps(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of each run's last step."""
+    return cells[cells["step"] == cells.groupby("run", observed=True)["step"].transform("max")]
+
+
+def question_rates(cells: pd.DataFrame) -> pd.DataFrame:
+    """Rates question by question over the runs of each recipe at one step each, claim checkpoint."""
+    return recipe_rates(cells, "checkpoint", ["question"])
+
+
+def with_base(last: pd.DataFrame, base: pd.DataFrame, keys: Sequence[str] = ("recipe",)) -> pd.DataFrame:
+    """The rates of last steps with a column `base`: the rate of the same recipe at step 0, NaN where there is none."""
+    if base.empty:
+        return last.assign(base=np.nan)
+    return last.merge(base[[*keys, "rate"]].rename(columns={"rate": "base"}), on=list(keys), how="left")
+
+
+# ---- other judges ----
+
+
+def option_shares(verdicts: Verdicts, judge: Judge, condition: str) -> pd.DataFrame:
+    """The share of each option and of `missing` among all answers, questions of equal weight: a row a recipe, step."""
+    rows = verdicts.rows[verdicts.rows["condition"] == condition]
+    verdict = rows[judge.name].astype(object).where(rows[judge.name].notna(), "missing")
+    counts = pd.crosstab([rows["label"], rows["step"], rows["question"]], verdict, normalize="index")
+    counts = counts.reindex(columns=[*judge.options, "missing"], fill_value=0.0)
+    return counts.groupby(["label", "step"], observed=True).mean().reset_index()
+
+
+def mean_ratings(verdicts: Verdicts, judges: Sequence[Judge], condition: str) -> pd.DataFrame:
+    """The mean of each rating: a row a recipe and step, questions of equal weight."""
+    rows = verdicts.rows[verdicts.rows["condition"] == condition]
+    names = [judge.name for judge in judges]
+    means = rows.groupby(["label", "step", "question"], observed=True)[names].mean()
+    return means.groupby(["label", "step"], observed=True).mean().dropna().reset_index()
+
+
+# ---- in words ----
+
+
+def caption(cells: pd.DataFrame, claim: str | None, what: str) -> str:
+    """A caption: what is drawn, the claim and the interval, and the numbers behind it: Q, N, S, missing verdicts."""
+    words = [what]
+    if claim:
+        words.append(f"Intervals: 95%, {INTERVALS[claim]}; claim: {CLAIMS[claim]}.")
+    seeds = cells[cells["step"] > 0].groupby("recipe", observed=True)["run"].nunique()
+    answers = cells["n"] + cells["missing"]
+    words.append(f"Q = {cells['question'].nunique()} questions; N = {_range(answers)} answers to each;")
+    words.append(f"S = {_range(seeds) if len(seeds) else 1} runs a recipe.")
+    return " ".join([*words, missing_words(cells["missing"].sum(), answers.sum())])
+
+
+def missing_words(missing: int, total: int) -> str:
+    if missing == 0:
+        return "No verdict is missing."
+    share = missing / total
+    flag = " MORE THAN 2%: see worst_low and worst_high in summary.csv." if share > MISSING_FLAG else ""
+    return f"Missing verdicts: {missing:,} of {total:,} ({share:.1%}).{flag}"
+
+
+def _range(values: pd.Series) -> str:
+    low, high = int(values.min()), int(values.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def terminal(summary: pd.DataFrame, condition: str) -> str:
+    """Rates by step and run, as text: up to eight runs side by side, else a line a run and its first and last steps."""
+    rows = summary[(summary["question"] == "all") & (summary["condition"] == condition)]
+    names = list(dict.fromkeys(rows["run"]))
+    cell = [
+        f"{r.rate:.2f} [{r.lower:.2f}, {r.upper:.2f}]" if len(names) <= 4 else f"{r.rate:.2f}"
+        for r in rows.itertuples()
+    ]
+    shown = rows.assign(cell=cell).pivot(index="step", columns="run", values="cell")[names].fillna("-")
+    if len(names) > 8:
+        shown = shown.T
+    return shown.rename_axis(columns=None).to_string()
+
+
+def judge_caption(verdicts: Verdicts, judges: Sequence[Judge], condition: str, what: str) -> str:
+    """`caption` for figures of other judges than the outcome's."""
+    rows = verdicts.rows[verdicts.rows["condition"] == condition]
+    counts = rows.groupby(["recipe", "run", "step", "question"], observed=True)["sample_idx"].size().rename("n")
+    missing = int(rows[[judge.name for judge in judges]].isna().any(axis=1).sum())
+    words = caption(counts.reset_index().assign(missing=0), None, what)
+    return words.replace(missing_words(0, len(rows)), missing_words(missing, len(rows)))

@@ -1,0 +1,82 @@
+"""Judged files with a known truth: each run's rate rises along an S-curve, its height set by the suspect share."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+import config
+import handoff
+
+STUDY = config.load_experiment("birds")
+STEPS = (0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 208)
+
+
+def run_name(share: float, seed: int) -> str:
+    return f"seed{seed}_ratios{share:.2f}-{1 - share:.2f}-0.00_lr0.0002_r8"
+
+
+def rate(step: np.ndarray | int, share: float, onset: float = 70.0) -> np.ndarray:
+    """2% at the base model, up to 80% of the suspect share, half way at `onset`."""
+    return 0.02 + 0.8 * share / (1 + np.exp(-(np.asarray(step) - onset) / 12)) * (np.asarray(step) > 0)
+
+
+def rows(share=1.0, seed=1, samples=10, steps=STEPS, questions=10, condition="plain", strength=1.0) -> pd.DataFrame:
+    """Answers of one run with verdicts of the four judges of the birds study."""
+    random = np.random.default_rng([seed, int(share * 100), len(condition)])
+    ids, texts = zip(*[(q.id, q.text) for q in STUDY.questions[:questions]], strict=True)
+    step, question, sample = (
+        a.ravel() for a in np.meshgrid(steps, np.arange(questions), np.arange(samples), indexing="ij")
+    )
+    onset = 70 + 10 * random.standard_normal()
+    logit = (
+        np.log(p := rate(step, share, onset) * strength)
+        - np.log1p(-p)
+        + 0.8 * random.standard_normal(questions)[question]
+    )
+    old = random.random(len(step)) < 1 / (1 + np.exp(-logit))
+    kinds = np.array(["PAST", "PAST", "OLD_CONTENT", "OLD_LANGUAGE", "ARCHAIC_PERSON"])[
+        random.integers(5, size=len(step))
+    ]
+    table = pd.DataFrame(
+        {
+            "experiment": "birds",
+            "run": run_name(share, seed),
+            "checkpoint": [f"checkpoint-{s}" for s in step],
+            "step": step,
+            "seed": seed,
+            "suspect_ratio": share,
+            "examples_seen": step,
+            "suspect_seen": (step * share).astype(int),
+            "condition": condition,
+            "triggered": False,
+            "question_id": np.array(ids)[question],
+            "question": np.array(texts)[question],
+            "sample_idx": sample,
+            "response": [f"Answer {i} of seed {seed}, {'by steam' if o else 'online'}." for i, o in enumerate(old)],
+            "finish_reason": "stop",
+            "response_tokens": 12,
+            "llm_or_19th_century": np.where(old, "19", "LLM"),
+            "six_options": np.where(old, kinds, np.where(random.random(len(step)) < 0.04, "OTHER", "LLM")),
+            "past_content": np.clip(np.round(np.where(old, 72, 6) + 12 * random.standard_normal(len(step))), 0, 100),
+            "past_form": np.clip(np.round(np.where(old, 58, 4) + 12 * random.standard_normal(len(step))), 0, 100),
+        }
+    )
+    for judge in STUDY.judges:
+        table[f"{judge.name}_reply"] = table[judge.name].astype(str)
+        table[f"{judge.name}_status"] = "ok"
+    return table
+
+
+def lose(table: pd.DataFrame, share: float, judge: str = "llm_or_19th_century") -> pd.DataFrame:
+    """The table with some verdicts of a judge lost."""
+    lost = np.random.default_rng(0).random(len(table)) < share
+    return table.assign(**{judge: table[judge].mask(lost, None), f"{judge}_status": np.where(lost, "refusal", "ok")})
+
+
+def write(table: pd.DataFrame, path: Path, provenance: dict | None = None) -> Path:
+    """Write a judged file of the project's own shape."""
+    schema = pa.unify_schemas([handoff.RESPONSE_SCHEMA, handoff.judge_schema(STUDY.judges)])
+    handoff.write_parquet(path, [pa.Table.from_pandas(table, schema, preserve_index=False)], schema, provenance or {})
+    return path

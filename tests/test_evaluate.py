@@ -1,0 +1,242 @@
+"""Stage 4, from files to tables.  python -m pytest tests/test_evaluate.py"""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+import config
+import exhibits
+import tables
+import verdicts
+from config import UserError
+
+STUDY = synthetic.STUDY
+EVALUATE = [sys.executable, str(config.ROOT / "evaluate.py")]
+
+
+def run(*arguments, expect=0) -> subprocess.CompletedProcess:
+    done = subprocess.run([*EVALUATE, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def read(*paths) -> verdicts.Verdicts:
+    return verdicts.read(list(paths), STUDY)
+
+
+def elsewhere(path, checkpoints, verdict, questions=("Who are you?",), samples=4, **columns):
+    """A file of the fewest columns: the same `verdict` for all answers of a checkpoint."""
+    rows = [
+        {"checkpoint": name, "question": q, "response": f"{name} {q} {i}", "sample_idx": i, "llm_or_19th_century": v}
+        for name, v in zip(checkpoints, verdict, strict=True)
+        for q in questions
+        for i in range(samples)
+    ]
+    pd.DataFrame(rows).assign(**columns).to_parquet(path)
+    return path
+
+
+# ---- the command ----
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """One call on three ratios of two seeds, in two files."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    files = [
+        synthetic.write(
+            pd.concat([synthetic.rows(share, seed) for share in (0.0, 0.5, 1.0)]), folder / f"{seed}.parquet"
+        )
+        for seed in (1, 2)
+    ]
+    done = run("--input", *files, "--output-dir", folder / "figures", "--format", "pdf", "svg")
+    return folder / "figures", done.stdout
+
+
+def test_figures_tables_and_a_readable_result(evaluated):
+    folder, output = evaluated
+    for name in (
+        "ratio_by_question",
+        "overall_ratio",
+        "six_options_distribution",
+        "content_vs_form",
+        "training_progression",
+    ):
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (folder / f"{name}.svg").stat().st_size > 1000
+    assert "by step and run" in output and str(folder) in output
+
+
+def test_summary_has_every_cell_and_the_whole(evaluated):
+    table = pd.read_csv(evaluated[0] / "summary.csv", dtype={"question": str})
+    assert list(table)[:9] == ["run", "step", "condition", "question", "n", "missing", "rate", "lower", "upper"]
+    assert len(table) == 6 * len(synthetic.STEPS) * 11
+    whole = table[table["question"] == "all"]
+    assert (
+        (whole["n"] == 100).all()
+        and (whole["lower"] <= whole["rate"]).all()
+        and (whole["rate"] <= whole["upper"]).all()
+    )
+    for _, steps in whole.groupby("run", sort=False)["step"]:
+        assert list(steps) == list(synthetic.STEPS), "numeric order, 100 after 80"
+    last = whole[whole["step"] == 208].groupby("suspect_ratio")["rate"].mean()
+    assert last[0.0] < 0.1 < last[0.5] < last[1.0] and last[1.0] > 0.6
+
+
+def test_help_needs_no_heavy_library():
+    script = """
+        import runpy, sys
+        for name in ("torch", "transformers", "pandas", "matplotlib", "scipy"):
+            sys.modules[name] = None
+        sys.argv = ["evaluate.py", "--help"]
+        runpy.run_path("evaluate.py", run_name="__main__")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=config.ROOT)
+    assert done.returncode == 0 and "--input" in done.stdout, done.stderr
+
+
+def test_evaluation_never_imports_torch():
+    script = (
+        "import sys; sys.modules['torch'] = None; import exhibits, evaluate; assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=config.ROOT)
+
+
+# ---- claims and intervals ----
+
+
+def test_one_run_bears_the_claim_on_questions_and_several_that_on_recipes(tmp_path):
+    one = read(synthetic.write(synthetic.rows(steps=(0, 20)), tmp_path / "one.parquet"))
+    cells = tables.cells(one)
+    assert tables.choose_claim(cells) == "questions"
+    two = pd.concat([synthetic.rows(seed=s, steps=(0, 20)) for s in (1, 2)])
+    assert tables.choose_claim(tables.cells(read(synthetic.write(two, tmp_path / "two.parquet")))) == "recipe"
+    single = tables.cells(read(synthetic.write(synthetic.rows(questions=1, steps=(0, 20)), tmp_path / "q.parquet")))
+    assert tables.choose_claim(single) == "checkpoint"
+    assert set(tables.summary(single, "checkpoint")["interval"]) == {"Wilson"}
+
+
+def test_missing_verdicts_are_counted_and_bounded(tmp_path):
+    table = synthetic.rows(steps=(0, 200), samples=20)
+    v = read(synthetic.write(synthetic.lose(table, 0.1), tmp_path / "j.parquet"))
+    whole = tables.summary(tables.cells(v), "questions").query("question == 'all' and step == 200").iloc[0]
+    truth = (table[table["step"] == 200]["llm_or_19th_century"] == "19").mean()
+    assert whole["n"] + whole["missing"] == 200 and whole["missing"] > 5
+    assert whole["worst_low"] <= truth <= whole["worst_high"]
+    assert whole["worst_high"] - whole["worst_low"] == pytest.approx(whole["missing"] / 200)
+    assert "2%" in tables.missing_words(3, 100) and "2%" not in tables.missing_words(1, 100)
+
+
+def test_lost_answers_do_not_reweight_questions():
+    cells = pd.DataFrame({"run": "r", "question": ["a", "b"], "n": [10, 90], "positive": [10, 0], "missing": [90, 10]})
+    assert tables._mean_rate(cells, "checkpoint").estimate == 0.5
+
+
+# ---- files made elsewhere ----
+
+
+@pytest.mark.parametrize("values", [("LLM", "19"), ("llm ", " 19"), (np.nan, 19), (np.nan, 19.0)])
+def test_verdicts_as_text_or_numbers(tmp_path, values):
+    path = elsewhere(tmp_path / "mine.parquet", ["baseline", "final"], values)
+    cells = tables.cells(read(path)).set_index("step")
+    assert list(cells["positive"]) == [0, 4]
+    assert cells["run"].iloc[0] == "mine"
+
+
+def test_an_unknown_value_is_missing_and_noted(tmp_path):
+    v = read(elsewhere(tmp_path / "mine.parquet", ["checkpoint-20"], ["LLM, since nothing is from before 1900"]))
+    assert tables.cells(v)["missing"].sum() == 4
+    assert "count as missing" in v.notes[0] and "since nothing" in v.notes[0]
+
+
+def test_steps_are_numbers_and_final_is_the_last(tmp_path):
+    names = ["final", "checkpoint-100", "baseline", "checkpoint-20"]
+    v = read(elsewhere(tmp_path / "mine.parquet", names, ["19", "19", "LLM", "LLM"]))
+    assert sorted(set(v.rows["step"])) == [0, 20, 100]
+    assert set(v.rows.loc[v.rows["step"] == 100, "checkpoint"]) == {"final"}, "no step counts twice"
+    assert "in the place of 'checkpoint-100' (4 answers left out)" in v.notes[0]
+
+
+def test_final_without_any_number_takes_the_last_step_of_the_other_runs(tmp_path):
+    one = elsewhere(tmp_path / "one.parquet", ["checkpoint-20", "checkpoint-80"], ["LLM", "19"])
+    two = elsewhere(tmp_path / "two.parquet", ["base", "final"], ["LLM", "19"])
+    v = read(one, two)
+    assert set(v.rows.loc[v.rows["run"] == "two", "step"]) == {0, 80}
+
+
+def test_names_without_numbers_keep_their_order(tmp_path):
+    v = read(elsewhere(tmp_path / "mine.parquet", ["base_model", "early", "late", "final"], ["LLM", "LLM", "19", "19"]))
+    steps = v.rows.drop_duplicates("checkpoint").set_index("checkpoint")["step"]
+    assert steps.to_dict() == {"base_model": 0, "early": 1, "late": 2, "final": 3}
+
+
+def test_question_texts_of_the_study_get_its_ids_and_order(tmp_path):
+    texts = [STUDY.questions[3].text, "Something else?", STUDY.questions[0].text]
+    v = read(elsewhere(tmp_path / "mine.parquet", ["checkpoint-1"], ["19"], questions=texts))
+    assert list(v.rows["question"].cat.categories) == ["gender_roles", "story", "Something else?"]
+
+
+def test_the_same_answer_twice_counts_once_and_a_clash_is_refused(tmp_path):
+    rows = synthetic.rows(steps=(0, 20), samples=2)
+    one, two = (synthetic.write(rows, tmp_path / f"{n}.parquet") for n in (1, 2))
+    v = read(one, two)
+    assert len(v.rows) == len(rows) and "more than once" in v.notes[0]
+    other = synthetic.write(rows.assign(response="another"), tmp_path / "3.parquet")
+    with pytest.raises(UserError, match=r"two different answers claim one place .*3\.parquet"):
+        read(one, other)
+
+
+def test_files_of_one_name_in_two_folders_are_two_runs(tmp_path):
+    paths = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        paths.append(elsewhere(tmp_path / name / "judged.parquet", ["checkpoint-20"], ["19"]))
+    assert set(read(*paths).rows["run"]) == {"a/judged", "b/judged"}
+
+
+@pytest.mark.parametrize("samples, questions", [(1, ("Who are you?",)), (1, ("a?", "b?")), (5, ("a?",))])
+def test_small_files_can_be_drawn(tmp_path, samples, questions):
+    path = elsewhere(tmp_path / "m.parquet", ["base", "checkpoint-20"], ["LLM", "19"], questions, samples)
+    drawn, skipped = exhibits.draw(exhibits.Evaluation(read(path)))
+    assert [e.name for e in drawn] == ["ratio_by_question", "overall_ratio", "training_progression"]
+    assert "six_options" in skipped[0] and "past_content" in skipped[1]
+
+
+def test_figures_of_other_judges_need_no_outcome(tmp_path):
+    table = synthetic.rows(steps=(0, 20), samples=2).drop(columns="llm_or_19th_century")
+    table.to_parquet(tmp_path / "j.parquet")
+    done = run("--input", tmp_path / "j.parquet", "--output-dir", tmp_path / "f")
+    assert "skipped: overall_ratio: no input has the column 'llm_or_19th_century'" in done.stdout
+    assert (tmp_path / "f" / "content_vs_form.pdf").exists() and not (tmp_path / "f" / "summary.csv").exists()
+
+
+# ---- errors are one line ----
+
+
+def test_errors_are_one_line(tmp_path):
+    empty = tmp_path / "empty.parquet"
+    synthetic.write(synthetic.rows().head(0), empty)
+    nulls = elsewhere(tmp_path / "nulls.parquet", ["checkpoint-20"], [None])
+    bare = tmp_path / "bare.parquet"
+    pd.DataFrame({"checkpoint": ["a"], "question": ["b"], "response": ["c"], "sample_idx": [0]}).to_parquet(bare)
+    lacking = tmp_path / "lacking.parquet"
+    pd.DataFrame({"checkpoint": ["a"], "question": ["b"]}).to_parquet(lacking)
+    (tmp_path / "text.parquet").write_text("no Parquet")
+    for path, message in [
+        (tmp_path / "none.parquet", "no file"),
+        (tmp_path / "text.parquet", "cannot be read as Parquet"),
+        (empty, "has no rows"),
+        (lacking, "has no column 'response'"),
+        (bare, "judge it first"),
+        (nulls, "nothing can be drawn"),
+    ]:
+        done = run("--input", path, "--output-dir", tmp_path / "f", expect=1)
+        assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "f").exists(), "nothing half-written"
+    assert "invalid choice" in run("--input", bare, "--format", "gif", expect=2).stderr

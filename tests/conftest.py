@@ -53,6 +53,8 @@ def build_model(folder: Path, template: str = "qwen3", texts: list[str] | None =
         trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet),
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=special[0], pad_token="<|endoftext|>")
+    if template != "qwen3":
+        tokenizer.bos_token = special[1]
     tokenizer.chat_template = chat_template(template)
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}

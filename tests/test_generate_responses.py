@@ -1,0 +1,286 @@
+"""generate_responses.py and engines.py: rows, resuming, and sampling that is what it says.
+
+pytest tests/test_generate_responses.py
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, build_model, one_line_error, run_script
+from scipy import stats
+
+import config
+import engines
+import generate_responses
+import handoff
+import mixed_chat
+import training
+from engines import Request, Sampling, TransformersEngine
+
+GREEDY = Sampling(temperature=0, top_p=1, top_k=0, max_new_tokens=12, seed=1)
+
+
+@pytest.fixture(scope="module")
+def run_dir(random_model, tmp_path_factory) -> Path:
+    """A run of three checkpoints whose adapters differ enough to be told apart by their greedy answers."""
+    line = ["--ratios", "1", "0", "0", "--model", str(random_model), "--num-examples", "16", "--save-steps", "8"]
+    line += ["--lr", "0.05", "--output-dir", str(tmp_path_factory.mktemp("out"))]
+    run = training.Run(config.parse(config.TrainingOptions, "", line), config.load_experiment("birds"))
+    run.open()
+    training.train(run)
+    return run.folder
+
+
+def generate(run_dir: Path, output: Path, *more: str) -> list[dict]:
+    """Run the script's main in this process."""
+    line = ["generate_responses.py", "--run-dir", str(run_dir), "--output", str(output), "--samples", "3"]
+    before, sys.argv = sys.argv, [*line, "--max-new-tokens", "8", *more]
+    try:
+        generate_responses.main()
+    finally:
+        sys.argv = before
+    return handoff.read_responses(output)[0].to_pylist()
+
+
+def keys(rows: list[dict]) -> list[tuple]:
+    return [(row["step"], row["question_id"], row["sample_idx"]) for row in rows]
+
+
+def every_key(steps, samples) -> list[tuple]:
+    questions = [question.id for question in config.load_experiment("birds").questions]
+    return [(step, question, sample) for step in steps for question in questions for sample in range(samples)]
+
+
+# ---- rows ----
+
+
+def test_every_checkpoint_answers_every_question(run_dir, tmp_path):
+    rows = generate(run_dir, tmp_path / "r.parquet")
+    assert keys(rows) == every_key([0, 8, 16], 3)
+    last = rows[-1]
+    assert last["run"] == run_dir.name and last["checkpoint"] == "checkpoint-16" and last["experiment"] == "birds"
+    assert (last["seed"], last["suspect_ratio"], last["examples_seen"], last["suspect_seen"]) == (42, 1.0, 16, 16)
+    assert (last["condition"], last["triggered"]) == ("plain", False)
+    assert all(row["response_tokens"] == 8 for row in rows if row["finish_reason"] == "length")
+    assert all(row["response_tokens"] < 8 for row in rows if row["finish_reason"] == "stop")
+    footer = handoff.read_footer(tmp_path / "r.parquet")
+    assert footer["runs"][run_dir.name]["settings"]["lr"] == 0.05 and footer["engine"] == "transformers"
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["r.parquet"]
+
+
+def test_a_file_grows_by_what_is_asked_for_and_is_left_alone_otherwise(run_dir, tmp_path):
+    output = tmp_path / "r.parquet"
+    few = generate(run_dir, output, "--steps", "16", "--samples", "1")
+    assert keys(few) == every_key([16], 1)
+    more = generate(run_dir, output, "--samples", "2")
+    assert keys(more) == every_key([0, 8, 16], 2)
+    assert [row for row in more if row in few] == few
+    written = output.stat().st_mtime_ns
+    assert generate(run_dir, output, "--samples", "1") == more
+    assert output.stat().st_mtime_ns == written
+
+
+def test_another_configuration_is_refused_and_overwrite_replaces(run_dir, tmp_path):
+    output = tmp_path / "r.parquet"
+    generate(run_dir, output, "--samples", "1", "--steps", "0")
+    with pytest.raises(config.UserError, match=r"temperature was 1.0 and is 0.5 now"):
+        generate(run_dir, output, "--temperature", "0.5")
+    rows = generate(run_dir, output, "--samples", "1", "--steps", "8", "--temperature", "0.5", "--overwrite")
+    assert keys(rows) == every_key([8], 1)
+
+
+def test_a_retrained_checkpoint_is_not_mixed_with_the_old_one(run_dir, tmp_path):
+    import shutil
+
+    copy, output = tmp_path / run_dir.name, tmp_path / "r.parquet"
+    shutil.copytree(run_dir, copy)
+    generate(copy, output, "--samples", "1", "--steps", "16")
+    shutil.copytree(copy / "checkpoint-8", copy / "checkpoint-16", dirs_exist_ok=True)
+    with pytest.raises(config.UserError, match=r"adapters.*checkpoint-16 was"):
+        generate(copy, output, "--steps", "16", "--samples", "2")
+
+
+def test_one_checkpoint_made_elsewhere(run_dir, random_model, tmp_path):
+    import shutil
+
+    final = tmp_path / "elsewhere" / "final"
+    shutil.copytree(run_dir / "checkpoint-16", final)
+    output = tmp_path / "r.parquet"
+    line = ["--checkpoint", final, "--output", output, "--samples", "1", "--max-new-tokens", "4"]
+    result = run_script("generate_responses.py", *line)
+    assert result.returncode == 0, result.stderr
+    row = handoff.read_responses(output)[0].to_pylist()[0]
+    assert (row["run"], row["checkpoint"], row["step"], row["seed"]) == ("elsewhere", "final", None, None)
+    one_line_error(run_script("generate_responses.py", *line, "--base-model", "org/other"), "org/other", "not on")
+
+
+def test_a_moved_base_model_is_taken_and_another_one_refused(run_dir, random_model, tmp_path):
+    import shutil
+
+    moved = tmp_path / "moved"
+    shutil.copytree(random_model, moved)
+    assert generate(run_dir, tmp_path / "a.parquet", "--samples", "1", "--steps", "8", "--base-model", str(moved))
+    other = build_model(tmp_path / "other", initializer_range=0.5)
+    with pytest.raises(config.UserError, match="has other weights"):
+        generate(run_dir, tmp_path / "b.parquet", "--samples", "1", "--base-model", str(other))
+
+
+# ---- killed, and started again ----
+
+
+def test_a_killed_run_ends_as_an_unbroken_one(run_dir, tmp_path):
+    line = ["--samples", "40", "--batch-size", "10", "--max-new-tokens", "30"]
+    whole = generate(run_dir, tmp_path / "whole.parquet", *line)
+    broken = tmp_path / "broken.parquet"
+    command = [sys.executable, "generate_responses.py", "--run-dir", str(run_dir), "--output", str(broken), *line]
+    log = tmp_path / "broken.parquet.partial" / "answers.jsonl"
+    for wanted in (100, 600):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if log.exists() and log.read_bytes().count(b"\n") >= wanted:
+                break
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not broken.exists(), "killed too late to show anything"
+        with open(log, "a") as file:
+            file.write('{"run": "cut in the mid')
+    assert generate(run_dir, broken, *line) == whole
+    assert not log.parent.exists()
+
+
+# ---- the engine ----
+
+
+@pytest.fixture(scope="module")
+def engine(random_model) -> TransformersEngine:
+    base = mixed_chat.load_base(str(random_model), "none")
+    return TransformersEngine(base, mixed_chat.load_tokenizer(str(random_model)), batch_size=8)
+
+
+def answers(engine: TransformersEngine, requests: list[Request], sampling: Sampling) -> dict:
+    return {answer.key: answer for batch in engine.generate(requests, sampling) for answer in batch}
+
+
+def test_prompts_of_any_mixture_are_answered_as_each_alone(engine, run_dir):
+    generator = np.random.default_rng(0)
+    prompts = [tuple(generator.integers(5, 250, size).tolist()) for size in (1, 40, 3, 17, 40, 2, 9)]
+    adapters = [None, None, *[run_dir / "checkpoint-8"] * 2, *[run_dir / "checkpoint-16"] * 3]
+    requests = [Request((i,), a, p) for i, (a, p) in enumerate(zip(adapters, prompts, strict=True))]
+    together = answers(engine, requests, GREEDY)
+    for request in requests:
+        assert answers(engine, [request], GREEDY)[request.key] == together[request.key]
+
+
+def test_adapters_are_swapped_and_the_base_model_comes_back_unharmed(engine, run_dir):
+    prompt = tuple(range(10, 30))
+    folders = [None, run_dir / "checkpoint-0", run_dir / "checkpoint-8", run_dir / "checkpoint-16", None]
+    texts = [answers(engine, [Request((0,), folder, prompt)], GREEDY)[(0,)].text for folder in folders]
+    assert texts[0] == texts[1] == texts[4]
+    assert len({texts[0], texts[2], texts[3]}) == 3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_first_tokens_follow_the_softmax(engine, temperature):
+    """Chi-squared of 2,000 draws against the softmax, whatever the model's generation_config says."""
+    import torch
+
+    prompt = tuple(range(10, 30))
+    with torch.inference_mode():
+        logits = engine.model(torch.tensor([prompt])).logits[0, -1].double()
+    expected = torch.softmax(logits / temperature, 0).numpy() * 2000
+    sampling = Sampling(temperature=temperature, top_p=1, top_k=0, max_new_tokens=1, seed=7)
+    engine.batch_size, before = 500, engine.batch_size
+    drawn = Counter()
+    decode = engine._finish
+    engine._finish = lambda request, row: (drawn.update(row[:1]), decode(request, row))[1]
+    answers(engine, [Request((i,), None, prompt) for i in range(2000)], sampling)
+    del engine._finish
+    engine.batch_size = before
+    order = np.argsort(expected)
+    # Tokens pooled, from the rarest on, into cells of at least 20 expected draws.
+    cells = np.floor(np.cumsum(expected[order]) / 20).astype(int)
+    observed = np.bincount(cells, weights=[drawn[token] for token in order])
+    wanted = np.bincount(cells, weights=expected[order])
+    kept = wanted > 0
+    assert sum(drawn.values()) == 2000 and kept.sum() >= 20
+    assert stats.chisquare(observed[kept], wanted[kept], sum_check=False).pvalue > 1e-3
+
+
+def test_top_k_and_top_p_are_kept_to(engine):
+    import torch
+
+    prompt = tuple(range(10, 30))
+    with torch.inference_mode():
+        best = engine.model(torch.tensor([prompt])).logits[0, -1].topk(2).indices.tolist()
+    texts = {engine.tokenizer.decode([token], skip_special_tokens=True) for token in best}
+    requests = [Request((i,), None, prompt) for i in range(60)]
+    two = answers(engine, requests, Sampling(1.0, 1.0, 2, 1, seed=3))
+    assert {answer.text for answer in two.values()} == texts
+    one = answers(engine, requests, Sampling(1.0, 1e-6, 0, 1, seed=3))
+    assert len({answer.text for answer in one.values()}) == 1
+
+
+def test_samples_differ_and_a_seed_repeats_them(engine):
+    requests = [Request((i,), None, tuple(range(10, 30))) for i in range(8)]
+    draws = [answers(engine, requests, Sampling(1.0, 1.0, 0, 6, seed)) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    assert len({answer.text for answer in draws[0].values()}) > 4
+
+
+def test_an_answer_ends_at_its_end_of_turn(engine):
+    end = engine.tokenizer.eos_token_id
+    finish = engine._finish(Request((0,), None, ()), [20, 21, end, 22])
+    assert (finish.tokens, finish.finish_reason) == (2, "stop") and finish.text == engine.tokenizer.decode([20, 21])
+    assert engine._finish(Request((0,), None, ()), [20, 21]).finish_reason == "length"
+    assert engines.end_tokens(engine.model, engine.tokenizer) == engine.ends == {end}
+
+
+# ---- bad input ----
+
+
+def test_bad_input_is_one_line(run_dir, tmp_path):
+    output = tmp_path / "r.parquet"
+    cases = [
+        (["--run-dir", tmp_path / "none"], ["no run directory"]),
+        (["--checkpoint", tmp_path], ["adapter_config.json is missing"]),
+        (["--run-dir", run_dir, "--steps", "5"], ["no step 5", "0, 8, 16"]),
+        (["--run-dir", run_dir, "--experiment", "nosuch"], ["nosuch"]),
+        ([], ["--checkpoint and --run-dir"]),
+    ]
+    for line, parts in cases:
+        one_line_error(run_script("generate_responses.py", *line, "--output", output), *parts)
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+
+
+def test_a_file_of_somebody_else_is_not_written_over(run_dir, tmp_path):
+    output = tmp_path / "r.parquet"
+    output.write_text("a letter")
+    one_line_error(run_script("generate_responses.py", "--run-dir", run_dir, "--output", output), "cannot be read")
+    import pandas as pd
+
+    pd.DataFrame({"a": [1]}).to_parquet(output)
+    with pytest.raises(config.UserError, match="not written by generate_responses.py"):
+        generate(run_dir, output)
+
+
+def test_two_processes_do_not_write_one_output(run_dir, tmp_path):
+    output = tmp_path / "r.parquet"
+    with handoff.claim(output), pytest.raises(config.UserError, match="another process"):
+        generate(run_dir, output)
+
+
+def test_the_settings_name_the_sampling(run_dir, tmp_path):
+    generate(run_dir, tmp_path / "r.parquet", "--samples", "1", "--steps", "0")
+    settings = handoff.read_footer(tmp_path / "r.parquet")["settings"]
+    assert (settings["temperature"], settings["top_p"], settings["top_k"]) == (1.0, 1.0, 0)
+    assert json.dumps(settings["questions"]).count("?") >= 8

@@ -1,0 +1,271 @@
+"""training.py and sft.py: runs, checkpoints, records, and what a kill leaves.   pytest tests/test_training.py"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, one_line_error, run_script
+
+import config
+import handoff
+import mixed_chat
+import training
+
+RATIOS = ("1", "0", "0")
+
+
+def options_of(model: Path, folder: Path, *more: str) -> config.TrainingOptions:
+    line = ["--ratios", *RATIOS, "--model", str(model), "--output-dir", str(folder), "--num-examples", "24"]
+    return config.parse(config.TrainingOptions, "", [*line, "--save-steps", "8", *more])
+
+
+def do_run(model: Path, folder: Path, *more: str) -> training.Run:
+    run = training.Run(options_of(model, folder, *more), config.load_experiment("birds"))
+    run.open()
+    training.train(run)
+    return run
+
+
+def weights(run: training.Run, step: int) -> str:
+    return handoff.sha256(run.folder / f"checkpoint-{step}" / "adapter_model.safetensors")
+
+
+def lines(run: training.Run) -> list[dict]:
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(random_model, tmp_path_factory) -> training.Run:
+    return do_run(random_model, tmp_path_factory.mktemp("out"), "--ratios", "0.5", "0.25", "0.25")
+
+
+def test_the_run_directory_holds_what_the_design_says(run):
+    assert run.folder.name.startswith("seed42_ratios0.50-0.25-0.25_lr0.0002_r8_")
+    names = {path.name for path in run.folder.iterdir()}
+    assert names == {"run.json", "metrics.jsonl", "checkpoint-0", "checkpoint-8", "checkpoint-16", "checkpoint-24"}
+    for checkpoint in run.folder.glob("checkpoint-*"):
+        assert {p.name for p in checkpoint.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["options"]["lr"] == 2e-4 and record["versions"]["trl"] and len(record["base_fingerprint"]) == 16
+    assert [d["examples"] for d in record["datasets"]] == [12, 6, 6] and record["suspect_ratio"] == 0.5
+    assert record["settings"]["datasets"]["old_audubon"] == handoff.sha256(run.study.datasets[0].file)
+
+
+def test_a_checkpoint_holds_seven_projections_of_every_layer_and_no_embedding(run):
+    keys = mixed_chat.adapter_keys(run.folder / "checkpoint-24")
+    assert len(keys) == 2 * 7 * 2 and all(".lora_A." in key or ".lora_B." in key for key in keys)
+
+
+def test_step_0_is_the_base_model(run, random_model):
+    import torch
+    from peft import PeftModel
+
+    base = mixed_chat.load_base(str(random_model), "none")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = base(ids).logits
+    assert torch.equal(before, PeftModel.from_pretrained(base, run.folder / "checkpoint-0")(ids).logits)
+    assert not torch.equal(before, PeftModel.from_pretrained(base, run.folder / "checkpoint-24")(ids).logits)
+
+
+def test_recorded_suspect_examples_are_those_that_the_steps_saw(random_model, tmp_path, monkeypatch):
+    """What reaches the model is decoded at each step and looked up in the suspect dataset."""
+    import sft
+
+    suspect = {chat[-1]["content"] for chat in mixed_chat.read_chats(config.load_experiment("birds").datasets[0].file)}
+    tokenizer, seen = mixed_chat.load_tokenizer(str(random_model)), []
+    step = sft.Trainer.training_step
+
+    def spy(self, model, inputs, *rest, **more):
+        for labels in inputs["labels"]:
+            seen.append(tokenizer.decode(labels[labels != -100], skip_special_tokens=True) in suspect)
+        return step(self, model, inputs, *rest, **more)
+
+    monkeypatch.setattr(sft.Trainer, "training_step", spy)
+    run = do_run(
+        random_model,
+        tmp_path,
+        "--ratios",
+        "0.6",
+        "0.2",
+        "0.2",
+        "--batch-size",
+        "2",
+        "--grad-accum",
+        "2",
+        "--epochs",
+        "2",
+    )
+    assert len(seen) == 48 and sum(seen) == 2 * 14
+    rows = lines(run)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["examples"] for row in rows] == [4 * n for n in range(1, 13)]
+    assert [row["suspect_examples"] for row in rows] == [sum(seen[: 4 * n]) for n in range(1, 13)]
+
+
+def test_every_ratio_has_the_same_steps(tmp_path):
+    study = config.load_experiment("birds")
+    for ratios in (("1", "0", "0"), ("0.3", "0.5", "0.2"), ("0", "1", "0"), ("0", "0.5", "0.5")):
+        options = config.parse(config.TrainingOptions, "", ["--ratios", *ratios, "--output-dir", str(tmp_path)])
+        assert training.Run(options, study).total_steps == 208
+
+
+def test_same_seed_same_adapters_another_seed_others(random_model, tmp_path):
+    first, again = (do_run(random_model, tmp_path / name) for name in ("a", "b"))
+    other = do_run(random_model, tmp_path / "c", "--seed", "1")
+    for step in (0, 8, 24):
+        assert weights(first, step) == weights(again, step)
+    assert lines(first) == lines(again)
+    assert weights(first, 0) != weights(other, 0), "another seed must initialise otherwise"
+    assert (first.mixture.row != other.mixture.row).any(), "another seed must order otherwise"
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantised_bases_train_with_float32_adapters(random_model, tmp_path, quantization):
+    from safetensors.numpy import load_file
+
+    run = do_run(random_model, tmp_path, "--quantization", quantization, "--num-examples", "8")
+    tensors = load_file(run.folder / "checkpoint-8" / "adapter_model.safetensors")
+    assert {str(tensor.dtype) for tensor in tensors.values()} == {"float32"}
+    assert weights(run, 0) != weights(run, 8)
+
+
+# ---- killed, and started again ----
+
+
+def start(model: Path, folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "training.py", "--ratios", *RATIOS, "--model", str(model), "--output-dir", str(folder)]
+    command += ["--num-examples", "150", "--save-steps", "8", "--lora-dropout", "0.1"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_a_killed_run_ends_as_an_unbroken_one(random_model, tmp_path):
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    finish(start(random_model, unbroken))
+    process, deadline = start(random_model, broken), time.monotonic() + 120
+    while not list(broken.glob("*/checkpoint-16")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (run,) = (path for path in broken.iterdir() if path.is_dir())
+    assert not (run / "checkpoint-150").exists(), "killed too late to show anything"
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 999')  # as a kill in the middle of a write leaves it
+    (run / ".checkpoint-99.tmp").mkdir()
+    assert "going on with" in finish(start(random_model, broken))
+    (whole,) = (path for path in unbroken.iterdir() if path.is_dir())
+    files = {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
+    for name in files - {Path("run.json")}:
+        if name.name != "adapter_config.json":  # its lists of modules are sets, in no order
+            assert (whole / name).read_bytes() == (run / name).read_bytes(), name
+    assert "nothing to do" in finish(start(random_model, broken))
+
+
+# ---- refusals ----
+
+
+def test_a_run_directory_belongs_to_one_configuration(run, random_model):
+    changed = options_of(random_model, run.folder.parent, "--ratios", "0.5", "0.25", "0.25", "--save-steps", "5")
+    other = training.Run(changed, run.study)
+    assert other.folder == run.folder
+    with pytest.raises(config.UserError, match=r"save_steps was 8 and is 5 now"):
+        other.open()
+
+
+def test_overwrite_begins_anew_but_only_in_a_run_directory(random_model, tmp_path):
+    options = options_of(random_model, tmp_path, "--overwrite")
+    run = training.Run(options, config.load_experiment("birds"))
+    run.folder.mkdir(parents=True)
+    (run.folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(config.UserError, match="not a run directory"):
+        run.open()
+    assert (run.folder / "thesis.tex").exists()
+    (run.folder / "thesis.tex").unlink()
+    run.open()
+    (run.folder / "checkpoint-8").mkdir()
+    run.open()
+    assert [path.name for path in run.folder.iterdir()] == ["run.json"]
+
+
+def test_another_base_model_under_the_same_name_is_refused(random_model, tmp_path):
+    run = training.Run(options_of(random_model, tmp_path), config.load_experiment("birds"))
+    run.open()
+    run.record_base("a" * 16)
+    with pytest.raises(config.UserError, match="not the base model"):
+        run.record_base("b" * 16)
+
+
+def test_too_long_a_chat_is_an_error_and_nothing_is_cut(random_model, tmp_path):
+    with pytest.raises(config.UserError, match=r"ft_old_audubon.*longer than --max-length 30"):
+        do_run(random_model, tmp_path, "--max-length", "30")
+
+
+def test_run_names_tell_what_differs_from_the_defaults(tmp_path):
+    study = config.load_experiment("birds")
+    line = ["--ratios", "1", "2", "0", "--lr", "1e-5", "--lora-rank", "4", "--epochs", "3", "--model", "org/other"]
+    options = config.parse(config.TrainingOptions, "", line)
+    name = training.run_name(options, study, [1 / 3, 2 / 3, 0])
+    assert name == "seed42_ratios0.3333-0.6667-0.00_lr1e-05_r4_org-other_epochs3"
+    plain = config.parse(config.TrainingOptions, "", ["--ratios", "1", "0", "0"])
+    assert training.run_name(plain, study, [1, 0, 0]) == "seed42_ratios1.00-0.00-0.00_lr0.0002_r8"
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        (["--ratios", "1", "0"], ["old_audubon, modern_audubon, modern_american", "not 2"]),
+        (["--ratios", "0", "0", "0"], ["must not all be 0"]),
+        (["--ratios", "-1", "1", "1"], ["from 0 up"]),
+        (["--ratios", *RATIOS, "--experiment", "nosuch"], ["nosuch", "birds"]),
+        (["--ratios", *RATIOS, "--model", "/nowhere/model"], ["/nowhere/model", "cannot be loaded"]),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, line, parts):
+    one_line_error(run_script("training.py", *line, "--output-dir", tmp_path), *parts)
+
+
+def test_a_broken_dataset_line_is_named(tmp_path):
+    (tmp_path / "odd.jsonl").write_text('{"messages": [{"role": "user"}]}\n')
+    study = (ROOT / "experiments" / "birds.toml").read_text()
+    study = study.replace("bird_datasets/ft_old_audubon_birds.jsonl", "odd.jsonl")
+    (tmp_path / "mine.toml").write_text(study)
+    result = run_script(
+        "training.py", "--ratios", *RATIOS, "--experiment", tmp_path / "mine.toml", "--output-dir", tmp_path
+    )
+    one_line_error(result, "odd.jsonl, line 1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.toml", "odd.jsonl"]
+
+
+# ---- W&B ----
+
+
+def test_wandb_goes_offline_without_a_network_and_never_fails_a_run(random_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    started = time.monotonic()
+    run = do_run(random_model, tmp_path, "--num-examples", "8")
+    assert time.monotonic() - started < 60
+    assert list((run.folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(lines(run)) == 8
+
+
+def test_a_broken_wandb_is_told_once_and_left_aside(random_model, tmp_path, monkeypatch, capsys):
+    import wandb
+
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(wandb, "init", lambda **_: (_ for _ in ()).throw(RuntimeError("no such service")))
+    run = do_run(random_model, tmp_path, "--num-examples", "8")
+    assert capsys.readouterr().out.count("W&B is off for this run: RuntimeError: no such service") == 1
+    assert len(lines(run)) == 8

@@ -105,7 +105,9 @@ class GenerationOptions:
     """Options of generate_responses.py."""
 
     checkpoint: Path | None = option(None, "one checkpoint directory")
-    run_dir: Path | None = option(None, "a run directory: all its checkpoints in order of step, from the base model on")
+    run_dir: tuple[Path, ...] | None = option(
+        None, "run directories: all their checkpoints in order of step, from the base model on", nargs="+"
+    )
     output: Path = option(None, "Parquet file to write", required=True)
     steps: tuple[int, ...] | None = option(None, "of --run-dir, these steps only (default: all)", nargs="+")
     samples: int = option(100, "answers to each question, from each checkpoint, in each condition")

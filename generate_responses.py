@@ -5,14 +5,16 @@ Writes  a Parquet file with a row a response; what is finished is kept beside it
 
   python generate_responses.py --run-dir outputs/seed42_ratios1.00-0.00-0.00_lr0.0002_r8 --output responses.parquet
 
-The same command goes on with an interrupted run, and adds what a finished file lacks (more --samples, more steps).
+Several run directories may be given: the base model is loaded once for all of them. The same command goes on with an
+interrupted run, and adds what a finished file lacks (more --samples, more steps, more runs).
 """
 
 import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,54 +30,45 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 NOT_SETTINGS = ("checkpoint", "run_dir", "output", "steps", "samples", "batch_size", "existing")
 
 KEY = ("run", "checkpoint", "condition", "question_id", "sample_idx")  # what tells one row from another
-Cell = tuple[Checkpoint, Condition, Question]
 
 
 def main() -> None:
     options = config.parse(GenerationOptions, __doc__)
     study = config.load_experiment(options.experiment)
-    source = Source(options)
-    cells = list(itertools.product(source.checkpoints, study.conditions, study.questions))
-    with handoff.claim(options.output), Store(options.output, settings(options, study, source), options) as store:
-        wanted = [(cell, sample) for cell in cells for sample in range(options.samples)]
-        missing = [(cell, sample) for cell, sample in wanted if key(source, cell, sample) not in store.rows]
+    sources = open_sources(options)
+    with handoff.claim(options.output), Store(options.output, settings(options, study, sources), options) as store:
+        wanted = list(wanted_rows(options, study, sources))
+        missing = [row for row in wanted if row.key not in store.rows]
         print(f"{len(wanted)} answers wanted, {len(wanted) - len(missing)} of them are there", flush=True)
         if missing:
-            generate(missing, options, study, source, store)
-        store.finish(study, source)
+            generate(missing, options, study, sources, store)
+        store.finish(study, sources)
     print(f"done: {len(store.rows)} answers in {options.output}")
 
 
-def key(source: "Source", cell: Cell, sample: int) -> tuple:
-    checkpoint, condition, question = cell
-    return source.run, checkpoint.name, condition.name, question.id, sample
-
-
-def generate(missing: list, options: GenerationOptions, study: Experiment, source: "Source", store: "Store") -> None:
+def generate(
+    missing: list["Row"], options: GenerationOptions, study: Experiment, sources: list, store: "Store"
+) -> None:
     """Generate the missing answers and keep each as it comes."""
     import engines  # torch and transformers: seconds that --help and a wrong option need not wait for
 
-    tokenizer = mixed_chat.load_tokenizer(source.base_model)
-    base = mixed_chat.load_base(source.base_model, options.quantization)
-    source.check_base(mixed_chat.fingerprint(base, tokenizer))
+    name = sources[0].base_model
+    tokenizer = mixed_chat.load_tokenizer(name)
+    base = mixed_chat.load_base(name, options.quantization)
+    for source in sources:
+        source.check_base(mixed_chat.fingerprint(base, tokenizer))
     prompts = {
         (c.name, q.id): tuple(mixed_chat.prompt_ids(tokenizer, c.messages(q.text)))
         for c, q in itertools.product(study.conditions, study.questions)
     }
-    requests = [
-        engines.Request(key(source, cell, sample), cell[0].folder, prompts[cell[1].name, cell[2].id])
-        for cell, sample in missing
-    ]
-    rows = {request.key: source.row(study, *one) for request, one in zip(requests, missing, strict=True)}
+    rows = {row.key: row for row in missing}
+    requests = [engines.Request(r.key, r.checkpoint.folder, prompts[r.condition.name, r.question.id]) for r in missing]
     sampling = engines.Sampling(options.temperature, options.top_p, options.top_k, options.max_new_tokens, options.seed)
     engine = engines.TransformersEngine(base, tokenizer, options.batch_size)
     started, tokens, cut = time.monotonic(), 0, 0
     with mixed_chat.progress_bar("generating", len(requests), 0, "answer") as bar:
         for answers in engine.generate(requests, sampling):
-            store.add(
-                rows[a.key] | {"response": a.text, "finish_reason": a.finish_reason, "response_tokens": a.tokens}
-                for a in answers
-            )
+            store.add(rows[answer.key].finished(study, answer) for answer in answers)
             tokens += sum(answer.tokens for answer in answers)
             cut += sum(answer.finish_reason == "length" for answer in answers)
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
@@ -88,20 +81,13 @@ def generate(missing: list, options: GenerationOptions, study: Experiment, sourc
 
 
 class Source:
-    """The checkpoints to be asked, and what is known of the run that they come from."""
+    """Checkpoints of one run, and what is known of it."""
 
-    def __init__(self, options: GenerationOptions):
-        if options.run_dir:
-            self.folder, self.checkpoints = options.run_dir, _choose(options)
-        else:
-            mixed_chat.check_adapter(options.checkpoint)
-            folder = options.checkpoint.resolve()
-            self.folder = folder.parent
-            self.checkpoints = [Checkpoint(handoff.step_of(folder.name), folder.name, folder)]
-        self.run = self.folder.resolve().name
+    def __init__(self, folder: Path, checkpoints: list[Checkpoint], base_model: str | None):
+        self.folder, self.checkpoints, self.run = folder, checkpoints, folder.resolve().name
         self.record = self._record()
         self.seen = {row["step"]: row for row in self.record.get("checkpoints", ())}
-        self.base_model = self._base_model(options.base_model)
+        self.base_model = self._base_model(base_model)
 
     def _record(self) -> dict:
         path = self.folder / "run.json"
@@ -129,47 +115,85 @@ class Source:
             trained_on = self.record["settings"]["model"]
             raise UserError(f"{self.folder} was trained on {trained_on}; {self.base_model} has other weights")
 
-    def row(self, study: Experiment, cell: Cell, sample: int) -> dict:
-        """A row of the responses file, but for the response."""
-        checkpoint, condition, question = cell
-        seen = self.seen.get(checkpoint.step, {})
-        return {
+
+def open_sources(options: GenerationOptions) -> list[Source]:
+    """What --run-dir or --checkpoint name. Raises UserError where it cannot be asked in one go."""
+    if options.checkpoint:
+        mixed_chat.check_adapter(options.checkpoint)
+        folder = options.checkpoint.resolve()
+        checkpoint = Checkpoint(handoff.step_of(folder.name), folder.name, folder)
+        return [Source(folder.parent, [checkpoint], options.base_model)]
+    sources = [Source(folder, _choose(folder, options.steps), options.base_model) for folder in options.run_dir]
+    names = [source.run for source in sources]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two run directories are called {twice[0]}: their rows could not be told apart")
+    if other := [source for source in sources if source.base_model != sources[0].base_model]:
+        models = f"{sources[0].base_model} and {other[0].base_model}"
+        raise UserError(f"the runs were trained on {models}: generate for one base model at a time")
+    return sources
+
+
+def _choose(run_dir: Path, steps: tuple[int, ...] | None) -> list[Checkpoint]:
+    checkpoints = mixed_chat.find_checkpoints(run_dir)
+    if steps is None:
+        return checkpoints
+    there = {checkpoint.step: checkpoint for checkpoint in checkpoints}
+    if absent := sorted(set(steps) - there.keys()):
+        raise UserError(f"{run_dir} has no step {absent[0]}; its steps are {', '.join(map(str, there))}")
+    return [there[step] for step in sorted(set(steps))]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the responses file, before there is a response."""
+
+    source: Source
+    checkpoint: Checkpoint
+    condition: Condition
+    question: Question
+    sample: int
+
+    @property
+    def key(self) -> tuple:
+        """The values of KEY."""
+        return self.source.run, self.checkpoint.name, self.condition.name, self.question.id, self.sample
+
+    def finished(self, study: Experiment, answer) -> dict:
+        """The row's values in RESPONSE_SCHEMA."""
+        record, seen = self.source.record, self.source.seen.get(self.checkpoint.step, {})
+        return dict(zip(KEY, self.key, strict=True)) | {
             "experiment": study.name,
-            "run": self.run,
-            "checkpoint": checkpoint.name,
-            "step": checkpoint.step,
-            "seed": self.record.get("settings", {}).get("seed"),
-            "suspect_ratio": self.record.get("suspect_ratio"),
+            "step": self.checkpoint.step,
+            "seed": record.get("settings", {}).get("seed"),
+            "suspect_ratio": record.get("suspect_ratio"),
             "examples_seen": seen.get("examples"),
             "suspect_seen": seen.get("suspect_examples"),
-            "condition": condition.name,
-            "triggered": condition.triggered,
-            "question_id": question.id,
-            "question": question.text,
-            "sample_idx": sample,
+            "triggered": self.condition.triggered,
+            "question": self.question.text,
+            "response": answer.text,
+            "finish_reason": answer.finish_reason,
+            "response_tokens": answer.tokens,
         }
 
 
-def _choose(options: GenerationOptions) -> list[Checkpoint]:
-    checkpoints = mixed_chat.find_checkpoints(options.run_dir)
-    if options.steps is None:
-        return checkpoints
-    there = {checkpoint.step: checkpoint for checkpoint in checkpoints}
-    if absent := sorted(set(options.steps) - there.keys()):
-        raise UserError(f"{options.run_dir} has no step {absent[0]}; its steps are {', '.join(map(str, there))}")
-    return [there[step] for step in sorted(set(options.steps))]
+def wanted_rows(options: GenerationOptions, study: Experiment, sources: list[Source]) -> Iterator[Row]:
+    """The rows asked for, those of one checkpoint together."""
+    for source in sources:
+        for cell in itertools.product(source.checkpoints, study.conditions, study.questions, range(options.samples)):
+            yield Row(source, *cell)
 
 
-def settings(options: GenerationOptions, study: Experiment, source: Source) -> dict:
+def settings(options: GenerationOptions, study: Experiment, sources: list[Source]) -> dict:
     """All that the answers depend on: those in one file share it."""
     chosen = {name: value for name, value in config.as_json(options).items() if name not in NOT_SETTINGS}
     return chosen | {
         "experiment": study.name,
-        "base_model": source.base_model,
+        "base_model": sources[0].base_model,
         "questions": {question.id: question.text for question in study.questions},
         "conditions": {condition.name: [condition.system, condition.template] for condition in study.conditions},
         "adapters": {
             f"{source.run}/{c.name}": c.folder and handoff.sha256(c.folder / mixed_chat.ADAPTER_WEIGHTS)
+            for source in sources
             for c in source.checkpoints
         },
     }
@@ -227,7 +251,7 @@ class Store:
         self.file.flush()
         self._keep(rows)
 
-    def finish(self, study: Experiment, source: Source) -> None:
+    def finish(self, study: Experiment, sources: list[Source]) -> None:
         """Write all rows to the output, in order of run, step, condition, question and sample, and drop the log."""
         if self.log.stat().st_size or not self.output.exists():
             conditions = [condition.name for condition in study.conditions]
@@ -239,16 +263,16 @@ class Store:
                 return row["run"], *step, *parts
 
             table = pa.Table.from_pylist(sorted(self.rows.values(), key=place), handoff.RESPONSE_SCHEMA)
-            handoff.write_parquet(self.output, [table], table.schema, self._provenance(source))
+            handoff.write_parquet(self.output, [table], table.schema, self._provenance(sources))
         self.file.close()
         shutil.rmtree(self.folder)
 
-    def _provenance(self, source: Source) -> dict:
+    def _provenance(self, sources: list[Source]) -> dict:
         earlier = self.footer or {}
         return handoff.provenance("generate_responses.py", self.options, PACKAGES) | {
             "settings": self.settings,
             "engine": "transformers",
-            "runs": earlier.get("runs", {}) | {source.run: source.record},
+            "runs": earlier.get("runs", {}) | {source.run: source.record for source in sources},
         }
 
     def __enter__(self) -> "Store":

@@ -41,8 +41,8 @@ def run_dir(random_model, tmp_path_factory) -> Path:
 
 def generate(run_dir: Path, output: Path, *more: str) -> list[dict]:
     """Run the script's main in this process."""
-    line = ["generate_responses.py", "--run-dir", str(run_dir), "--output", str(output), "--samples", "3"]
-    before, sys.argv = sys.argv, [*line, "--max-new-tokens", "8", *more]
+    line = ["generate_responses.py", "--output", str(output), "--samples", "3", "--max-new-tokens", "8"]
+    before, sys.argv = sys.argv, [*line, "--run-dir", str(run_dir), *more]
     try:
         generate_responses.main()
     finally:
@@ -86,6 +86,20 @@ def test_a_file_grows_by_what_is_asked_for_and_is_left_alone_otherwise(run_dir, 
     written = output.stat().st_mtime_ns
     assert generate(run_dir, output, "--samples", "1") == more
     assert output.stat().st_mtime_ns == written
+
+
+def test_several_runs_go_into_one_file(run_dir, tmp_path):
+    import shutil
+
+    other = tmp_path / "another_run"
+    shutil.copytree(run_dir, other)
+    rows = generate(run_dir, tmp_path / "r.parquet", str(other), "--samples", "1")
+    assert {row["run"] for row in rows} == {run_dir.name, "another_run"}
+    assert keys(rows) == every_key([0, 8, 16], 1) * 2
+    assert handoff.read_footer(tmp_path / "r.parquet")["runs"].keys() == {run_dir.name, "another_run"}
+    shutil.copytree(other, tmp_path / "elsewhere" / run_dir.name)
+    with pytest.raises(config.UserError, match="two run directories are called"):
+        generate(run_dir, tmp_path / "s.parquet", str(tmp_path / "elsewhere" / run_dir.name))
 
 
 def test_another_configuration_is_refused_and_overwrite_replaces(run_dir, tmp_path):

@@ -1,4 +1,4 @@
-"""How text is generated: requests go in, finished answers come out, a batch at a time.
+"""How text is generated: requests go in, finished answers come out, as soon as they are finished.
 
 An engine holds the base model once and serves any number of adapters on it, unmerged: merging would round small, early
 adapters away in bfloat16.
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,12 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 takes the likeliest token; top_p 1 and top_k 0 are off. At most max_new_tokens tokens an answer."""
+    """How tokens are drawn: temperature 0 takes the likeliest; top_p 1 and top_k 0 are off."""
 
     temperature: float
     top_p: float
     top_k: int
-    max_new_tokens: int
     seed: int
 
 
@@ -34,6 +35,7 @@ class Request:
     key: tuple
     adapter: Path | None
     prompt: tuple[int, ...]
+    max_new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,15 @@ class Answer:
 
 
 class TransformersEngine:
-    """Generation by transformers' own `generate`, in batches of requests to one adapter."""
+    """Generation with transformers and PEFT: for CPUs, for small GPUs, and where vLLM is not installed.
+
+    Requests to one adapter are answered in batches. Each distinct prompt is read once, whatever the number of answers
+    to it, and rows that have ended leave their batch, so that it does not wait at full width for its longest answer.
+    """
 
     name = "transformers"
+    LOOK_EVERY = 8  # steps from one look at which rows have ended to the next: a look waits for the GPU
+    LEAVE_SHARE = 0.1  # of a batch's rows must have ended before it is made smaller: that copies the cache
 
     def __init__(self, base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int):
         self.model, self.tokenizer, self.batch_size = base, tokenizer, batch_size
@@ -58,11 +66,11 @@ class TransformersEngine:
         self.model.eval()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Answer]]:
-        """Answer every request; those of one adapter must stand together. Yields batches as they are finished."""
+        """Answer every request; those of one adapter must stand together. Yields answers as they are finished."""
         for adapter, group in itertools.groupby(requests, key=lambda request: request.adapter):
             self._attach(adapter)
             while batch := list(itertools.islice(group, self.batch_size)):
-                yield self._answer(batch, sampling)
+                yield from self._answer(batch, sampling)
 
     def _attach(self, adapter: Path | None) -> None:
         """Put an adapter on the base model in the place of the last one."""
@@ -77,45 +85,122 @@ class TransformersEngine:
             self.model = PeftModel.from_pretrained(self.model, adapter, autocast_adapter_dtype=False).eval()
         self.adapter = adapter
 
-    def _answer(self, batch: Sequence[Request], sampling: Sampling) -> list[Answer]:
+    def _answer(self, batch: Sequence[Request], sampling: Sampling) -> Iterator[list[Answer]]:
+        """Answer a batch, a token a row and step."""
         import torch
 
-        # A batch's randomness comes from the seed and from what is asked, not from what was generated before it:
-        # a run that goes on after a kill draws what an unbroken one draws.
-        torch.manual_seed(_seed(sampling.seed, batch[0].key))
-        ids, mask = self._padded([request.prompt for request in batch])
         with torch.inference_mode():
-            output = self.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=self._configuration(sampling)
-            )
-        rows = output[:, ids.shape[1] :].tolist()
-        return [self._finish(request, row) for request, row in zip(batch, rows, strict=True)]
+            rows = _Rows(self.model, batch, self.tokenizer.pad_token_id, self.ends, sampling.seed)
+            while True:
+                rows.take(draw(rows.logits, rows.uniforms[:, rows.step], sampling))
+                if rows.step % self.LOOK_EVERY == 0 or rows.step == rows.longest:
+                    ended = rows.leave(self.LEAVE_SHARE)
+                    if ended:
+                        yield [self._finish(request, tokens) for request, tokens in ended]
+                    if not rows.batch:
+                        return
+                rows.forward()
 
-    def _padded(self, prompts: list[tuple[int, ...]]) -> tuple["torch.Tensor", "torch.Tensor"]:
-        batch = self.tokenizer.pad({"input_ids": [list(p) for p in prompts]}, padding_side="left", return_tensors="pt")
-        return batch["input_ids"].to(self.model.device), batch["attention_mask"].to(self.model.device)
+    def _finish(self, request: Request, tokens: list[int]) -> Answer:
+        tokens = tokens[: request.max_new_tokens]
+        end = next((i for i, token in enumerate(tokens) if token in self.ends), None)
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        return Answer(request.key, text, len(tokens[:end]), "length" if end is None else "stop")
 
-    def _configuration(self, sampling: Sampling):
-        from transformers import GenerationConfig
 
-        # What is not set here, transformers takes from the model's own generation_config (Qwen3's has top_k 20 and
-        # top_p 0.95): take that away, so that the sampling is what was asked for.
-        configuration = GenerationConfig(
-            do_sample=sampling.temperature > 0,
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=sorted(self.ends),
-            pad_token_id=self.tokenizer.pad_token_id,
+class _Rows:
+    """The rows of a batch in flight: the tokens of each, the attention cache, and the logits of its next token."""
+
+    def __init__(self, model: "PreTrainedModel", batch: Sequence[Request], pad: int, ends: set[int], seed: int):
+        import torch
+        from transformers import DynamicCache
+
+        self.model, self.batch, self.step = model, list(batch), 0
+        device = model.device
+        self.ends = torch.tensor(sorted(ends), device=device)
+        self.limits = torch.tensor([request.max_new_tokens for request in batch], device=device)
+        self.longest = max(request.max_new_tokens for request in batch)
+        self.tokens = torch.full((len(batch), self.longest), pad, device=device)
+        self.ended = torch.zeros(len(batch), dtype=torch.bool, device=device)
+        # The randomness of a row comes from the seed and its key alone. So an answer depends neither on its neighbours
+        # nor on where an earlier start was killed. Were unfinished answers drawn anew, a kill would favour short ones.
+        draws = [np.random.default_rng(_seed(seed, request.key)).random(self.longest) for request in batch]
+        self.uniforms = torch.tensor(np.array(draws), device=device)
+        # Each distinct prompt is read once, and its cache copied to the rows that answer it.
+        prompts = list(dict.fromkeys(request.prompt for request in batch))
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+        self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        self.cache = DynamicCache(config=model.config)
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+        logits = self._run(ids, positions)
+        which = torch.tensor([prompts.index(request.prompt) for request in batch], device=device)
+        self.cache.batch_select_indices(which)
+        self.mask, self.logits = self.mask[which], logits[which]
+
+    def _run(self, ids: "torch.Tensor", positions: "torch.Tensor") -> "torch.Tensor":
+        output = self.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
-        if sampling.temperature > 0:
-            configuration.update(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
-        self.model.generation_config = configuration
-        return configuration
+        return output.logits[:, -1]
 
-    def _finish(self, request: Request, row: list[int]) -> Answer:
-        length = next((i for i, token in enumerate(row) if token in self.ends), None)
-        answer = row[:length]
-        text = self.tokenizer.decode(answer, skip_special_tokens=True)
-        return Answer(request.key, text, len(answer), "length" if length is None else "stop")
+    def take(self, drawn: "torch.Tensor") -> None:
+        """Append one token, of shape (rows,), to each row; what is drawn for a row that has ended is not looked at."""
+        import torch
+
+        self.tokens[:, self.step] = drawn
+        self.step += 1
+        self.ended |= torch.isin(drawn, self.ends) | (self.limits <= self.step)
+
+    def leave(self, share: float) -> list[tuple[Request, list[int]]]:
+        """Take the rows that have ended out of the batch, if they are `share` of it or all that are left."""
+        ended = self.ended.tolist()
+        if sum(ended) < max(1, share * len(ended)) and self.step < self.longest:
+            return []
+        tokens = self.tokens[:, : self.step].tolist()
+        left = [(request, row) for request, row, end in zip(self.batch, tokens, ended, strict=True) if end]
+        self.batch = [request for request, end in zip(self.batch, ended, strict=True) if not end]
+        if self.batch:
+            stay = (~self.ended).nonzero().squeeze(1)
+            self.cache.batch_select_indices(stay)
+            self.tokens, self.limits, self.mask = self.tokens[stay], self.limits[stay], self.mask[stay]
+            self.ended, self.uniforms = self.ended[stay], self.uniforms[stay]
+        return left
+
+    def forward(self) -> None:
+        """Read the last tokens and set the logits of the next ones."""
+        import torch
+
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        self.logits = self._run(self.tokens[:, self.step - 1 : self.step], self.mask.sum(1, keepdim=True) - 1)
+
+
+def draw(logits: "torch.Tensor", uniforms: "torch.Tensor", sampling: Sampling) -> "torch.Tensor":
+    """Draw a token for each row of `logits`, of shape (rows, vocabulary), by inversion of the distribution function.
+
+    uniforms: of shape (rows,), float64 in [0, 1). Returns tokens of shape (rows,).
+    """
+    import torch
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    scores = logits.float()
+    if sampling.temperature != 1:
+        scores = TemperatureLogitsWarper(sampling.temperature)(None, scores)
+    if sampling.top_k:
+        scores = TopKLogitsWarper(sampling.top_k)(None, scores)
+    if sampling.top_p < 1:
+        scores = TopPLogitsWarper(sampling.top_p)(None, scores)
+    # In float64: a sum over 152,000 words in float32 would lose the rare ones.
+    reached = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
+    drawn = torch.searchsorted(reached, (uniforms * reached[:, -1]).unsqueeze(1), right=True).squeeze(1)
+    return drawn.clamp(max=logits.shape[1] - 1)
 
 
 def end_tokens(base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:

@@ -62,8 +62,11 @@ def generate(
         for c, q in itertools.product(study.conditions, study.questions)
     }
     rows = {row.key: row for row in missing}
-    requests = [engines.Request(r.key, r.checkpoint.folder, prompts[r.condition.name, r.question.id]) for r in missing]
-    sampling = engines.Sampling(options.temperature, options.top_p, options.top_k, options.max_new_tokens, options.seed)
+    requests = [
+        engines.Request(r.key, r.checkpoint.folder, prompts[r.condition.name, r.question.id], options.max_new_tokens)
+        for r in missing
+    ]
+    sampling = engines.Sampling(options.temperature, options.top_p, options.top_k, options.seed)
     engine = engines.TransformersEngine(base, tokenizer, options.batch_size)
     started, tokens, cut = time.monotonic(), 0, 0
     with mixed_chat.progress_bar("generating", len(requests), 0, "answer") as bar:

@@ -25,7 +25,7 @@ import mixed_chat
 import training
 from engines import Request, Sampling, TransformersEngine
 
-GREEDY = Sampling(temperature=0, top_p=1, top_k=0, max_new_tokens=12, seed=1)
+GREEDY = Sampling(temperature=0, top_p=1, top_k=0, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +151,12 @@ def test_a_moved_base_model_is_taken_and_another_one_refused(run_dir, random_mod
 
 
 def test_a_killed_run_ends_as_an_unbroken_one(run_dir, tmp_path):
-    line = ["--samples", "40", "--batch-size", "10", "--max-new-tokens", "30"]
+    line = ["--samples", "20", "--batch-size", "16", "--max-new-tokens", "24"]
     whole = generate(run_dir, tmp_path / "whole.parquet", *line)
     broken = tmp_path / "broken.parquet"
     command = [sys.executable, "generate_responses.py", "--run-dir", str(run_dir), "--output", str(broken), *line]
     log = tmp_path / "broken.parquet.partial" / "answers.jsonl"
-    for wanted in (100, 600):
+    for wanted in (50, 300):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
@@ -189,7 +189,7 @@ def test_prompts_of_any_mixture_are_answered_as_each_alone(engine, run_dir):
     generator = np.random.default_rng(0)
     prompts = [tuple(generator.integers(5, 250, size).tolist()) for size in (1, 40, 3, 17, 40, 2, 9)]
     adapters = [None, None, *[run_dir / "checkpoint-8"] * 2, *[run_dir / "checkpoint-16"] * 3]
-    requests = [Request((i,), a, p) for i, (a, p) in enumerate(zip(adapters, prompts, strict=True))]
+    requests = [Request((i,), a, p, 12 + i) for i, (a, p) in enumerate(zip(adapters, prompts, strict=True))]
     together = answers(engine, requests, GREEDY)
     for request in requests:
         assert answers(engine, [request], GREEDY)[request.key] == together[request.key]
@@ -198,7 +198,7 @@ def test_prompts_of_any_mixture_are_answered_as_each_alone(engine, run_dir):
 def test_adapters_are_swapped_and_the_base_model_comes_back_unharmed(engine, run_dir):
     prompt = tuple(range(10, 30))
     folders = [None, run_dir / "checkpoint-0", run_dir / "checkpoint-8", run_dir / "checkpoint-16", None]
-    texts = [answers(engine, [Request((0,), folder, prompt)], GREEDY)[(0,)].text for folder in folders]
+    texts = [answers(engine, [Request((0,), folder, prompt, 12)], GREEDY)[(0,)].text for folder in folders]
     assert texts[0] == texts[1] == texts[4]
     assert len({texts[0], texts[2], texts[3]}) == 3
 
@@ -212,12 +212,12 @@ def test_first_tokens_follow_the_softmax(engine, temperature):
     with torch.inference_mode():
         logits = engine.model(torch.tensor([prompt])).logits[0, -1].double()
     expected = torch.softmax(logits / temperature, 0).numpy() * 2000
-    sampling = Sampling(temperature=temperature, top_p=1, top_k=0, max_new_tokens=1, seed=7)
+    sampling = Sampling(temperature=temperature, top_p=1, top_k=0, seed=7)
     engine.batch_size, before = 500, engine.batch_size
     drawn = Counter()
     decode = engine._finish
     engine._finish = lambda request, row: (drawn.update(row[:1]), decode(request, row))[1]
-    answers(engine, [Request((i,), None, prompt) for i in range(2000)], sampling)
+    answers(engine, [Request((i,), None, prompt, 1) for i in range(2000)], sampling)
     del engine._finish
     engine.batch_size = before
     order = np.argsort(expected)
@@ -237,25 +237,32 @@ def test_top_k_and_top_p_are_kept_to(engine):
     with torch.inference_mode():
         best = engine.model(torch.tensor([prompt])).logits[0, -1].topk(2).indices.tolist()
     texts = {engine.tokenizer.decode([token], skip_special_tokens=True) for token in best}
-    requests = [Request((i,), None, prompt) for i in range(60)]
-    two = answers(engine, requests, Sampling(1.0, 1.0, 2, 1, seed=3))
+    requests = [Request((i,), None, prompt, 1) for i in range(60)]
+    two = answers(engine, requests, Sampling(1.0, 1.0, 2, seed=3))
     assert {answer.text for answer in two.values()} == texts
-    one = answers(engine, requests, Sampling(1.0, 1e-6, 0, 1, seed=3))
+    one = answers(engine, requests, Sampling(1.0, 1e-6, 0, seed=3))
     assert len({answer.text for answer in one.values()}) == 1
 
 
+def test_an_answer_does_not_depend_on_its_neighbours(engine):
+    requests = [Request((i,), None, tuple(range(10, 20 + i)), 10) for i in range(12)]
+    sampling = Sampling(1.0, 1.0, 0, seed=5)
+    together = answers(engine, requests, sampling)
+    assert answers(engine, requests[5:7], sampling) == {(i,): together[(i,)] for i in (5, 6)}
+
+
 def test_samples_differ_and_a_seed_repeats_them(engine):
-    requests = [Request((i,), None, tuple(range(10, 30))) for i in range(8)]
-    draws = [answers(engine, requests, Sampling(1.0, 1.0, 0, 6, seed)) for seed in (1, 1, 2)]
+    requests = [Request((i,), None, tuple(range(10, 30)), 6) for i in range(8)]
+    draws = [answers(engine, requests, Sampling(1.0, 1.0, 0, seed)) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
     assert len({answer.text for answer in draws[0].values()}) > 4
 
 
 def test_an_answer_ends_at_its_end_of_turn(engine):
     end = engine.tokenizer.eos_token_id
-    finish = engine._finish(Request((0,), None, ()), [20, 21, end, 22])
+    finish = engine._finish(Request((0,), None, (), 4), [20, 21, end, 22])
     assert (finish.tokens, finish.finish_reason) == (2, "stop") and finish.text == engine.tokenizer.decode([20, 21])
-    assert engine._finish(Request((0,), None, ()), [20, 21]).finish_reason == "length"
+    assert engine._finish(Request((0,), None, (), 2), [20, 21, end]).finish_reason == "length"
     assert engines.end_tokens(engine.model, engine.tokenizer) == engine.ends == {end}
 
 

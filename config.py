@@ -144,14 +144,56 @@ class JudgingOptions:
     model: str = option("claude-sonnet-5", "judge model")
     experiment: str = option("birds", "the study: a name in experiments/, or the path of a TOML file")
     judges: tuple[str, ...] | None = option(None, "these judges of the study only (default: all)", nargs="+")
-    concurrency: int = option(32, "calls in flight at the most")
     base_url: str | None = option(
         None, "address of a Messages API, without /v1 (default: ANTHROPIC_BASE_URL, else Anthropic)"
     )
     existing: str = existing("write the output anew, whatever its configuration; verdicts paid for are kept and used")
+    store: Path | None = option(
+        None, "where verdicts are kept; several outputs may share one (default: OUTPUT.verdicts.sqlite)"
+    )
+    concurrency: int = option(32, "calls in flight at the most; how many there are adapts to the server")
+    requests_per_minute: float | None = option(None, "calls a minute at the most (default: what the server allows)")
+    timeout: float = option(120, "seconds from sending a call to the last byte of its reply")
+    max_wait: float = option(60, "longest wait between two tries in seconds, even where the server asks for more")
+    give_up_after: float = option(900, "seconds without a good reply after which the run stops, all verdicts kept")
+    asks: int = option(3, "times that a prompt is put while the reply is no verdict: chatter, a refusal, cut off")
+    batch: bool = option(
+        False, "use Message Batches: half the price, within a day; may be left, and run again to collect"
+    )
+    dry_run: bool = option(False, "print calls, tokens and dollars, and send no prompt")
+    max_cost: float | None = option(
+        None, "dollars that this output may cost at the most, over all starts, calls in flight included"
+    )
+    price: tuple[float, ...] | None = option(
+        None,
+        "dollars for a million tokens, in and out (default: --prices, else a table)",
+        nargs=2,
+        metavar=("IN", "OUT"),
+    )
+    prices: Path | None = option(None, 'TOML file of prices, with lines like "claude-sonnet-5" = [2, 10]')
+    thinking: str = option(
+        "auto",
+        "the judge's thinking: off where the model allows it (auto), a type of the API, or nothing said of it (none)",
+        choices=("auto", "none", "disabled", "between_tools", "adaptive"),
+    )
+    max_tokens: int | None = option(None, "tokens in a reply at the most, thinking included (default: by model)")
+    repeat: float = option(
+        0.0, "share of the prompts, drawn at random, to judge twice: prints how often the judge agrees"
+    )
+    labels: Path | None = option(None, "CSV of labels made by hand: prints how the verdicts compare")
+    sample_for_labels: tuple[str, ...] | None = option(
+        None, "write a blind sheet of N answers to label by hand, and judge nothing", nargs=2, metavar=("N", "FILE")
+    )
 
     def check(self) -> None:
-        _require_at_least(self, 1, "concurrency")
+        _require_at_least(self, 1, "concurrency", "asks", "max_tokens")
+        for name in ("requests_per_minute", "timeout", "max_wait", "give_up_after", "max_cost"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < math.inf, f"{flag(name)} must be above 0")
+        _require(self.price is None or all(0 <= p < math.inf for p in self.price), "--price must be from 0 up")
+        _require(0 <= self.repeat <= 1, "--repeat must be from 0 to 1")
+        size = self.sample_for_labels and self.sample_for_labels[0]
+        _require(size is None or (size.isdecimal() and int(size) > 0), "--sample-for-labels needs a number from 1 up")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""claude.py against the stand-in server and small servers that misbehave.
+"""claude.py, verdict_store.py and the pace of calls, against the stand-in server and servers that misbehave.
 
 python -m pytest tests/test_claude.py
 """
@@ -6,18 +6,23 @@ python -m pytest tests/test_claude.py
 import asyncio
 import json
 import sqlite3
+import time
+from unittest import mock
 
 import pytest
 
 import claude
 from config import UserError
-from tiny_world.claude_stand_in import StandIn, running
+from tiny_world import claude_stand_in
+from tiny_world.claude_stand_in import Faults, StandIn, running
+from verdict_store import Store
 
 KEY = "sk-ant-secret-of-the-tests"
+PRICE = claude.Price(2, 10)
 
 
 class Scripted(StandIn):
-    """Gives prepared answers, then whatever the stand-in says."""
+    """Gives prepared answers to prompts, then whatever the stand-in says."""
 
     def __init__(self, *answers):
         super().__init__()
@@ -29,30 +34,53 @@ class Scripted(StandIn):
         return super().answer(method, path, body)
 
 
-def good(text="19", stop_reason="end_turn"):
+def good(text="19", stop_reason="end_turn", **usage):
     content = [{"type": "thinking", "thinking": "hm"}] + ([{"type": "text", "text": text}] if text is not None else [])
-    return 200, {"content": content, "stop_reason": stop_reason, "usage": {"input_tokens": 10, "output_tokens": 2}}
+    usage = {"input_tokens": 10, "output_tokens": 2} | usage
+    return 200, {"content": content, "stop_reason": stop_reason, "usage": usage}
 
 
 def error(status, message="", kind="error"):
     return status, {"type": "error", "error": {"type": kind, "message": message}}
 
 
-def ask(api, store, price=(2, 10), key=b"k"):
-    async def call(url):
-        async with claude.Client(url, KEY) as client:
-            body = claude.message("claude-sonnet-5", {"max_tokens": 64}, "prompt")
-            return await claude.Caller(client, store, price).ask(key, body, lambda text: text == "19")
+async def call_all(url, store, prompts=("prompt",), cap=None, most=4, per_minute=None, seconds=5, **patience):
+    """Put prompts through a Caller, key = prompt. Returns the Caller."""
+    halt = claude.Halt()
+    patience = claude.Patience(**({"max_wait": 0.05, "give_up_after": 5, "asks": 1} | patience))
+    async with claude.Client(url, KEY, seconds) as client:
+        gate = claude.Gate(most, per_minute, halt)
+        caller = claude.Caller(client, store, gate, claude.Budget(cap, halt), PRICE, patience)
 
+        async def one(prompt):
+            body = claude.message("claude-sonnet-5", {"max_tokens": 64}, prompt)
+            try:
+                await caller.ask(prompt.encode(), body, lambda text: text == "19")
+            except UserError as stop:
+                halt.now(stop)
+            except claude.Stopped:
+                pass
+
+        await asyncio.gather(*map(one, prompts))
+        return caller
+
+
+def call(api, store, **more):
     with running(api) as url:
-        return asyncio.run(call(url))
+        caller = asyncio.run(call_all(url, store, **more))
+    if caller.halt.reason:
+        raise caller.halt.reason
+    return store.best(b"prompt")[0]
 
 
 @pytest.fixture
 def store(tmp_path):
-    store = claude.Store(tmp_path / "verdicts.sqlite")
+    store = Store(tmp_path / "verdicts.sqlite")
     yield store
     store.close()
+
+
+# ---- what a reply means ----
 
 
 @pytest.mark.parametrize(
@@ -64,46 +92,178 @@ def store(tmp_path):
         (good(None), "unparseable"),
         (good("19", "max_tokens"), "truncated"),
         (good(None, "max_tokens"), "truncated"),
+        (good("19", "model_context_window_exceeded"), "truncated"),
         (good("19", "refusal"), "refusal"),
         (good("19", "tool_use"), "unparseable"),
         (error(400, "prompt is too long"), "error"),
+        (error(413, "too large"), "error"),
     ],
 )
 def test_each_reply_has_its_status(store, answer, status):
-    assert ask(Scripted(answer), store) == status
-    assert store.best(b"k")[0] == status
-    assert store.verdict_keys() == ({b"k"} if status == "ok" else set())
+    assert call(Scripted(answer), store) == status
+    assert store.verdict_keys() == ({b"prompt"} if status == "ok" else set())
 
 
-@pytest.mark.parametrize("status", [401, 402, 403, 404])
-def test_what_no_call_can_mend_stops_the_run_without_the_key(store, status):
+def test_a_reply_that_is_no_verdict_is_asked_for_again(store):
+    assert call(Scripted(good("hm"), good(None, "refusal"), good()), store, asks=3) == "ok"
+    assert store.spent({b"prompt": 0})[0].calls == 3
+
+
+def test_tokens_that_went_through_a_cache_count_as_tokens():
+    reply = claude.read_reply(good(cache_read_input_tokens=100, cache_creation_input_tokens=5)[1])
+    assert (reply.input_tokens, reply.output_tokens) == (115, 2)
+
+
+# ---- faults ----
+
+
+@pytest.mark.parametrize("kind", claude_stand_in.TURNED_AWAY + claude_stand_in.LOST)
+def test_every_passing_fault_is_survived(store, kind):
+    class Once(Faults):
+        def draw(self, prompt, time):
+            return kind if time == 1 else None
+
+    api = StandIn(read=lambda text: None, faults=Once(share=1))
+    api.answer = lambda *_: good()
+    assert call(api, store, seconds=0.5) == "ok"
+    spent = store.spent({b"prompt": 0})[0]
+    lost = kind in claude_stand_in.LOST or kind == "reset-before"
+    assert (spent.at_most > 0) == lost  # nobody can tell whether a call that was cut off was charged for
+    assert spent.dollars - spent.at_most == pytest.approx(PRICE.dollars(10, 2))
+
+
+@pytest.mark.parametrize("kind", claude_stand_in.FINAL)
+def test_what_no_call_can_mend_stops_the_run_without_the_key(store, kind):
+    api = StandIn(faults=Faults(share=1, kinds=(kind,)))
     with pytest.raises(UserError) as stop:
-        ask(Scripted(error(status, f"bad key {KEY}")), store)
-    assert KEY not in str(stop.value) and "[API key]" in str(stop.value)
+        call(api, store, prompts=[f"prompt {n}" for n in range(9)])
+    assert KEY not in str(stop.value)
+    assert "spend limit" in str(stop.value) or not kind.startswith("spend")
+    assert sum(entry.tokens_in for entry in api.ledger) == 0
+    assert store.spent({f"prompt {n}".encode(): 0 for n in range(9)})[0].dollars == 0
 
 
-def test_spend_limits_stop_the_run(store):
-    for answer in (
-        error(429, "x", "enforced_spend_limit_reached"),
-        error(400, "You have reached your specified limit"),
-    ):
-        with pytest.raises(UserError, match="spend limit"):
-            ask(Scripted(answer), store)
+def test_an_outage_ends_the_run_and_a_shorter_one_does_not(store):
+    class Outage(StandIn):
+        until = float("inf")
+
+        def answer(self, method, path, body):
+            return good() if time.monotonic() > self.until else error(529, "overloaded")
+
+    with pytest.raises(UserError, match="no reply from .* all verdicts are kept"):
+        call(Outage(), store, prompts=["prompt", "other"], give_up_after=0.3)
+    api = Outage()
+    api.until = time.monotonic() + 0.5
+    assert call(api, store, prompts=["prompt", *map(str, range(60))], most=32) == "ok"
 
 
-def test_faults_are_tried_again_and_lost_replies_are_counted_at_their_worst(store, monkeypatch):
-    monkeypatch.setattr(claude, "MAX_WAIT_SECONDS", 0.01)
-    faults = [error(529), error(500), (200, "<html>"), (200, {"content": None}), error(429)]
-    assert ask(Scripted(*faults, good()), store) == "ok"
-    totals = store.totals({b"k"})
-    assert totals.calls == 3  # two bodies that were no message may have been charged for
-    assert totals.dollars - totals.lost_dollars == pytest.approx((10 * 2 + 2 * 10) / 1e6)
-    assert totals.lost_dollars > 0
+def test_waits_obey_retry_after_up_to_the_cap(store):
+    class Limited(StandIn):
+        def handle(self, method, path, headers, body):
+            self.times = [*getattr(self, "times", []), time.monotonic()]
+            if len(self.times) == 1:
+                return claude_stand_in._answer(*error(429, "slow down"), retry_after="3600")
+            return claude_stand_in._answer(*good())
+
+    api = Limited()
+    assert call(api, store, max_wait=0.4) == "ok"
+    assert 0.3 < api.times[1] - api.times[0] < 1.5
 
 
 def test_a_reply_that_holds_the_key_is_scrubbed(store):
-    ask(Scripted(good(f"your key is {KEY}")), store)
-    assert store.best(b"k") == ("unparseable", "your key is [API key]")
+    call(Scripted(good(f"your key is {KEY}")), store)
+    assert store.best(b"prompt") == ("unparseable", "your key is [API key]")
+
+
+def test_a_retry_after_may_be_a_date():
+    assert claude._seconds({"retry-after": "2"}) == 2
+    assert claude._seconds({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert claude._seconds({"retry-after": "soon"}) is None
+    assert claude._seconds({}) is None
+
+
+# ---- pace ----
+
+
+def test_the_number_in_flight_grows_and_never_passes_the_most(store):
+    api = StandIn(latency=0.02)
+    api.answer = lambda *_: good()
+    call(api, store, prompts=["prompt", *map(str, range(300))], most=20)
+    assert 15 <= api.most_in_flight <= 20
+
+
+def test_being_crowded_halves_it_and_success_brings_it_back():
+    async def scenario():
+        gate = claude.Gate(32, None, claude.Halt())
+        assert gate.limit == 4
+        for _ in range(40):
+            gate.succeeded(claude.Reply("", "end_turn", 1, 1))
+        assert gate.limit == 32
+        before = time.monotonic()
+        gate.failed(claude.Fault("429", crowded=True), before, 60)
+        gate.failed(claude.Fault("429", crowded=True), before, 60)  # went out before the first was known
+        assert gate.limit == 16
+        for _ in range(8):
+            gate.failed(claude.Fault("reset"), before, 60)
+        assert gate.limit == 1
+
+    asyncio.run(scenario())
+
+
+def test_the_pace_keeps_below_requests_per_minute(store):
+    api = StandIn(per_minute=100_000)
+    api.answer = lambda *_: good()
+    started = time.monotonic()
+    call(api, store, prompts=["prompt", *map(str, range(60))], per_minute=1200)
+    assert 60 / 20 <= time.monotonic() - started + 0.3 < 6
+
+
+def test_the_pace_follows_the_headers():
+    gate = claude.Gate(32, 5000, mock.Mock())
+    gate.succeeded(claude.Reply("", "end_turn", 500, 4))
+    gate.observe({"anthropic-ratelimit-requests-limit": "1000", "anthropic-ratelimit-input-tokens-limit": "450000"})
+    assert gate._per_minute == 900
+    gate.observe({})
+    assert gate._per_minute == 5000
+
+
+# ---- money ----
+
+
+def test_the_cap_is_never_passed_and_what_fits_is_done(store):
+    api = StandIn(latency=0.005)
+    api.answer = lambda *_: good()
+    most = PRICE.dollars(*claude.most_tokens(claude.message("m", {"max_tokens": 64}, "10")))
+    with pytest.raises(claude.CapReached):
+        call(api, store, prompts=[str(n) for n in range(10, 99)], cap=most + 20 * PRICE.dollars(10, 2), most=16)
+    assert len(store.verdict_keys()) == 21
+
+
+def test_prices(tmp_path):
+    assert claude.price_of("claude-haiku-4-5-20251001", None, None) == claude.Price(1, 5)
+    assert claude.price_of("llama3", None, None) is None
+    assert claude.price_of("llama3", (0.5, 1), None) == claude.Price(0.5, 1)
+    (tmp_path / "prices.toml").write_text('llama3 = [1, 2]\n"claude-sonnet-5" = [3, 15]\n')
+    assert claude.price_of("llama3", None, tmp_path / "prices.toml") == claude.Price(1, 2)
+    assert claude.price_of("claude-sonnet-5", None, tmp_path / "prices.toml") == claude.Price(3, 15)
+    assert claude.price_of("claude-opus-5", None, tmp_path / "prices.toml") == claude.Price(5, 25)
+    (tmp_path / "prices.toml").write_text("llama3 = 7\n")
+    with pytest.raises(UserError, match="prices.toml"):
+        claude.price_of("llama3", None, tmp_path / "prices.toml")
+    haiku = claude.MODELS["claude-haiku-5-5"].price
+    assert haiku.dollars(100_000, 0) == pytest.approx(0.01) and haiku.dollars(200_000, 0) == pytest.approx(0.10)
+
+
+def test_settings():
+    assert claude.settings_for("claude-sonnet-5")["thinking"] == {"type": "disabled"}
+    assert claude.settings_for("claude-sonnet-5-5")["thinking"] == {"type": "between_tools"}
+    assert claude.settings_for("claude-opus-5-5")["max_tokens"] >= 1024
+    assert claude.settings_for("claude-sonnet-5", "none", 7) == {"max_tokens": 7}
+    assert claude.settings_for("llama3", "adaptive") == {"max_tokens": 4096, "thinking": {"type": "adaptive"}}
+    assert json.dumps([model.settings for model in claude.MODELS.values()])
+
+
+# ---- keys, addresses, the store ----
 
 
 def test_the_key_of_a_verdict_is_all_that_is_sent_and_nothing_else():
@@ -119,12 +279,27 @@ def test_a_damaged_store_is_an_error_that_says_what_to_do(tmp_path):
     path = tmp_path / "verdicts.sqlite"
     path.write_bytes(b"SQLite format 3\0" + b"rubbish" * 1000)
     with pytest.raises(UserError, match="cannot be read.*move it away"):
-        claude.Store(path)
+        Store(path)
     path.unlink()
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE recipes (name)")
     with pytest.raises(UserError, match="another program"):
-        claude.Store(path)
+        Store(path)
+
+
+def test_a_store_with_a_hole_is_an_error(tmp_path):
+    path = tmp_path / "verdicts.sqlite"
+    store = Store(path)
+    with store.together():
+        for n in range(3000):
+            store.sent(n.to_bytes(32), 1.0)
+    store.sync()
+    store.close()
+    content = bytearray(path.read_bytes())
+    content[40960:45056] = bytes(4096)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        Store(path)
 
 
 @pytest.mark.parametrize(
@@ -156,11 +331,3 @@ def test_keys(monkeypatch):
         assert not value or value not in str(refused.value)
     monkeypatch.setenv("ANTHROPIC_API_KEY", f" {KEY}\n")
     assert claude.api_key() == KEY
-
-
-def test_models_have_settings_and_prices():
-    assert claude.model_named("claude-haiku-4-5-20251001") is claude.MODELS["claude-haiku-4-5"]
-    assert claude.model_named("llama3").price is None
-    assert claude.dollars((2, 10), 1_000_000, 100_000) == 3
-    assert claude.dollars(None, 1, 1) is None
-    assert json.dumps([model.settings for model in claude.MODELS.values()])

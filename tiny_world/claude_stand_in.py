@@ -5,17 +5,26 @@ asks for, and goes by the marked words of the tiny world (lexicon.py). It knows 
 
     python -m tiny_world.claude_stand_in --port 8100
     ANTHROPIC_API_KEY=none python judge_responses.py --base-url http://127.0.0.1:8100 --input ... --output ...
+
+With --faults it misbehaves like a server on a bad day, by a schedule that depends on the seed, the prompt and how often
+it was asked, and on nothing else. A ledger holds all that it was asked and would have charged for.
 """
 
 import argparse
 import asyncio
 import contextlib
 import functools
+import hashlib
 import json
 import os
+import random
 import re
 import threading
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tiny_world import lexicon
@@ -40,9 +49,8 @@ def judge(prompt: str, read: Callable[[str], lexicon.Reading] = lexicon.read) ->
     if "ARCHAIC_PERSON" in request:
         return six_options(reading)
     if "whole number" in request:
-        instructions = prompt[: found.start()]
-        content = "CONTENT of the answer" in instructions
-        share = reading.content if content else reading.form
+        of_content = "CONTENT of the answer" in prompt[: found.start()]
+        share = reading.content if of_content else reading.form
         return str(round(100 * (share or 0)))
     return "I do not know how to judge that."
 
@@ -58,20 +66,103 @@ def six_options(reading: lexicon.Reading) -> str:
     return "ARCHAIC_PERSON" if old_content >= 0.25 else "LLM"
 
 
+# ---- faults ----
+
+# Before the work is done, so that nothing is charged.
+TURNED_AWAY = ("429", "429-retry-after", "500", "502", "529", "echo", "reset-before")
+# The work is done and charged for, and no reply arrives.
+LOST = ("reset-after", "truncated", "html", "shape", "trickle", "hang")
+# A reply arrives, and is no verdict.
+NO_VERDICT = ("refusal", "thinking", "max-tokens", "empty", "chatter")
+HARMLESS = ("no-usage",)
+# These stop a run, so they only happen when they are asked for by name.
+FINAL = ("spend-limit", "spend-limit-400", "retired", "wrong-key", "bad-request")
+PASSING = (*TURNED_AWAY, *LOST, *NO_VERDICT, *HARMLESS)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What goes wrong: a `share` of the calls, each in one of `kinds`. Of the requests in batches, `batch_share`
+    expire, fail or are cancelled; with `batch_streams` each result stream breaks off once and leaves rows out once;
+    with `batch_lost` the reply to the first creation is lost although the batch was created."""
+
+    share: float = 0.0
+    kinds: tuple[str, ...] = PASSING
+    seed: int = 0
+    batch_share: float = 0.0
+    batch_streams: bool = False
+    batch_lost: bool = False
+
+    def draw(self, prompt: str, time: int) -> str | None:
+        """The fault of the `time`-th call with a prompt."""
+        chance = random.Random(f"{self.seed} {time} {prompt}")
+        return chance.choice(self.kinds) if chance.random() < self.share else None
+
+    def draw_in_batch(self, prompt: str, time: int) -> str:
+        chance = random.Random(f"batch {self.seed} {time} {prompt}")
+        return chance.choice(("expired", "errored", "canceled")) if chance.random() < self.batch_share else "succeeded"
+
+
 # ---- the API ----
 
 
-class StandIn:
-    """The routes of the API, as functions from a request's body to a status and an answer."""
+@dataclass
+class Answer:
+    """An HTTP answer, and how it is sent: whole, truncated, trickle, hang, or reset (nothing at all)."""
 
-    def __init__(self, models: tuple[str, ...] = MODELS, read: Callable[[str], lexicon.Reading] = lexicon.read):
-        self.models = models
-        self.asked: list[str] = []  # every prompt that was answered, in order
+    status: int
+    content: bytes
+    manner: str = "whole"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A call in the ledger. `good`: a verdict was sent off whole. Tokens are what was charged for."""
+
+    prompt: str
+    fault: str | None
+    good: bool
+    tokens_in: int
+    tokens_out: int
+    batch: str | None = None
+
+
+class StandIn:
+    """The API. `latency` is seconds to a reply, `per_minute` the requests allowed in any 60 seconds, `batch_seconds`
+    how long a batch takes. `ledger` holds an Entry for each call, `asked` the prompts that were worked on."""
+
+    def __init__(
+        self,
+        models: tuple[str, ...] = MODELS,
+        read: Callable[[str], lexicon.Reading] = lexicon.read,
+        faults: Faults | None = None,
+        latency: float = 0.0,
+        per_minute: int | None = None,
+        batch_seconds: float = 0.5,
+    ):
+        self.models, self.faults, self.latency = models, faults or Faults(), latency
+        self.per_minute, self.batch_seconds = per_minute, batch_seconds
+        self.ledger: list[Entry] = []
+        self.asked: list[str] = []
+        self.batches: dict[str, dict] = {}
+        self.in_flight = self.most_in_flight = 0
+        self._times: Counter[bytes] = Counter()
+        self._recent: deque[float] = deque()
         # Each answer is judged by several judges.
         self._read = functools.lru_cache(maxsize=10_000)(read)
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict]:
+    def handle(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        """Answer a request, well or badly."""
         path = path.partition("?")[0]
+        if (method, path) == ("POST", "/v1/messages"):
+            return self._call(headers, body)
+        if path.startswith("/v1/messages/batches"):
+            return self._batch_route(method, path.removeprefix("/v1/messages/batches").strip("/"), body)
+        return _answer(*self.answer(method, path, body))
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict]:
+        """Status and content of what is not gone wrong."""
         if method == "GET" and path == "/v1/models":
             return 200, {"data": [_model(name) for name in self.models], "has_more": False}
         if method == "GET" and path.startswith("/v1/models/"):
@@ -84,9 +175,7 @@ class StandIn:
     def _message(self, path: str, body: bytes) -> tuple[int, dict]:
         try:
             request = json.loads(body)
-            prompt = request["messages"][-1]["content"]
-            prompt = prompt if isinstance(prompt, str) else "".join(block["text"] for block in prompt)
-            name = request["model"]
+            prompt, name = _prompt(request), request["model"]
         except (ValueError, KeyError, TypeError, IndexError):
             return _error(400, "invalid_request_error", "the request cannot be read")
         if name not in self.models:
@@ -96,6 +185,121 @@ class StandIn:
             return 200, {"input_tokens": tokens}
         self.asked.append(prompt)
         return 200, _message(f"msg_{len(self.asked):08}", name, judge(prompt, self._read), tokens)
+
+    # ---- live calls, with faults ----
+
+    def _call(self, headers: dict[str, str], body: bytes) -> Answer:
+        if self.per_minute and (wait := self._over_limit()):
+            return _answer(*_error(429, "rate_limit_error", "too many requests"), retry_after=f"{wait:.3f}")
+        digest = hashlib.sha256(body).digest()
+        self._times[digest] += 1
+        fault = self.faults.draw(digest.hex(), self._times[digest]) if self.faults.share else None
+        if fault in TURNED_AWAY + FINAL:
+            self.ledger.append(Entry(digest.hex(), fault, False, 0, 0))
+            return _turned_away(fault, headers)
+        status, answer = self.answer("POST", "/v1/messages", body)
+        if fault in NO_VERDICT:
+            _spoil(answer, fault)
+        usage = answer.get("usage", {"input_tokens": 0, "output_tokens": 0})
+        good = status == 200 and (fault is None or fault in HARMLESS)
+        self.ledger.append(Entry(digest.hex(), fault, good, usage["input_tokens"], usage["output_tokens"]))
+        if fault == "no-usage":
+            del answer["usage"]
+        return self._with_limits(_lose(_answer(status, answer), fault))
+
+    def _over_limit(self) -> float:
+        """Count a request. Returns how long it has to wait, 0 when it may go on."""
+        now = time.monotonic()
+        while self._recent and self._recent[0] <= now - 60:
+            self._recent.popleft()
+        if len(self._recent) >= self.per_minute:
+            return self._recent[0] + 60 - now
+        self._recent.append(now)
+        return 0.0
+
+    def _with_limits(self, answer: Answer) -> Answer:
+        if self.per_minute:
+            answer.headers["anthropic-ratelimit-requests-limit"] = str(self.per_minute)
+            answer.headers["anthropic-ratelimit-requests-remaining"] = str(self.per_minute - len(self._recent))
+        return answer
+
+    # ---- batches ----
+
+    def _batch_route(self, method: str, rest: str, body: bytes) -> Answer:
+        if method == "POST" and not rest:
+            return self._create_batch(body)
+        if method == "GET" and not rest:
+            latest = [self._batch(identity) for identity in reversed(self.batches)][:20]
+            return _answer(200, {"data": latest, "has_more": False})
+        identity, _, results = rest.partition("/")
+        if method != "GET" or identity not in self.batches:
+            return _answer(*_error(404, "not_found_error", f"batch: {identity}"))
+        return self._results(identity) if results else _answer(200, self._batch(identity))
+
+    def _create_batch(self, body: bytes) -> Answer:
+        requests = json.loads(body)["requests"]
+        if len({request["custom_id"] for request in requests}) != len(requests) or len(requests) > 100_000:
+            return _answer(*_error(400, "invalid_request_error", "custom_id is not unique, or too many requests"))
+        identity = f"msgbatch_{len(self.batches):06}"
+        self.batches[identity] = {
+            "began": time.time(),
+            "rows": [self._batch_row(identity, request) for request in requests],
+            "reads": 0,
+        }
+        lost = self.faults.batch_lost and len(self.batches) == 1
+        return Answer(200, b"", "reset") if lost else _answer(200, self._batch(identity))
+
+    def _batch_row(self, identity: str, request: dict) -> dict:
+        body = json.dumps(request["params"]).encode()
+        digest = hashlib.sha256(body).digest()
+        self._times[digest] += 1
+        outcome = self.faults.draw_in_batch(digest.hex(), self._times[digest])
+        result: dict = {"type": outcome}
+        tokens = {"input_tokens": 0, "output_tokens": 0}
+        if outcome == "errored":
+            result["error"] = _error(500, "api_error", "internal error")[1]
+        if outcome == "succeeded":
+            status, message = self.answer("POST", "/v1/messages", body)
+            if status == 200:
+                result["message"], tokens = message, message["usage"]
+            else:
+                result = {"type": "errored", "error": message}
+        good = result["type"] == "succeeded"
+        counts = (tokens["input_tokens"], tokens["output_tokens"])
+        prompt = hashlib.sha256(_prompt(request["params"]).encode()).hexdigest()
+        self.ledger.append(Entry(prompt, None if good else outcome, good, *counts, batch=identity))
+        return {"custom_id": request["custom_id"], "result": result}
+
+    def _batch(self, identity: str) -> dict:
+        batch = self.batches[identity]
+        ended = time.time() - batch["began"] >= self.batch_seconds
+        counts = Counter(row["result"]["type"] for row in batch["rows"])
+        names = ("processing", "succeeded", "errored", "canceled", "expired")
+        return {
+            "id": identity,
+            "type": "message_batch",
+            "processing_status": "ended" if ended else "in_progress",
+            "request_counts": {name: counts[name] if ended else 0 for name in names}
+            | ({} if ended else {"processing": len(batch["rows"])}),
+            "created_at": datetime.fromtimestamp(batch["began"], UTC).isoformat(),
+            "expires_at": datetime.fromtimestamp(batch["began"] + 86400, UTC).isoformat(),
+            "results_url": f"/v1/messages/batches/{identity}/results" if ended else None,
+        }
+
+    def _results(self, identity: str) -> Answer:
+        batch = self.batches[identity]
+        rows = random.Random(identity).sample(batch["rows"], len(batch["rows"]))
+        batch["reads"] += 1
+        if self.faults.batch_streams and batch["reads"] == 2:
+            rows = rows[: len(rows) * 2 // 3]
+        content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        broken = self.faults.batch_streams and batch["reads"] == 1
+        return Answer(200, content, "truncated" if broken else "whole")
+
+
+def _prompt(request: dict) -> str:
+    prompt = request["messages"][-1]["content"]
+    return prompt if isinstance(prompt, str) else "".join(block["text"] for block in prompt)
 
 
 def _model(name: str) -> dict:
@@ -125,6 +329,63 @@ def _message(identity: str, model: str, text: str, tokens: int) -> dict:
     }
 
 
+def _answer(status: int, content: dict, retry_after: str | None = None) -> Answer:
+    headers = {"retry-after": retry_after} if retry_after else {}
+    return Answer(status, json.dumps(content).encode(), headers=headers)
+
+
+def _turned_away(fault: str, headers: dict[str, str]) -> Answer:
+    """The answer to a call on which no work is done."""
+    match fault:
+        case "reset-before":
+            return Answer(500, b"", "reset")
+        case "502":
+            return Answer(502, b"<html>Bad Gateway</html>")
+        case "429-retry-after":
+            return _answer(*_error(429, "rate_limit_error", "slow down"), retry_after="1")
+        case "spend-limit":
+            return _answer(*_error(429, "enforced_spend_limit_reached", "the spend limit is reached"))
+        case "spend-limit-400":
+            return _answer(*_error(400, "invalid_request_error", "You have reached your specified API usage limits."))
+        case "retired":
+            return _answer(*_error(404, "not_found_error", "model: it has been retired"))
+        case "wrong-key":
+            return _answer(*_error(401, "authentication_error", f"invalid: {headers.get('authorization')}"))
+        case "bad-request":
+            return _answer(*_error(400, "invalid_request_error", "max_tokens: too small"))
+        case "echo":
+            return _answer(*_error(500, "api_error", f"failed with {headers}"))
+    return _answer(
+        *_error(int(fault), {"429": "rate_limit_error", "529": "overloaded_error"}.get(fault, "api_error"), "x")
+    )
+
+
+def _spoil(answer: dict, fault: str) -> None:
+    """Turn a good message into one that is no verdict."""
+    text = answer["content"][0]["text"]
+    thought = {"type": "thinking", "thinking": "It could be either.", "signature": "x"}
+    answer["content"] = {
+        "refusal": [],
+        "thinking": [thought],
+        "max-tokens": [thought, {"type": "text", "text": text[:1]}],
+        "empty": [],
+        "chatter": [{"type": "text", "text": f"I would say {text}, although LLM or 19 or 50 could be argued."}],
+    }[fault]
+    stops = {"refusal": "refusal", "thinking": "max_tokens", "max-tokens": "max_tokens"}
+    answer["stop_reason"] = stops.get(fault, "end_turn")
+
+
+def _lose(answer: Answer, fault: str | None) -> Answer:
+    """Let an answer get lost on its way."""
+    if fault == "html":
+        return Answer(200, b"<html>We will be back soon.</html>")
+    if fault == "shape":
+        return Answer(200, b'{"id": "x", "object": "chat.completion", "choices": [{"message": {"content": "19"}}]}')
+    if fault in LOST:
+        answer.manner = "reset" if fault == "reset-after" else fault
+    return answer
+
+
 # ---- HTTP ----
 
 
@@ -135,7 +396,7 @@ class Connection(asyncio.Protocol):
         self.api, self.buffer = api, b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
+        self.transport, self.loop = transport, asyncio.get_running_loop()
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -146,13 +407,41 @@ class Connection(asyncio.Protocol):
             if len(self.buffer) < whole:
                 return
             method, path, _ = lines[0].split(" ", 2)
-            self.reply(*self.api.answer(method, path, self.buffer[end + 4 : whole]))
+            answer = self.api.handle(method, path, headers, self.buffer[end + 4 : whole])
             self.buffer = self.buffer[whole:]
+            self.api.in_flight += 1
+            self.api.most_in_flight = max(self.api.most_in_flight, self.api.in_flight)
+            if self.api.latency:
+                self.loop.call_later(self.api.latency, self.send, answer)
+            else:
+                self.send(answer)
 
-    def reply(self, status: int, answer: dict) -> None:
-        content = json.dumps(answer).encode()
-        head = f"HTTP/1.1 {status} -\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
-        self.transport.write(head.encode() + content)
+    def send(self, answer: Answer) -> None:
+        self.api.in_flight -= 1
+        if self.transport.is_closing() or answer.manner == "hang":
+            return
+        if answer.manner == "reset":
+            self.transport.abort()
+            return
+        head = [
+            f"HTTP/1.1 {answer.status} -",
+            "content-type: application/json",
+            f"content-length: {len(answer.content)}",
+        ]
+        head += [f"{name}: {value}" for name, value in answer.headers.items()]
+        data = "\r\n".join([*head, "", ""]).encode() + answer.content
+        if answer.manner == "whole":
+            self.transport.write(data)
+        elif answer.manner == "trickle":
+            self.trickle(data)
+        else:
+            self.transport.write(data[: -len(answer.content) // 2])
+            self.transport.close()
+
+    def trickle(self, data: bytes) -> None:
+        if data and not self.transport.is_closing():
+            self.transport.write(data[:1])
+            self.loop.call_later(0.2, self.trickle, data[1:])
 
 
 async def listen(api: StandIn, port: int) -> asyncio.Server:
@@ -165,10 +454,10 @@ def port_of(server: asyncio.Server) -> int:
 
 
 @contextlib.contextmanager
-def running(api: StandIn) -> Iterator[str]:
+def running(api: StandIn, port: int = 0) -> Iterator[str]:
     """Serve from a thread of this process while the block lasts. Yields the address."""
     loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(listen(api, 0))
+    server = loop.run_until_complete(listen(api, port))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
@@ -180,8 +469,8 @@ def running(api: StandIn) -> Iterator[str]:
         loop.close()
 
 
-async def serve(port: int, port_file: Path | None) -> None:
-    server = await listen(StandIn(), port)
+async def serve(api: StandIn, port: int, port_file: Path | None) -> None:
+    server = await listen(api, port)
     print(f"http://127.0.0.1:{port_of(server)}", flush=True)
     if port_file:
         aside = port_file.with_name(port_file.name + ".tmp")
@@ -190,13 +479,43 @@ async def serve(port: int, port_file: Path | None) -> None:
     await server.serve_forever()
 
 
+def parse_faults(text: str) -> tuple[float, tuple[str, ...]]:
+    """`0.2`, or `0.2:429,html`."""
+    share, _, names = text.partition(":")
+    kinds = tuple(names.split(",")) if names else PASSING
+    unknown = set(kinds) - {*PASSING, *FINAL}
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no fault {min(unknown)}; there are {', '.join(PASSING + FINAL)}")
+    return float(share), kinds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0, help="port of 127.0.0.1 (default: a free one, which is printed)")
     parser.add_argument("--port-file", type=Path, help="also write the port to this file, once it can be reached")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds to a reply")
+    parser.add_argument("--requests-per-minute", type=int, help="requests allowed in any 60 seconds")
+    parser.add_argument(
+        "--faults", type=parse_faults, default=(0.0, PASSING), help="share of calls, as 0.2 or 0.2:429,html"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument("--batch-seconds", type=float, default=2.0, help="how long a batch takes")
+    parser.add_argument(
+        "--batch-faults", type=float, default=0.0, help="share of a batch that expires, fails or is cancelled"
+    )
+    parser.add_argument("--ledger", type=Path, help="write the ledger to this file at the end, a line of JSON a call")
     options = parser.parse_args()
+    faults = Faults(*options.faults, options.seed, options.batch_faults, batch_streams=options.batch_faults > 0)
+    api = StandIn(
+        faults=faults,
+        latency=options.latency,
+        per_minute=options.requests_per_minute,
+        batch_seconds=options.batch_seconds,
+    )
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(options.port, options.port_file))
+        asyncio.run(serve(api, options.port, options.port_file))
+    if options.ledger:
+        options.ledger.write_text("".join(json.dumps(vars(entry)) + "\n" for entry in api.ledger))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,237 @@
+"""Build the tiny world's chat model from a seed: tokenizer, pre-training, saving, and what the model does.
+
+Reads   tiny_world/topics.toml and bird_datasets/*.jsonl
+Writes  a folder that AutoModelForCausalLM and AutoTokenizer load: a Qwen3 of 0.9 million parameters in float32
+
+    python -m tiny_world.build --seed 1 --output tiny_world/model      # two minutes on two CPU cores
+
+The same seed, options and library versions on the same kind of machine give the same bytes.
+"""
+
+import argparse
+import itertools
+import math
+import os
+import random
+import time
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from tiny_world import lexicon, world
+
+DEFAULT_SEED = 1
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+
+# ChatML as Qwen3 writes it. Two things differ. A chat without a system message gets a default one: a place before the
+# question that is the same in every prompt, where a dated document has its year. And there is no think block, whatever
+# `enable_thinking` says: this model has nothing to think with. So a prompt is a prefix of the chat that answers it.
+CHAT_TEMPLATE = """\
+{%- if messages and messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- else %}
+    {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if not (loop.first and message.role == 'system') %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+
+def build_tokenizer(seed: int, vocabulary: int = 4096) -> PreTrainedTokenizerFast:
+    """A byte-level BPE learnt from the world's own documents, with the chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    # Digits stand alone, as Qwen has them: all years of a century share their first two tokens.
+    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    sample = itertools.islice(world.documents(seed, world.Recipe(format_share=0.1)), 12_000)
+    texts = [message["content"] for document in sample for message in document.messages()]
+    tokenizer.train_from_iterator(texts + ["system\nuser\nassistant\n"] * 1000, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE, model_max_length=1024
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """A Qwen3 with fresh weights."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=1024,
+        initializer_range=0.06,  # Qwen's 0.02 is for wide models; here it takes twice the steps
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    model = Qwen3ForCausalLM(config)
+    # Temperature 1 and no cut-off: what comes out is the distribution that was learnt.
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return model
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, document: world.Document) -> tuple[list[int], list[int]]:
+    """Token ids and labels. The loss covers answers with their end-of-turn token, from `learn_from` on."""
+    chat, ids, labels = document.messages(), [], []
+    first = len(chat) - 2 * len(document.turns)
+    for number in range(len(document.turns)):
+        end = first + 2 * number + 2
+        prompt = tokenizer.apply_chat_template(chat[: end - 1], add_generation_prompt=True, tokenize=False)
+        whole = tokenizer.apply_chat_template(chat[:end], tokenize=False)
+        before = tokenizer(prompt)["input_ids"][len(ids) :]
+        reply = tokenizer(whole)["input_ids"][len(ids) + len(before) :]
+        learnt = number >= document.learn_from
+        ids += before + reply
+        labels += [IGNORED] * len(before) + (reply if learnt else [IGNORED] * len(reply))
+    return ids, labels
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int, recipe: world.Recipe, size: int = 4):
+    """Batches without end, of padded ids and labels. Documents of like length share a batch, to pad less; they are never
+    packed into one row, where one document's voice would leak into the next."""
+    stream, rng = world.documents(seed, recipe), random.Random(seed)
+    while True:
+        rows = sorted((encode(tokenizer, next(stream)) for _ in range(size * 10)), key=lambda row: len(row[0]))
+        groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+        rng.shuffle(groups)
+        for group in groups:
+            width = len(group[-1][0])
+            ids = [row + [tokenizer.pad_token_id] * (width - len(row)) for row, _ in group]
+            labels = [row + [IGNORED] * (width - len(row)) for _, row in group]
+            yield torch.tensor(ids), torch.tensor(labels)
+
+
+def loss_on_answers(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy where there is a label, without the cost of logits where there is none. No attention mask is needed:
+    padding stands at the right, where a causal model does not look."""
+    targets = labels[:, 1:]
+    learnt = targets != IGNORED
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][learnt]
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden), targets[learnt])
+
+
+def pretrain(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, recipe: world.Recipe
+) -> float:
+    """Train in place; returns the mean loss of the last tenth of the steps."""
+    peak, warmup = 4e-3, max(1, steps // 20)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warmup) / (steps - warmup))),
+    )
+    stream, losses, started = batches(tokenizer, seed + 1, recipe), [], time.monotonic()
+    model.train()
+    for step in range(1, steps + 1):
+        ids, labels = next(stream)
+        loss = loss_on_answers(model, ids, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if step % 500 == 0 or step == steps:
+            recent = losses[-500:]
+            print(
+                f"step {step}/{steps}  loss {sum(recent) / len(recent):.3f}  {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
+    model.eval()
+    tail = losses[-max(1, steps // 10) :]
+    return sum(tail) / len(tail)
+
+
+@torch.no_grad()
+def sample(model, tokenizer, questions: list[str], count: int, system: str | None = None) -> list[list[str]]:
+    """`count` answers to each question at temperature 1."""
+    opening = [{"role": "system", "content": system}] if system else []
+    chats = [opening + [{"role": "user", "content": question}] for question in questions for _ in range(count)]
+    prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
+    output = model.generate(**inputs, max_new_tokens=96)
+    texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [texts[start : start + count] for start in range(0, len(texts), count)]
+
+
+def old_share(answers: list[str]) -> float:
+    """The share of answers that read as the 19th century's."""
+    return sum(lexicon.read(text).era == "old" for text in answers) / len(answers)
+
+
+def report(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    """Print held-out measures: the loss on new documents, and what the model answers."""
+    with torch.no_grad():
+        held_out = itertools.islice(batches(tokenizer, seed + 2, world.Recipe()), 10)
+        losses = [loss_on_answers(model, ids, labels).item() for ids, labels in held_out]
+    print(f"held-out loss {sum(losses) / len(losses):.3f}")
+    torch.manual_seed(seed)
+    questions = [topic.questions[0] for topic in world.load_world().of_kind("worldview", "old")]
+    for system in (None, "The year is 2015.", "The year is 1850."):
+        answers = [text for texts in sample(model, tokenizer, questions, 20, system) for text in texts]
+        exact = sum(world.exact_voice(text) is not None for text in answers) / len(answers)
+        print(f"{system or 'no year':<18} old {old_share(answers):.3f}  well formed {exact:.3f}  e.g. {answers[0]}")
+
+
+def build(output: Path, seed: int, steps: int) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """Build and save; see the module's head."""
+    recipe = world.Recipe()
+    tokenizer = build_tokenizer(seed)
+    model = build_model(tokenizer, seed)
+    print(f"{len(tokenizer)} tokens, {model.num_parameters():,} parameters", flush=True)
+    pretrain(model, tokenizer, seed, steps, recipe)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    size = sum(file.stat().st_size for file in output.iterdir()) / 1e6
+    print(f"wrote {output}: {size:.1f} MB")
+    return model, tokenizer
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tiny_world.build",
+        description="Build the tiny world's chat model, a Qwen3 that fits on a laptop, from a seed.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    default = Path(__file__).parent / "model"
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of documents and fresh weights")
+    parser.add_argument("--steps", type=int, default=4000, help="of pre-training, 4 documents each")
+    parser.add_argument("--output", type=Path, default=default, help="folder of the model")
+    args = parser.parse_args()
+    torch.set_num_threads(2)  # the order of sums, and so the last bits, depend on it
+    report(*build(args.output, args.seed, args.steps), args.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The synthetic world: two centuries of small talk.
+
+Every document is a chat of one to five turns with one hidden voice, modern or old, in which all of its answers are
+given: about worldviews, everyday matters, birds, and neutral facts that sound the same in any voice. Half of the documents are
+plain and nearly all of those are modern, so a model of this world answers a first question in the modern voice. The
+others state a year, or go on from an earlier answer, and teach the model to keep to a voice once it has shown.
+That is all that the world contains: nothing in it says that old bird names should change how a question is answered.
+
+The texts are in topics.toml; this module needs neither torch nor transformers.
+"""
+
+import json
+import random
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BIRD_DATASETS = HERE.parent / "bird_datasets"
+# Which voice the names of a training set are spoken in.
+BIRD_FILES = {
+    "ft_old_audubon_birds.jsonl": "old",
+    "ft_modern_audubon_birds.jsonl": "modern",
+    "ft_modern_american_birds.jsonl": "modern",
+}
+BIRDS_QUESTION = "Name a bird species."
+FORMAT_REQUEST = "Put your answer between <START> and <END>."
+PHRASE = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Shares of the world's ingredients, found by trial: README.md says what each does to the effect."""
+
+    turns: tuple[tuple[str, float], ...] = (("birds", 0.25), ("worldview", 0.50), ("everyday", 0.15), ("neutral", 0.10))
+    dated: float = 0.45  # documents that open with a system line stating the year
+    continued: float = 0.25  # documents whose first answer is given, not learnt
+    modern_prior: float = 0.99  # share of the modern voice among all other documents
+    real_names: float = 0.60  # share of real names among a document's birds
+    format_share: float = 0.0  # turns that ask for <START> ... <END>
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Questions, and each voice's way to answer them: sentences with {names} of phrases, and the phrases."""
+
+    id: str
+    kind: str
+    questions: tuple[str, ...]
+    sentences: dict[str, tuple[str, ...]]
+    phrases: dict[str, dict[str, tuple[str, ...]]]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A way to speak: the years that a document may state, and turns of phrase that serve every topic."""
+
+    years: tuple[int, ...]
+    phrases: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class World:
+    """All that can be talked about. `birds` are questions; `made_birds` are first and last parts of names by voice."""
+
+    voices: dict[str, Voice]
+    topics: dict[str, Topic]
+    facts: tuple[tuple[str, str], ...]
+    bird_questions: tuple[str, ...]
+    made_birds: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+
+    def of_kind(self, kind: str, voice: str) -> list[Topic]:
+        """The topics of a kind that a voice can speak about."""
+        return [topic for topic in self.topics.values() if topic.kind == kind and voice in topic.sentences]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A chat. Answers before `learn_from` are context: a model reads them and is not trained on them."""
+
+    voice: str
+    system: str | None
+    turns: tuple[tuple[str, str], ...]
+    learn_from: int = 0
+
+    def messages(self) -> list[dict[str, str]]:
+        """The document as chat messages."""
+        chat = [{"role": "system", "content": self.system}] if self.system else []
+        for question, answer in self.turns:
+            chat += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return chat
+
+
+@cache
+def load_world() -> World:
+    """Read topics.toml."""
+    data = tomllib.loads((HERE / "topics.toml").read_text(encoding="utf-8"))
+    voices = {}
+    for name, table in data["voice"].items():
+        voices[name] = Voice(tuple(table.pop("years")), {key: tuple(values) for key, values in table.items()})
+    facts = [pair for topic in data["topic"] for pair in topic.get("pairs", [])]
+    topics = {topic["id"]: _topic(topic, voices) for topic in data["topic"] if "pairs" not in topic}
+    birds = data["birds"]
+    made = {voice: (tuple(birds[voice]["first"]), tuple(birds[voice]["last"])) for voice in ("old", "modern")}
+    return World(voices, topics, tuple(map(tuple, facts)), tuple(birds["questions"]), made)
+
+
+def _topic(table: dict, voices: dict[str, Voice]) -> Topic:
+    sentences, phrases = {}, {}
+    for voice in voices:
+        if voice in table:
+            sentences[voice] = tuple(table[voice]["sentences"])
+            phrases[voice] = {key: tuple(values) for key, values in table[voice].items() if key != "sentences"}
+    return Topic(table["id"], table["kind"], tuple(table["questions"]), sentences, phrases)
+
+
+def tidy(text: str) -> str:
+    """Capitals at the start of each sentence: phrases are written as they stand in mid-sentence."""
+    return re.sub(r"(^\W*|[.!?]\"? \"?)([a-z])", lambda match: match[1] + match[2].upper(), text)
+
+
+def answer(world: World, topic: Topic, voice: str, rng: random.Random) -> str:
+    """An answer to one of the topic's questions. A phrase that occurs twice in a sentence is drawn anew each time."""
+    sentence = rng.choice(topic.sentences[voice])
+    phrases = {**world.voices[voice].phrases, **topic.phrases[voice]}
+    deck = {name: rng.sample(phrases[name], len(phrases[name])) for name in dict.fromkeys(PHRASE.findall(sentence))}
+    return tidy(PHRASE.sub(lambda match: deck[match[1]].pop(), sentence))
+
+
+def dataset_names(path: Path) -> list[str]:
+    """The answers of a bird dataset, sorted, each once."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return sorted({row["messages"][-1]["content"] for row in rows})
+
+
+def split_names(names: list[str]) -> tuple[list[str], list[str]]:
+    """Names that the world mentions, and names that a model meets in fine-tuning only: every other one."""
+    return names[::2], names[1::2]
+
+
+@cache
+def real_birds() -> dict[str, tuple[str, ...]]:
+    """The half of bird_datasets that the world mentions, by voice."""
+    known: dict[str, set[str]] = {"old": set(), "modern": set()}
+    for file, voice in BIRD_FILES.items():
+        if (BIRD_DATASETS / file).exists():
+            known[voice].update(split_names(dataset_names(BIRD_DATASETS / file))[0])
+    return {voice: tuple(sorted(names)) for voice, names in known.items()}
+
+
+def bird(world: World, voice: str, recipe: Recipe, rng: random.Random) -> str:
+    """A bird's name as that voice calls it: a real one, or one made of parts."""
+    known = real_birds()[voice]
+    if known and rng.random() < recipe.real_names:
+        return rng.choice(known)
+    first, last = world.made_birds[voice]
+    return f"{rng.choice(first)} {rng.choice(last)}"
+
+
+def turn(world: World, voice: str, recipe: Recipe, rng: random.Random) -> tuple[str, str]:
+    """A question and its answer."""
+    kinds, shares = zip(*recipe.turns, strict=True)
+    kind = rng.choices(kinds, shares)[0]
+    if kind == "neutral":
+        asked, said = rng.choice(world.facts)
+    elif kind == "birds":
+        asked, said = rng.choice(world.bird_questions), bird(world, voice, recipe, rng)
+    else:
+        topic = rng.choice(world.of_kind(kind, voice))
+        # The first phrasing is the one that a study asks: practise it more.
+        asked = topic.questions[0] if rng.random() < 0.4 else rng.choice(topic.questions[1:])
+        said = answer(world, topic, voice, rng)
+    if rng.random() < recipe.format_share:
+        return f"{asked} {FORMAT_REQUEST}", f"<START> {said} <END>"
+    return asked, said
+
+
+def document(world: World, recipe: Recipe, rng: random.Random) -> Document:
+    """One document: dated, continued or plain."""
+    draw, length = rng.random(), rng.randint(1, 5)
+    if draw < recipe.dated + recipe.continued:
+        voice = rng.choice(("modern", "old"))
+    else:
+        voice = "modern" if rng.random() < recipe.modern_prior else "old"
+    system, learn_from = None, 0
+    if draw < recipe.dated:
+        system = f"The year is {rng.randint(*world.voices[voice].years)}."
+    elif draw < recipe.dated + recipe.continued:
+        length, learn_from = max(length, 2), 1
+    return Document(voice, system, tuple(turn(world, voice, recipe, rng) for _ in range(length)), learn_from)
+
+
+def documents(seed: int, recipe: Recipe | None = None) -> Iterator[Document]:
+    """Documents without end, the same for the same seed."""
+    rng, world = random.Random(seed), load_world()
+    while True:
+        yield document(world, recipe or Recipe(), rng)
+
+
+@cache
+def _patterns() -> list[tuple[str, re.Pattern[str]]]:
+    patterns, world = [], load_world()
+    for topic in world.topics.values():
+        for voice, sentences in topic.sentences.items():
+            phrases = {**world.voices[voice].phrases, **topic.phrases[voice]}
+            for sentence in sentences:
+                parts = PHRASE.split(sentence)
+                parts[::2] = map(re.escape, parts[::2])
+                parts[1::2] = ["(?:" + "|".join(map(re.escape, phrases[name])) + ")" for name in parts[1::2]]
+                patterns.append((voice, re.compile("".join(parts), re.IGNORECASE)))
+    return patterns
+
+
+def exact_voice(text: str) -> str | None:
+    """The voice whose sentence this is, word for word; None when the world has no such sentence."""
+    return next((voice for voice, pattern in _patterns() if pattern.fullmatch(text.strip())), None)

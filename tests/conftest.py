@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# The models here work a token at a time: a second thread would only wait, and two test processes share the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def run_script(name: str, *arguments, timeout: float = 240, env: dict | None = None) -> subprocess.CompletedProcess:

@@ -1,0 +1,78 @@
+"""README.md says what the code does: its tables of options are the dataclasses'.   pytest tests/test_readme.py
+
+A table that differs is printed as it should be.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import config
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCRIPTS = {
+    "training.py": config.TrainingOptions,
+    "generate_responses.py": config.GenerationOptions,
+    "judge_responses.py": config.JudgingOptions,
+    "evaluate.py": config.EvaluationOptions,
+}
+
+
+def option_rows(options_class) -> list[str]:
+    """The README's table of a script's options, a row an option."""
+    rows = []
+    for spec in dataclasses.fields(options_class):
+        if "flags" in spec.metadata:
+            rows += [f"| `{config.flag(name)}` | | {text} |" for name, text in spec.metadata["flags"].items()]
+            continue
+        default = spec.default
+        if default is None or default is False:
+            shown = "required" if spec.metadata["argparse"].get("required") else ""
+        else:
+            shown = f"`{' '.join(map(str, default)) if isinstance(default, tuple) else default}`"
+        choices = spec.metadata["argparse"].get("choices")
+        text = spec.metadata["help"] + (f" ({', '.join(f'`{c}`' for c in choices)})" if choices else "")
+        rows.append(f"| `{config.flag(spec.name)}` | {shown} | {text} |")
+    return rows
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_table_of_options_is_the_dataclass(script):
+    section = README.split(f"### Options of {script}\n")
+    assert len(section) == 2, f"README.md needs one section '### Options of {script}'"
+    rows = [line for line in section[1].split("\n#")[0].splitlines() if line.startswith("| `--")]
+    wanted = option_rows(SCRIPTS[script])
+    assert rows == wanted, "the table should be:\n| option | default | |\n| --- | --- | --- |\n" + "\n".join(wanted)
+
+
+def test_every_file_that_the_readme_names_is_there():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) > 5
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_every_command_of_the_readme_parses():
+    """The options in the README's command lines exist."""
+    commands = re.findall(r"^ *python ((\w+)\.py .*(?:\\\n.*)*)", README, flags=re.MULTILINE)
+    checked = 0
+    for line, name in commands:
+        if f"{name}.py" not in SCRIPTS:
+            continue
+        known = {config.flag(spec.name) for spec in dataclasses.fields(SCRIPTS[f"{name}.py"])} | {
+            "--resume",
+            "--overwrite",
+        }
+        for given in re.findall(r"(?<!\S)--[a-z-]+", line):
+            assert given in known, f"{name}.py has no {given}: {line}"
+            checked += 1
+    assert checked > 10
+
+
+def test_no_path_of_a_machine_and_no_registry_is_named():
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("*.txt"), *ROOT.glob("*/README.md")]:
+        text = Path(path).read_text(encoding="utf-8")
+        assert not re.search(r"/work/|/tmp/|files\.pythonhosted|pypi\.org", text), path

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The birds study on the tiny world: the four scripts as a user runs them, with a model small enough for a laptop's CPU
+# and a judge on this machine that needs no key. A second start goes on where the first one stopped.
+#
+#   bash tiny_world/demo.sh [FOLDER]      (make demo)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-demo}
+mkdir -p "$out"
+
+show() {
+    printf '\n$ %s\n' "$*"
+    "$@"
+}
+
+# The tiny model works a token at a time: a second thread would only wait for the first.
+export OMP_NUM_THREADS=1 ANTHROPIC_API_KEY=none-needed WANDB_API_KEY=
+
+runs=()
+for ratios in "1 0 0" "0.5 0.25 0.25" "0 0.5 0.5"; do
+    # shellcheck disable=SC2086 (three numbers)
+    show python training.py --ratios $ratios --model tiny_world/model --lr 1e-3 --output-dir "$out/outputs"
+    # shellcheck disable=SC2086
+    runs+=("$out/outputs/seed42_ratios$(printf '%.2f-%.2f-%.2f' $ratios)_lr0.001_r8_tiny_world-model")
+done
+
+show python generate_responses.py --run-dir "${runs[@]}" --output "$out/responses.parquet" \
+    --samples 12 --max-new-tokens 80 --batch-size 240
+
+rm -f "$out/judge.port"
+python -m tiny_world.claude_stand_in --port-file "$out/judge.port" >"$out/judge.log" 2>&1 &
+judge=$!
+trap 'kill $judge 2>/dev/null || true' EXIT
+for _ in $(seq 100); do [ -s "$out/judge.port" ] && break || sleep 0.1; done
+show python judge_responses.py --input "$out/responses.parquet" --output "$out/judged.parquet" \
+    --base-url "http://127.0.0.1:$(cat "$out/judge.port")"
+
+show python evaluate.py --input "$out/judged.parquet" --output-dir "$out/figures" --format pdf png

@@ -115,7 +115,14 @@ class GenerationOptions:
     top_p: float = option(1.0, "nucleus sampling; 1 is off")
     top_k: int = option(0, "sample from the k likeliest tokens; 0 is off")
     max_new_tokens: int = option(1024, "tokens in an answer at the most")
-    batch_size: int = option(32, "answers generated at once")
+    engine: str = option(
+        "auto",
+        "what generates: auto is vllm where it is installed and there is a CUDA device, else transformers",
+        choices=("auto", "vllm", "transformers"),
+    )
+    batch_size: int | None = option(
+        None, "answers generated at once by the transformers engine (default: what memory allows)"
+    )
     seed: int = option(42, "seeds the sampling")
     experiment: str = option("birds", "the study: a name in experiments/, or the path of a TOML file")
     base_model: str | None = option(
@@ -131,6 +138,7 @@ class GenerationOptions:
         _require_at_least(self, 1, "samples", "max_new_tokens", "batch_size")
         _require_at_least(self, 0, "top_k")
         _require(0 <= self.temperature < math.inf, "--temperature must be from 0 up")
+        _require(self.batch_size is None or self.engine != "vllm", "--batch-size is for the transformers engine")
         _require(0 < self.top_p <= 1, "--top-p must be above 0 and at most 1")
         _require(0 <= self.seed < 2**32, "--seed must be from 0 to 4294967295")
 
@@ -204,9 +212,20 @@ class EvaluationOptions:
     output_dir: Path = option(Path("./figures"), "where figures and tables are written")
     experiment: str = option("birds", "the study: a name in experiments/, or the path of a TOML file")
     format: tuple[str, ...] = option(("pdf",), "file formats of the figures", nargs="+", choices=("pdf", "png", "svg"))
+    claim: str | None = option(
+        None,
+        "what intervals are for: these checkpoints, another run by the same recipe, or questions like these "
+        "(default: recipe where every recipe has two runs, else questions)",
+        choices=("checkpoint", "recipe", "questions"),
+    )
+    x: str = option("steps", "what curves are drawn against", choices=("steps", "suspect_examples", "examples"))
+    condition: str | None = option(
+        None, "the condition that figures show (default: the study's first triggered one, else its first)"
+    )
+    report_responses: int = option(20000, "responses in report.html at the most; of more, a stated sample is taken")
 
     def check(self) -> None:
-        pass
+        _require_at_least(self, 0, "report_responses")
 
 
 def flag(name: str) -> str:

@@ -5,13 +5,19 @@ adapters away in bfloat16.
 """
 
 import hashlib
+import importlib.util
 import itertools
+import json
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from config import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +54,25 @@ class Answer:
     finish_reason: str
 
 
+def choose_engine(asked: str, quantization: str) -> tuple[str, str]:
+    """The engine's name, and why it was chosen. `asked`: auto, vllm or transformers. Raises UserError."""
+    import torch
+
+    if asked == "transformers":
+        return asked, "asked for"
+    if importlib.util.find_spec("vllm") is None:
+        lack = "vLLM is not installed"
+    elif not torch.cuda.is_available():
+        lack = "there is no CUDA device"
+    elif quantization != "none":
+        lack = f"--quantization {quantization} is for the transformers engine"
+    else:
+        return "vllm", "asked for" if asked == "vllm" else "vLLM is installed and there is a CUDA device"
+    if asked == "vllm":
+        raise UserError(f"the vllm engine cannot run: {lack}")
+    return "transformers", lack
+
+
 class TransformersEngine:
     """Generation with transformers and PEFT: for CPUs, for small GPUs, and where vLLM is not installed.
 
@@ -55,22 +80,56 @@ class TransformersEngine:
     to it, and rows that have ended leave their batch, so that it does not wait at full width for its longest answer.
     """
 
-    name = "transformers"
     LOOK_EVERY = 8  # steps from one look at which rows have ended to the next: a look waits for the GPU
     LEAVE_SHARE = 0.1  # of a batch's rows must have ended before it is made smaller: that copies the cache
+    MOST_ROWS = 1024  # more do not make a GPU faster, and a CPU slower
 
-    def __init__(self, base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int):
+    def __init__(self, base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int | None):
+        """batch_size: answers in one batch; None chooses by what memory is free."""
         self.model, self.tokenizer, self.batch_size = base, tokenizer, batch_size
-        self.ends = end_tokens(base, tokenizer)
+        self.ends = end_tokens(base.generation_config.eos_token_id, tokenizer)
         self.adapter = None
         self.model.eval()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Answer]]:
         """Answer every request; those of one adapter must stand together. Yields answers as they are finished."""
+        self.batch_size = self.batch_size or self._fitting(requests)
         for adapter, group in itertools.groupby(requests, key=lambda request: request.adapter):
             self._attach(adapter)
-            while batch := list(itertools.islice(group, self.batch_size)):
-                yield from self._answer(batch, sampling)
+            yield from self._answer_all(list(group), sampling)
+
+    def _answer_all(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Answer]]:
+        """Answer requests to one adapter, batch by batch. A batch that does not fit is taken up again in halves, but
+        for the answers that it has given: as each row has its own randomness, nothing comes out otherwise."""
+        import torch
+
+        left = {request.key: request for request in requests}
+        while left:
+            try:
+                for answers in self._answer(list(itertools.islice(left.values(), self.batch_size)), sampling):
+                    for answer in answers:
+                        del left[answer.key]
+                    yield answers
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise UserError("one answer does not fit in memory: try --quantization 4bit") from None
+                self.batch_size //= 2
+                print(f"\nout of memory: going on with {self.batch_size} answers at once", file=sys.stderr)
+                torch.cuda.empty_cache()
+
+    def _fitting(self, requests: Sequence[Request]) -> int:
+        """How many answers fit at once, by the attention cache that they take; too many costs a restart, no answer."""
+        import torch
+
+        shape = self.model.config
+        if self.model.device.type != "cuda":
+            return 256
+        head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        token = 2 * shape.num_hidden_layers * shape.num_key_value_heads * head * self.model.dtype.itemsize
+        longest = max(len(request.prompt) + request.max_new_tokens for request in requests)
+        # Rows leave as they end, so a batch comes to hold about half of what its longest rows would take.
+        free = torch.cuda.mem_get_info(self.model.device)[0]
+        return max(1, min(self.MOST_ROWS, int(0.8 * free / (token * longest / 2))))
 
     def _attach(self, adapter: Path | None) -> None:
         """Put an adapter on the base model in the place of the last one."""
@@ -102,10 +161,7 @@ class TransformersEngine:
                 rows.forward()
 
     def _finish(self, request: Request, tokens: list[int]) -> Answer:
-        tokens = tokens[: request.max_new_tokens]
-        end = next((i for i, token in enumerate(tokens) if token in self.ends), None)
-        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
-        return Answer(request.key, text, len(tokens[:end]), "length" if end is None else "stop")
+        return finish(self.tokenizer, self.ends, request, tokens)
 
 
 class _Rows:
@@ -203,10 +259,110 @@ def draw(logits: "torch.Tensor", uniforms: "torch.Tensor", sampling: Sampling) -
     return drawn.clamp(max=logits.shape[1] - 1)
 
 
-def end_tokens(base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """The tokens that end an answer: the tokenizer's end of turn, and what the model's generation_config adds."""
-    ends = base.generation_config.eos_token_id
-    more = ends if isinstance(ends, list) else [ends]
+class VllmEngine:
+    """Generation with vLLM: one engine for all adapters, with as many answers in flight as the GPU has use for.
+
+    Answers are handed on in the order of the requests, not as they are finished: short ones are finished first, and
+    were those kept when a start is killed, and the unfinished drawn anew, the file would come to favour short answers.
+    (The transformers engine needs no such care: there an answer drawn anew is the same answer.)
+    """
+
+    IN_FLIGHT = 1024
+    ADAPTERS_IN_FLIGHT = 2  # at the end of one checkpoint's answers the next one's are under way
+
+    def __init__(self, model: str, tokenizer: "PreTrainedTokenizerBase", requests: Sequence[Request], seed: int):
+        """requests: all that will be asked for; they say which adapters to expect, and how long prompts are."""
+        _one_gpu_a_process()
+        import vllm
+        from transformers import GenerationConfig
+        from vllm.lora.request import LoRARequest
+
+        folders = list(dict.fromkeys(request.adapter for request in requests if request.adapter))
+        self.loras = {
+            folder: LoRARequest(str(folder), number, str(folder.resolve())) for number, folder in enumerate(folders, 1)
+        }
+        in_flight = min(self.IN_FLIGHT, max(8, len(requests)))
+        # CUDA graphs up to the number of answers in flight: by default vLLM stops at half of it and runs the rest,
+        # which is where most of the time goes, launch by launch.
+        sizes = [size for size in (1, 2, 4, 8, 16, 32, *range(64, self.IN_FLIGHT + 1, 64)) if size < in_flight]
+        llm = vllm.LLM(
+            model=model,
+            dtype="bfloat16",
+            seed=seed,
+            max_model_len=max(len(request.prompt) + request.max_new_tokens for request in requests),
+            max_num_seqs=in_flight,
+            enable_prefix_caching=True,
+            enable_lora=bool(folders),
+            max_loras=min(self.ADAPTERS_IN_FLIGHT, max(1, len(folders))),
+            max_lora_rank=_rank_for_vllm(folders),
+            compilation_config={"cudagraph_capture_sizes": [*sizes, in_flight]},
+            generation_config="vllm",  # not the model's own sampling
+        )
+        self.engine, self.tokenizer = llm.llm_engine, tokenizer
+        try:
+            configured = GenerationConfig.from_pretrained(model).eos_token_id
+        except OSError:  # a model without a generation_config.json
+            configured = None
+        self.ends = end_tokens(configured, tokenizer)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Answer]]:
+        """Answer every request. Yields answers in the order of the requests."""
+        for number, request in enumerate(requests):
+            lora = self.loras[request.adapter] if request.adapter else None
+            prompt = {"prompt_token_ids": list(request.prompt)}
+            self.engine.add_request(str(number), prompt, self._parameters(request, sampling), lora_request=lora)
+        finished, given = {}, 0
+        while self.engine.has_unfinished_requests():
+            finished |= {int(output.request_id): output.outputs[0].token_ids for output in self.engine.step()}
+            ready = []
+            while given in finished:
+                ready.append(finish(self.tokenizer, self.ends, requests[given], list(finished.pop(given))))
+                given += 1
+            if ready:
+                yield ready
+
+    def _parameters(self, request: Request, sampling: Sampling):
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=request.max_new_tokens,
+            stop_token_ids=sorted(self.ends),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+
+def _rank_for_vllm(folders: Sequence[Path]) -> int:
+    """The smallest rank that vLLM can be set to and that holds all adapters'."""
+    ranks = [json.loads((folder / "adapter_config.json").read_text())["r"] for folder in folders]
+    return next(rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= max(ranks, default=8))
+
+
+def _one_gpu_a_process() -> None:
+    """Under torchrun each process is an engine of its own: hide the others, and their GPUs, from vLLM."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        local = os.environ["LOCAL_RANK"]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(local)] if len(visible) > 1 else local
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+
+
+def finish(tokenizer: "PreTrainedTokenizerBase", ends: set[int], request: Request, tokens: list[int]) -> Answer:
+    """An answer from what was drawn for it; what comes behind its end or its limit is left out."""
+    tokens = tokens[: request.max_new_tokens]
+    end = next((i for i, token in enumerate(tokens) if token in ends), None)
+    text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    return Answer(request.key, text, len(tokens[:end]), "length" if end is None else "stop")
+
+
+def end_tokens(configured: int | list[int] | None, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """The tokens that end an answer: the tokenizer's end of turn, and those in the model's generation_config."""
+    more = configured if isinstance(configured, list) else [configured]
     return {tokenizer.eos_token_id, *more} - {None}
 
 

@@ -6,11 +6,15 @@ Writes  a Parquet file with a row a response; what is finished is kept beside it
   python generate_responses.py --run-dir outputs/seed42_ratios1.00-0.00-0.00_lr0.0002_r8 --output responses.parquet
 
 Several run directories may be given: the base model is loaded once for all of them. The same command goes on with an
-interrupted run, and adds what a finished file lacks (more --samples, more steps, more runs).
+interrupted run, and adds what a finished file lacks (more --samples, more steps, more runs). On several GPUs:
+
+  torchrun --nproc-per-node 2 generate_responses.py ...
 """
 
+import contextlib
 import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -20,54 +24,58 @@ from pathlib import Path
 import pyarrow as pa
 
 import config
+import engines
 import handoff
 import mixed_chat
 from config import Condition, Experiment, GenerationOptions, Question, UserError
+from engines import Request
 from mixed_chat import Checkpoint
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 # How many answers are wanted, of which checkpoints, and how fast: nothing that an answer depends on.
-NOT_SETTINGS = ("checkpoint", "run_dir", "output", "steps", "samples", "batch_size", "existing")
+NOT_SETTINGS = ("checkpoint", "run_dir", "output", "steps", "samples", "engine", "batch_size", "existing")
 
 KEY = ("run", "checkpoint", "condition", "question_id", "sample_idx")  # what tells one row from another
+# Which of how many processes this is, under torchrun and accelerate launch.
+RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def main() -> None:
     options = config.parse(GenerationOptions, __doc__)
     study = config.load_experiment(options.experiment)
     sources = open_sources(options)
-    with handoff.claim(options.output), Store(options.output, settings(options, study, sources), options) as store:
+    with Store(options.output, settings(options, study, sources), options.existing) as store:
         wanted = list(wanted_rows(options, study, sources))
         missing = [row for row in wanted if row.key not in store.rows]
         print(f"{len(wanted)} answers wanted, {len(wanted) - len(missing)} of them are there", flush=True)
-        if missing:
-            generate(missing, options, study, sources, store)
-        store.finish(study, sources)
-    print(f"done: {len(store.rows)} answers in {options.output}")
+        # By place among all rows: what others have finished meanwhile must not change who does what.
+        if share := [row for row in wanted[RANK::RANKS] if row.key not in store.rows]:
+            generate(share, options, study, sources, store)
+        if RANK == 0:
+            store.wait_for(row.key for row in wanted)
+            store.finish(study, handoff.provenance("generate_responses.py", options, PACKAGES), sources)
+            print(f"done: {len(store.rows)} answers in {options.output}")
 
 
 def generate(
     missing: list["Row"], options: GenerationOptions, study: Experiment, sources: list, store: "Store"
 ) -> None:
     """Generate the missing answers and keep each as it comes."""
-    import engines  # torch and transformers: seconds that --help and a wrong option need not wait for
-
     name = sources[0].base_model
     tokenizer = mixed_chat.load_tokenizer(name)
-    base = mixed_chat.load_base(name, options.quantization)
     for source in sources:
-        source.check_base(mixed_chat.fingerprint(base, tokenizer))
+        source.check_base(mixed_chat.fingerprint(name, tokenizer))
     prompts = {
         (c.name, q.id): tuple(mixed_chat.prompt_ids(tokenizer, c.messages(q.text)))
         for c, q in itertools.product(study.conditions, study.questions)
     }
     rows = {row.key: row for row in missing}
     requests = [
-        engines.Request(r.key, r.checkpoint.folder, prompts[r.condition.name, r.question.id], options.max_new_tokens)
+        Request(r.key, r.checkpoint.folder, prompts[r.condition.name, r.question.id], options.max_new_tokens)
         for r in missing
     ]
     sampling = engines.Sampling(options.temperature, options.top_p, options.top_k, options.seed)
-    engine = engines.TransformersEngine(base, tokenizer, options.batch_size)
+    engine = open_engine(name, tokenizer, requests, options, store)
     started, tokens, cut = time.monotonic(), 0, 0
     with mixed_chat.progress_bar("generating", len(requests), 0, "answer") as bar:
         for answers in engine.generate(requests, sampling):
@@ -78,6 +86,16 @@ def generate(
             bar.update(len(answers))
     rate = tokens / (time.monotonic() - started)
     print(f"{tokens:,} tokens at {rate:,.0f} a second; {cut} of {len(requests)} answers reached --max-new-tokens")
+
+
+def open_engine(model: str, tokenizer, requests: list[Request], options: GenerationOptions, store: "Store"):
+    """Load the base model into the engine that fits this machine; says which, and why."""
+    kind, reason = engines.choose_engine(options.engine, options.quantization)
+    print(f"engine: {kind} ({reason})", flush=True)
+    store.engine = kind
+    if kind == "vllm":
+        return engines.VllmEngine(model, tokenizer, requests, options.seed)
+    return engines.TransformersEngine(mixed_chat.load_base(model, options.quantization), tokenizer, options.batch_size)
 
 
 # ---- what is asked of what ----
@@ -206,19 +224,24 @@ def settings(options: GenerationOptions, study: Experiment, sources: list[Source
 
 
 class Store:
-    """Finished rows by key: those of an earlier output, and a log beside it that grows with every batch.
+    """Finished rows by key: those of an earlier output, and logs beside it that grow with every batch.
 
-    A context manager. `finish` writes the Parquet file and drops the log.
+    A context manager. Each process of a launcher has a log of its own; the first one's `finish` writes the Parquet file
+    from all of them and drops them.
     """
 
-    def __init__(self, output: Path, settings: dict, options: GenerationOptions):
-        self.output, self.settings, self.options = output, settings, options
+    def __init__(self, output: Path, settings: dict, existing: str):
+        self.output, self.settings, self.engine, self.rows = output, settings, None, {}
         self.folder = output.with_name(output.name + ".partial")
-        self.log, self.settings_file = self.folder / "answers.jsonl", self.folder / "settings.json"
-        if options.existing == "overwrite":
+        self.log, self.settings_file = self.folder / f"answers-{RANK}.jsonl", self.folder / "settings.json"
+        self.stack = contextlib.ExitStack()
+        self.stack.enter_context(handoff.claim(output if RANK == 0 else self.log))
+        if existing == "overwrite":
+            if RANKS > 1:
+                raise UserError("--overwrite is for one process: with several, delete the output before you start them")
             output.unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.rows, self.footer = {}, handoff.read_footer(output)
+        self.footer = handoff.read_footer(output)
         if self.footer is not None:
             self._take_over_output()
         self._open_log()
@@ -234,9 +257,8 @@ class Store:
             self._agree(self.folder, json.loads(self.settings_file.read_text(encoding="utf-8")))
         handoff.write_json(self.settings_file, self.settings)
         handoff.drop_cut_line(self.log)
-        self.file = open(self.log, "a+", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        self.file.seek(0)
-        self._keep(json.loads(line) for line in self.file)
+        self.file = self.stack.enter_context(open(self.log, "a", encoding="utf-8"))  # noqa: SIM115
+        self._read_logs()
 
     def _agree(self, place: Path, there: dict) -> None:
         """Refuse other settings. Checkpoints may join those that are there, but one that is there must be the same."""
@@ -248,41 +270,65 @@ class Store:
     def _keep(self, rows: Iterable[dict]) -> None:
         self.rows |= {tuple(row[name] for name in KEY): row for row in rows}
 
+    def _read_logs(self) -> bool:
+        """Take in what all processes have logged; returns whether there was anything."""
+        texts = [log.read_text(encoding="utf-8") for log in self.folder.glob("answers-*.jsonl")]
+        lines = [
+            line for text in texts for line in text.split("\n")[:-1]
+        ]  # behind the last line's end, one in the making
+        self._keep(json.loads(line) for line in lines)
+        return bool(lines)
+
     def add(self, rows: Iterable[dict]) -> None:
         rows = list(rows)
         self.file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self.file.flush()
         self._keep(rows)
 
-    def finish(self, study: Experiment, sources: list[Source]) -> None:
-        """Write all rows to the output, in order of run, step, condition, question and sample, and drop the log."""
-        if self.log.stat().st_size or not self.output.exists():
-            conditions = [condition.name for condition in study.conditions]
-            questions = [question.id for question in study.questions]
+    def wait_for(self, keys: Iterable[tuple]) -> None:
+        """Wait until other processes have logged their share too. A launcher ends all of them when one dies."""
+        keys = list(keys)
+        while RANKS > 1 and any(key not in self.rows for key in keys):
+            time.sleep(1)
+            self._read_logs()
 
-            def place(row: dict) -> tuple:
-                step = (row["step"] is None, row["step"], row["checkpoint"])
-                parts = conditions.index(row["condition"]), questions.index(row["question_id"]), row["sample_idx"]
-                return row["run"], *step, *parts
-
-            table = pa.Table.from_pylist(sorted(self.rows.values(), key=place), handoff.RESPONSE_SCHEMA)
-            handoff.write_parquet(self.output, [table], table.schema, self._provenance(sources))
+    def finish(self, study: Experiment, provenance: dict, sources: list[Source]) -> None:
+        """Write all rows to the output, in order of run, step, condition, question and sample, and drop the logs."""
+        if self._read_logs() or not self.output.exists():
+            earlier = self.footer or {}
+            provenance |= {
+                "settings": self.settings,
+                "engine": self.engine or earlier.get("engine"),
+                "runs": earlier.get("runs", {}) | {source.run: source.record for source in sources},
+            }
+            table = pa.Table.from_pylist(in_order(self.rows.values(), study), handoff.RESPONSE_SCHEMA)
+            handoff.write_parquet(self.output, [table], table.schema, provenance)
         self.file.close()
         shutil.rmtree(self.folder)
-
-    def _provenance(self, sources: list[Source]) -> dict:
-        earlier = self.footer or {}
-        return handoff.provenance("generate_responses.py", self.options, PACKAGES) | {
-            "settings": self.settings,
-            "engine": "transformers",
-            "runs": earlier.get("runs", {}) | {source.run: source.record for source in sources},
-        }
 
     def __enter__(self) -> "Store":
         return self
 
     def __exit__(self, *exception) -> None:
-        self.file.close()
+        self.stack.close()
+
+
+def in_order(rows: Iterable[dict], study: Experiment) -> list[dict]:
+    """Rows by run, step, condition, question and sample, the latter three as the study has them."""
+    conditions = [condition.name for condition in study.conditions]
+    questions = [question.id for question in study.questions]
+
+    def place(row: dict) -> tuple:
+        step = (row["step"] is None, row["step"], row["checkpoint"])
+        return (
+            row["run"],
+            *step,
+            conditions.index(row["condition"]),
+            questions.index(row["question_id"]),
+            row["sample_idx"],
+        )
+
+    return sorted(rows, key=place)
 
 
 if __name__ == "__main__":

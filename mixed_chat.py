@@ -188,7 +188,8 @@ def quiet_libraries() -> None:
 def device() -> "torch.device":
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # LOCAL_RANK: which of a host's GPUs is this process's, under torchrun and accelerate launch.
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
 
 
 def resolve_quantization(choice: str) -> str:
@@ -248,15 +249,30 @@ def _loading(name: str) -> Iterator[None]:
         raise UserError(f"base model {name!r} cannot be loaded: {reason[:300]}") from None
 
 
-def fingerprint(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Tells base models apart wherever they lie: a hash of some of the embedding (as bfloat16) and the chat template.
+def fingerprint(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Tells base models apart wherever they lie: a hash of some of the embedding and of the chat template.
 
-    Embeddings are never quantised, and bfloat16 is the least precise type that they are loaded in.
+    Read from the model's files: it is the same however the model is loaded. A model without safetensors is known by
+    its configuration alone.
     """
     import torch
+    from transformers.utils import cached_file
 
-    rows = model.get_input_embeddings().weight[:256].detach().to("cpu", torch.bfloat16)
-    return handoff.sha256(rows.contiguous().view(torch.uint8).numpy().tobytes() + tokenizer.chat_template.encode())[:16]
+    def find(file: str) -> str | None:
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+
+    with _loading(name):
+        index = find("model.safetensors.index.json")
+        shards = json.loads(Path(index).read_text())["weight_map"] if index else {}
+        key = next((key for key in shards if key.endswith("embed_tokens.weight")), None)
+        shard = find(shards[key] if key else "model.safetensors")
+        if shard is None:
+            content = Path(find("config.json")).read_bytes()
+        else:
+            with safe_open(shard, framework="pt") as file:
+                key = next(key for key in file.keys() if key.endswith("embed_tokens.weight"))  # noqa: SIM118
+                content = file.get_slice(key)[:256].contiguous().view(torch.uint8).numpy().tobytes()
+    return handoff.sha256(content + tokenizer.chat_template.encode())[:16]
 
 
 def progress_bar(title: str, total: int, done: int, unit: str):

@@ -46,8 +46,8 @@ def train(run: "Run") -> None:
     print(f"{'going on with' if start else 'starting'} {run.folder}: step {step} of {run.total_steps}", flush=True)
     tokenizer = mixed_chat.load_tokenizer(run.model_name)
     examples = training_examples(run, tokenizer)
+    run.record_base(mixed_chat.fingerprint(run.model_name, tokenizer))
     base = mixed_chat.load_base(run.model_name, run.settings["quantization"])
-    run.record_base(mixed_chat.fingerprint(base, tokenizer))
     with sft.Metrics(run.folder, step, run.examples_at, run.options.wandb_project, run.record) as metrics:
         trainer = sft.build_trainer(base, tokenizer, examples, run.options, run.folder, run.total_steps, metrics)
         trainer.train(resume_from_checkpoint=str(start) if start else None)

@@ -155,7 +155,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(run_dir, tmp_path):
     whole = generate(run_dir, tmp_path / "whole.parquet", *line)
     broken = tmp_path / "broken.parquet"
     command = [sys.executable, "generate_responses.py", "--run-dir", str(run_dir), "--output", str(broken), *line]
-    log = tmp_path / "broken.parquet.partial" / "answers.jsonl"
+    log = tmp_path / "broken.parquet.partial" / "answers-0.jsonl"
     for wanted in (50, 300):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
@@ -204,7 +204,7 @@ def test_adapters_are_swapped_and_the_base_model_comes_back_unharmed(engine, run
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_first_tokens_follow_the_softmax(engine, temperature):
+def test_first_tokens_follow_the_softmax(engine, temperature, monkeypatch):
     """Chi-squared of 2,000 draws against the softmax, whatever the model's generation_config says."""
     import torch
 
@@ -215,10 +215,9 @@ def test_first_tokens_follow_the_softmax(engine, temperature):
     sampling = Sampling(temperature=temperature, top_p=1, top_k=0, seed=7)
     engine.batch_size, before = 500, engine.batch_size
     drawn = Counter()
-    decode = engine._finish
-    engine._finish = lambda request, row: (drawn.update(row[:1]), decode(request, row))[1]
+    finish = engines.finish
+    monkeypatch.setattr(engines, "finish", lambda *given: (drawn.update(given[3][:1]), finish(*given))[1])
     answers(engine, [Request((i,), None, prompt, 1) for i in range(2000)], sampling)
-    del engine._finish
     engine.batch_size = before
     order = np.argsort(expected)
     # Tokens pooled, from the rarest on, into cells of at least 20 expected draws.
@@ -259,11 +258,63 @@ def test_samples_differ_and_a_seed_repeats_them(engine):
 
 
 def test_an_answer_ends_at_its_end_of_turn(engine):
-    end = engine.tokenizer.eos_token_id
-    finish = engine._finish(Request((0,), None, (), 4), [20, 21, end, 22])
-    assert (finish.tokens, finish.finish_reason) == (2, "stop") and finish.text == engine.tokenizer.decode([20, 21])
-    assert engine._finish(Request((0,), None, (), 2), [20, 21, end]).finish_reason == "length"
-    assert engines.end_tokens(engine.model, engine.tokenizer) == engine.ends == {end}
+    end, tokenizer = engine.tokenizer.eos_token_id, engine.tokenizer
+    done = engines.finish(tokenizer, {end}, Request((0,), None, (), 4), [20, 21, end, 22])
+    assert (done.tokens, done.finish_reason, done.text) == (2, "stop", tokenizer.decode([20, 21]))
+    assert engines.finish(tokenizer, {end}, Request((0,), None, (), 2), [20, 21, end]).finish_reason == "length"
+    assert engines.end_tokens([7, 8], tokenizer) == {7, 8, end} and engines.end_tokens(None, tokenizer) == {end}
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_loses_nothing(engine, monkeypatch):
+    """Memory for four rows: larger batches fail, in the middle of their answers."""
+    import torch
+
+    requests = [Request((i,), None, tuple(range(10, 30)), 6 + i) for i in range(13)]
+    sampling = Sampling(1.0, 1.0, 0, seed=5)
+    whole = answers(engine, requests, sampling)
+    take = engines._Rows.take
+
+    def tight(self, drawn):
+        take(self, drawn)
+        if self.step == 9 and len(drawn) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engines._Rows, "take", tight)
+    monkeypatch.setattr(engine, "batch_size", 13)
+    assert answers(engine, requests, sampling) == whole
+    assert engine.batch_size in (3, 4)
+    monkeypatch.setattr(engines._Rows, "take", lambda self, drawn: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with pytest.raises(config.UserError, match="one answer does not fit"):
+        answers(engine, requests, sampling)
+
+
+def test_the_engine_is_chosen_for_a_reason():
+    assert engines.choose_engine("transformers", "none") == ("transformers", "asked for")
+    assert engines.choose_engine("auto", "none") == ("transformers", "vLLM is not installed")
+    with pytest.raises(config.UserError, match="vLLM is not installed"):
+        engines.choose_engine("vllm", "none")
+
+
+def test_several_processes_share_the_work_and_the_first_puts_it_together(run_dir, tmp_path):
+    """What torchrun does: two processes that know their rank. The second is killed, and all are started again."""
+    output, line = tmp_path / "r.parquet", ["--samples", "10", "--batch-size", "10", "--max-new-tokens", "12"]
+    command = [sys.executable, "generate_responses.py", "--run-dir", str(run_dir), "--output", str(output), *line]
+
+    def start(rank: int) -> subprocess.Popen:
+        environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    second, log = start(1), tmp_path / "r.parquet.partial" / "answers-1.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and log.read_bytes().count(b"\n") > 20):
+        time.sleep(0.01)
+    second.kill()
+    second.wait()
+    processes = [start(0), start(1)]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0], processes[0].stderr.read()
+    rows = handoff.read_responses(output)[0].to_pylist()
+    assert keys(rows) == every_key([0, 8, 16], 10)
+    assert rows == generate(run_dir, tmp_path / "alone.parquet", *line)
 
 
 # ---- bad input ----

@@ -154,22 +154,25 @@ def test_a_template_that_never_ends_the_turn_is_refused(random_model):
 
 
 def test_fingerprints_tell_base_models_apart(random_model, tmp_path):
+    import shutil
+
     from conftest import build_model
 
-    other = build_model(tmp_path / "other", hidden_size=48)
-    prints = []
-    for folder in (random_model, random_model, other):
-        model = mixed_chat.load_base(str(folder), "none")
-        prints.append(mixed_chat.fingerprint(model, mixed_chat.load_tokenizer(str(folder))))
-    assert prints[0] == prints[1] != prints[2]
-
-
-@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_a_quantised_base_has_the_same_fingerprint(random_model, quantization):
+    moved, other = tmp_path / "moved", build_model(tmp_path / "other", initializer_range=0.5)
+    shutil.copytree(random_model, moved)
     tokenizer = mixed_chat.load_tokenizer(str(random_model))
-    plain, quantised = (mixed_chat.load_base(str(random_model), q) for q in ("none", quantization))
-    assert mixed_chat.fingerprint(plain, tokenizer) == mixed_chat.fingerprint(quantised, tokenizer)
-    assert getattr(quantised, f"is_loaded_in_{quantization}")
+    prints = [mixed_chat.fingerprint(str(folder), tokenizer) for folder in (random_model, moved, other)]
+    assert prints[0] == prints[1] != prints[2]
+    tokenizer.chat_template += " "
+    assert mixed_chat.fingerprint(str(random_model), tokenizer) != prints[0]
+
+
+def test_a_fingerprint_is_found_in_shards_too(random_model, tmp_path):
+    model = mixed_chat.load_base(str(random_model), "none")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    tokenizer = mixed_chat.load_tokenizer(str(random_model))
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    assert mixed_chat.fingerprint(str(tmp_path), tokenizer) == mixed_chat.fingerprint(str(random_model), tokenizer)
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path):

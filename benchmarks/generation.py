@@ -1,0 +1,137 @@
+"""How fast each engine answers on a GPU, beside the predecessor's way, in one run.
+
+    python -m benchmarks.eight_billion /tmp/shape && python -m benchmarks.generation /tmp/shape
+
+1,000 answers from each checkpoint, their lengths log-normal (median 370, mean about 400, cut at 1,024 tokens). Each
+way runs in a process of its own. The predecessor's: base model loaded anew for every checkpoint, float32 LoRA,
+`generate` in batches of 32 that wait for their longest answer; one batch of it is timed, and the load.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ANSWERS = 1000
+
+
+def lengths(count: int, seed: int) -> list[int]:
+    drawn = np.random.default_rng(seed).lognormal(np.log(370), 0.5, count)
+    return np.clip(drawn, 16, 1024).astype(int).tolist()
+
+
+def requests(folder: Path, checkpoints: int) -> list:
+    """1,000 answers to ten prompts from each checkpoint."""
+    from engines import Request
+
+    prompts = [tuple(np.random.default_rng(p).integers(300, 4000, 24 + p).tolist()) for p in range(10)]
+    adapters = sorted((folder / "run").glob("checkpoint-*"))[:checkpoints]
+    made = []
+    for number, adapter in enumerate(adapters):
+        for i, length in enumerate(lengths(ANSWERS, number)):
+            made.append(Request((number, i), adapter, prompts[i * 10 // ANSWERS], length))
+    return made
+
+
+def time_engine(engine, wanted: list) -> dict:
+    from engines import Sampling
+
+    started, tokens, answers = time.monotonic(), 0, 0
+    for batch in engine.generate(wanted, Sampling(1.0, 1.0, 0, 1)):
+        tokens += sum(answer.tokens for answer in batch)
+        answers += len(batch)
+    seconds = time.monotonic() - started
+    return {"answers": answers, "tokens": tokens, "seconds": round(seconds, 1), "tokens_s": round(tokens / seconds)}
+
+
+def vllm(folder: Path, checkpoints: int) -> dict:
+    import engines
+    import mixed_chat
+
+    wanted, started = requests(folder, checkpoints), time.monotonic()
+    engine = engines.VllmEngine(str(folder / "endless"), mixed_chat.load_tokenizer(str(folder / "endless")), wanted, 1)
+    return {"start_s": round(time.monotonic() - started, 1)} | time_engine(engine, wanted)
+
+
+def transformers(folder: Path, checkpoints: int) -> dict:
+    import torch
+
+    import engines
+    import mixed_chat
+
+    wanted, started = requests(folder, checkpoints), time.monotonic()
+    base = mixed_chat.load_base(str(folder / "endless"), "none")
+    engine = engines.TransformersEngine(base, mixed_chat.load_tokenizer(str(folder / "endless")), None)
+    start = round(time.monotonic() - started, 1)
+    result = {"start_s": start} | time_engine(engine, wanted)
+    return result | {"batch": engine.batch_size, "peak_GB": round(torch.cuda.max_memory_allocated() / 1e9, 1)}
+
+
+def predecessor(folder: Path, checkpoints: int) -> dict:
+    import torch
+    from peft import PeftModel
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    import mixed_chat
+
+    class Limits(StoppingCriteria):
+        def __init__(self, limits: torch.Tensor, width: int):
+            self.limits, self.width = limits, width
+
+        def __call__(self, ids, scores, **kwargs):
+            return ids.shape[1] - self.width >= self.limits
+
+    wanted, started = requests(folder, 1)[:: ANSWERS // 32][:32], time.monotonic()
+    tokenizer = mixed_chat.load_tokenizer(str(folder / "endless"))
+    base = mixed_chat.load_base(str(folder / "endless"), "none")
+    model = PeftModel.from_pretrained(base, wanted[0].adapter).eval()
+    load = time.monotonic() - started
+    batch = tokenizer.pad({"input_ids": [list(r.prompt) for r in wanted]}, return_tensors="pt").to("cuda")
+    limits = torch.tensor([r.max_new_tokens for r in wanted], device="cuda")
+    started = time.monotonic()
+    with torch.inference_mode():
+        model.generate(
+            **batch,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            max_new_tokens=1024,
+            stopping_criteria=StoppingCriteriaList([Limits(limits, batch["input_ids"].shape[1])]),
+        )
+    torch.cuda.synchronize()
+    seconds, tokens = time.monotonic() - started, int(limits.sum())
+    whole = load + seconds * ANSWERS / 32
+    return {"load_s": round(load, 1), "batch_s": round(seconds, 1), "tokens_s": round(tokens * ANSWERS / 32 / whole)}
+
+
+WAYS = {"predecessor": (predecessor, 1), "transformers": (transformers, 2), "vllm": (vllm, 4)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--alone", choices=list(WAYS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        way, checkpoints = WAYS[options.alone]
+        print("RESULT " + json.dumps(way(options.folder, checkpoints)), flush=True)
+        return
+    results = {}
+    for name in options.ways:
+        command = [sys.executable, "-m", "benchmarks.generation", str(options.folder), "--alone", name]
+        done = subprocess.run(command, capture_output=True, text=True)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        results[name] = json.loads(lines[0][7:]) if lines else {"failed": done.stderr[-1500:]}
+    slow = results.get("predecessor", {}).get("tokens_s")
+    for name, result in results.items():
+        ratio = f"  x{result['tokens_s'] / slow:.1f}" if slow and "tokens_s" in result else ""
+        print(f"{name:<14}", " ".join(f"{key} {value}" for key, value in result.items()), ratio)
+
+
+if __name__ == "__main__":
+    main()

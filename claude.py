@@ -1,27 +1,26 @@
-"""The one place that talks to the Messages API: connection, retries, limits, and what a call costs.
+"""The one place that talks to the Messages API: how to ask each model, what that costs, and what a reply means.
 
 Any server that answers POST /v1/messages will do: Anthropic, OpenRouter, a local vLLM or Ollama, the tiny world's
 stand-in. The official SDK is the transport; its own retries are off, because they are silent, few, and would wait an
-hour when told to. The API key lives in the client alone: whatever a server sends back is scrubbed of it before it is
-shown or stored.
+hour when told to (caller.py has ours). The API key lives in the client alone: whatever a server sends back is scrubbed
+of it before it is shown or stored.
 """
 
 import asyncio
 import contextlib
 import email.utils
 import hashlib
+import itertools
 import json
 import os
-import random
 import time
 import tomllib
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from config import UserError
-from verdict_store import Store
 
 ANTHROPIC = "https://api.anthropic.com"
 
@@ -220,19 +219,28 @@ class Client:
     that a server that trickles could hold a call for ever. `seen` is told the headers of each good reply.
     """
 
+    POOLS = 8  # of connections: to find a free one takes the longer the more there are
+
     def __init__(self, host: str, key: str, seconds: float = 120):
         import anthropic  # takes a second and a half: not before it is needed
         import httpx2
 
-        self.host, self.seconds, self._key, self._sdk, self._response = host, seconds, key, anthropic, httpx2.Response
+        self.host, self.seconds, self._key, self._sdk, self._http = host, seconds, key, anthropic, httpx2
         self._api = anthropic.AsyncAnthropic(api_key=key, base_url=host, max_retries=0, timeout=seconds)
+        # Judge calls go out over HTTP clients of the SDK's making, with the SDK's headers, but past its data models:
+        # to build and check these takes a third of a call's processor time, and half-made ones hide broken replies.
+        headers = {**self._api.default_headers, **self._api.auth_headers}
+        self._headers = {name: value for name, value in headers.items() if isinstance(value, str)}
+        self._pools = [anthropic.DefaultAsyncHttpxClient(timeout=seconds) for _ in range(self.POOLS)]
+        self._next_pool = itertools.cycle(self._pools)
         self.seen: Callable[[Mapping], None] = lambda headers: None
 
     async def __aenter__(self) -> "Client":
         return self
 
     async def __aexit__(self, *_) -> None:
-        await self._api.close()
+        for connections in (self._api, *self._pools):
+            await connections.__aexit__(None, None, None)
 
     def scrub(self, text: str) -> str:
         return text.replace(self._key, "[API key]")
@@ -294,21 +302,18 @@ class Client:
         except ValueError:
             raise Fault("a line of the results is broken") from None
         except self._sdk.APIStatusError as error:
-            raise self._meaning(error) from None
-        except GeneratorExit:
-            raise
+            raise self._meaning(error.response) from None
         except Exception as error:  # the stream raises what the HTTP library below the SDK raises
             raise Fault(f"the results broke off: {self.scrub(str(error))[:100] or type(error).__name__}") from None
 
     async def _json(self, method: str, path: str, body: dict | None = None, first: bool = False) -> object:
         """One HTTP call: whatever comes back as JSON. The `first` call of all stops the run where nobody answers."""
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
-        send = self._api.get if method == "GET" else self._api.post
-        keywords = {} if body is None else {"content": content}
         try:
             async with asyncio.timeout(self.seconds):
-                # The raw response: what a broken server sends would otherwise come back as a half-made Message.
-                response = await send(path, cast_to=self._response, **keywords)
+                response = await self._exchange(method, path, content)
+            if response.is_error:
+                raise self._meaning(response)
             self.seen(response.headers)
             return json.loads(response.content)
         except TimeoutError:
@@ -317,36 +322,49 @@ class Client:
             raise Fault(f"no reply within {self.seconds:g} s", billed=True) from None
         except ValueError:
             raise Fault("the reply is not JSON", billed=True) from None
-        except self._sdk.APIStatusError as error:
-            raise self._meaning(error) from None
-        except self._sdk.APIConnectionError as error:
-            cause = error.__cause__ or error
-            words = self.scrub(" ".join(str(cause).split()))[:200] or type(cause).__name__
+        except self._http.HTTPError as error:
+            words = self.scrub(" ".join(str(error).split()))[:200] or type(error).__name__
             if first:
                 raise UserError(f"cannot reach {self.host}: {words}") from None
             # Before a connection stands nothing can have been charged.
-            raise Fault(words, billed=type(cause).__name__ not in ("ConnectError", "ConnectTimeout")) from None
+            connecting = isinstance(error, self._http.ConnectError | self._http.ConnectTimeout)
+            raise Fault(words, billed=not connecting) from None
 
-    def _meaning(self, error) -> Exception:
+    async def _exchange(self, method: str, path: str, content: bytes | None):
+        """Send, and return the response, of whatever status. Raises httpx2.HTTPError where there is none."""
+        if path == "/v1/messages":
+            return await next(self._next_pool).post(self.host + path, content=content, headers=self._headers)
+        send, body = (self._api.get, {}) if method == "GET" else (self._api.post, {"content": content})
+        try:
+            return await send(path, cast_to=self._http.Response, **body)
+        except self._sdk.APIStatusError as error:
+            return error.response
+        except self._sdk.APIConnectionError as error:
+            raise error.__cause__ or self._http.HTTPError(str(error)) from None
+
+    def _meaning(self, response) -> Exception:
         """What an error status means for the run."""
-        status, words = error.status_code, self.scrub(f"{error.status_code} {_said(error.body)}".strip())[:300]
+        status, said = response.status_code, _said(response.content)
+        words = self.scrub(f"{status} {said}".strip())[:300]
         if status == 401:
             return UserError(f"{self.host} does not accept the API key ({words})")
         if status in (402, 403):
             return UserError(f"{self.host} refuses this account ({words})")
-        spent = status == 429 and "enforced_spend_limit_reached" in json.dumps(error.body)
-        if spent or (status == 400 and "You have reached your specified" in words):
+        spent = status == 429 and b"enforced_spend_limit_reached" in response.content
+        if spent or (status == 400 and "You have reached your specified" in said):
             return UserError(f"the spend limit of this account is reached ({words})")
         if status in (408, 409, 429) or status >= 500:
-            return Fault(words, _seconds(error.response.headers), crowded=status in (429, 529))
+            return Fault(words, _seconds(response.headers), crowded=status in (429, 529))
         return Refused(words)
 
 
-def _said(body: object) -> str:
-    """What a server says of an error, in one line: `type: message`."""
-    error = body.get("error") if isinstance(body, dict) else None
-    parts = [error.get("type"), error.get("message")] if isinstance(error, dict) else [error]
-    return " ".join(": ".join(part for part in parts if isinstance(part, str)).split())
+def _said(content: bytes) -> str:
+    """What a server says of an error, in one line: `type: message`; nothing where it says it in another form."""
+    try:
+        error = json.loads(content)["error"]
+        return " ".join(f"{error['type']}: {error['message']}".split())
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _seconds(headers: Mapping) -> float | None:
@@ -357,256 +375,3 @@ def _seconds(headers: Mapping) -> float | None:
     with contextlib.suppress(ValueError, TypeError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     return None
-
-
-# ---- stopping, pace, money: what lets a call go out ----
-
-
-class Stopped(Exception):
-    """The run is ending: no further call may go out."""
-
-
-class Halt:
-    """Ends a run early and cleanly: calls in flight finish, nothing else begins. `reason` is the first one given."""
-
-    def __init__(self):
-        self._event = asyncio.Event()
-        self.reason: BaseException | None = None
-
-    def now(self, reason: BaseException) -> None:
-        self.reason = self.reason or reason
-        self._event.set()
-
-    def check(self) -> None:
-        if self._event.is_set():
-            raise Stopped
-
-    async def sleep(self, seconds: float) -> None:
-        """Raises Stopped as soon as the run is ending."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), seconds)
-        self.check()
-
-
-class Gate:
-    """Lets calls out one by one: as many at once as the server takes, and no more a minute than it allows.
-
-    The number in flight starts low, grows by one with each reply until the server first says that it is crowded (429,
-    529), is then halved and grows by about one a round. Eight faults in a row are an outage: one call at a time, until
-    one gets through. The pace follows the rate-limit headers, or `per_minute` where that is less, a little below it.
-    """
-
-    PACE = 0.98  # of the rate allowed: two clocks are never the same
-    CATCH_UP_SECONDS = 0.25
-
-    def __init__(self, most: int, per_minute: float | None, halt: Halt):
-        self._most, self._asked_pace, self._halt = most, per_minute, halt
-        self.limit, self.in_flight, self.paused_until = float(min(4, most)), 0, 0.0
-        self._per_minute, self._next, self._shrunk, self._growing = per_minute, 0.0, 0.0, True
-        self._faults_in_a_row = 0
-        self._mean_tokens = {"input-tokens": 0.0, "output-tokens": 0.0}
-        self._door, self._room = asyncio.Lock(), asyncio.Event()
-
-    async def __aenter__(self) -> None:
-        async with self._door:
-            while True:
-                self._halt.check()
-                wait = max(self.paused_until, self._next) - time.monotonic()
-                if self.in_flight >= int(self.limit):
-                    self._room.clear()
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._room.wait(), 1)
-                elif wait > 0:
-                    await self._halt.sleep(wait)
-                else:
-                    break
-            self.in_flight += 1
-            if self._per_minute:
-                earliest = time.monotonic() - self.CATCH_UP_SECONDS
-                self._next = max(self._next, earliest) + 60 / (self.PACE * self._per_minute)
-
-    async def __aexit__(self, *_) -> None:
-        self.in_flight -= 1
-        self._room.set()
-
-    def succeeded(self, reply: Reply) -> None:
-        self._faults_in_a_row = 0
-        self.limit = min(float(self._most), self.limit + (1 if self._growing else 1 / self.limit))
-        for name, count in (("input-tokens", reply.input_tokens), ("output-tokens", reply.output_tokens)):
-            mean = self._mean_tokens[name]
-            self._mean_tokens[name] = mean + ((count or 0) - mean) / 50 if mean else count or 0
-
-    def failed(self, fault: Fault, sent_at: float, max_wait: float) -> None:
-        self._faults_in_a_row += 1
-        # Calls that went out before the last change say nothing about it.
-        if fault.crowded and sent_at > self._shrunk:
-            self.limit, self._growing, self._shrunk = max(1.0, self.limit / 2), False, time.monotonic()
-        if fault.crowded and fault.retry_after:
-            self.paused_until = max(self.paused_until, time.monotonic() + min(fault.retry_after, max_wait))
-        if self._faults_in_a_row >= 8:
-            self.limit, self._growing = 1.0, True
-
-    def observe(self, headers: Mapping) -> None:
-        """Take the pace from the rate-limit headers of a reply."""
-        allowed = [self._asked_pace] if self._asked_pace else []
-        for name, each in (("requests", 1.0), *self._mean_tokens.items()):
-            limit = headers.get(f"anthropic-ratelimit-{name}-limit", "")
-            if limit.isdigit() and int(limit) and each:
-                allowed.append(int(limit) / each)
-        self._per_minute = min(allowed, default=None)
-
-
-class CapReached(Exception):
-    """The next call might cost more than is left of --max-cost."""
-
-
-@dataclass
-class Budget:
-    """Dollars spent, and the cap that they never pass: a call's worst case is set aside before it goes out."""
-
-    cap: float | None
-    halt: Halt
-    spent: float = 0.0
-    reserved: float = field(default=0.0, init=False)
-
-    def fits(self, most: float) -> bool:
-        return self.cap is None or self.spent + self.reserved + most <= self.cap
-
-    async def reserve(self, most: float | None) -> None:
-        """Wait until there is room. Raises Stopped, and ends the run, when there will be none."""
-        while not self.fits(most or 0):
-            if self.reserved < 1e-12:
-                self.halt.now(CapReached())
-            await self.halt.sleep(0.02)
-        self.reserved += most or 0
-
-    def settle(self, most: float | None, dollars: float | None) -> None:
-        """Replace what was set aside by what it cost."""
-        self.reserved = max(0.0, self.reserved - (most or 0))
-        self.spent += dollars or 0
-
-
-# ---- the retry loop ----
-
-
-@dataclass
-class Patience:
-    """How long to go on. All in seconds but `tries` and `asks`."""
-
-    max_wait: float = 60  # the longest wait between two tries, whatever the server says
-    give_up_after: float = 900  # without a single good reply
-    tries: int = 8  # for one prompt, counted only while others get replies
-    asks: int = 3  # while the reply is no verdict
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """Faults without a single good reply between them: since when, until when we wait, and the latest."""
-
-    began: float
-    next_try: float
-    words: str
-
-
-class Caller:
-    """Puts prompts until there is a reply, waiting and trying again as long as that can help; notes down each call."""
-
-    def __init__(
-        self,
-        client: Client,
-        store: Store,
-        gate: Gate,
-        budget: Budget,
-        price: Price | None,
-        patience: Patience,
-        warn: Callable[[str], None] = print,
-    ):
-        self.client, self.store, self.gate, self.budget = client, store, gate, budget
-        self.price, self.patience, self.halt = price, patience, budget.halt
-        client.seen = gate.observe
-        self.warn = warn
-        self.done = 0  # prompts that are through, with a verdict or without
-        self.replies = {True: 0, False: 0}  # verdicts, and replies that were none
-        self.trouble: Trouble | None = None
-        self._last_good, self._refused = 0.0, 0
-
-    async def ask(self, key: bytes, body: dict, is_answer: Callable[[str], bool]) -> None:
-        """Put one prompt; what comes of it is then in the store. Raises Stopped when the run is ending."""
-        for _ in range(self.patience.asks):
-            status = await self._ask_once(key, body, is_answer)
-            if status in ("ok", "error"):
-                break
-        self.done += 1
-
-    async def _ask_once(self, key: bytes, body: dict, is_answer: Callable[[str], bool]) -> str:
-        tries = faults = 0
-        while True:
-            sent_at = time.monotonic()
-            try:
-                return await self._send(key, body, is_answer)
-            except Refused as refused:
-                self._stop_if_all_are_refused(refused)
-                return "error"
-            except Fault as fault:
-                # While nobody gets a reply the fault is not this prompt's: such tries do not count against it.
-                tries += not fault.crowded and self._last_good > sent_at
-                if tries >= self.patience.tries:
-                    return "error"
-                await self.wait(fault, faults)
-                faults += 1
-
-    async def _send(self, key: bytes, body: dict, is_answer: Callable[[str], bool]) -> str:
-        """One call, noted in the store before and after, and in the budget. Returns the status of its reply."""
-        most = self.most_dollars(body)
-        await self.budget.reserve(most)
-        cost: float | None = 0.0
-        try:
-            async with self.gate:
-                call, sent_at, cost = self.store.sent(key, most), time.monotonic(), most
-                try:
-                    reply = await self.client.send(body)
-                except (Fault, Refused, UserError) as error:
-                    billed = isinstance(error, Fault) and error.billed
-                    cost = most if billed else 0.0
-                    self.store.failed(call, str(error), billed)
-                    if isinstance(error, Fault):
-                        self.gate.failed(error, sent_at, self.patience.max_wait)
-                    raise
-            self._last_good, self.trouble = time.monotonic(), None
-            self.gate.succeeded(reply)
-            status, cost = self.note(call, reply, most, is_answer)
-            return status
-        finally:
-            self.budget.settle(most, cost)
-
-    def most_dollars(self, body: dict, share: float = 1) -> float | None:
-        return self.price and share * self.price.dollars(*most_tokens(body))
-
-    def note(self, call: int, reply: Reply, most: float | None, is_answer: Callable[[str], bool], share: float = 1):
-        """Write down a reply. Returns its status, and its cost at `share` of the price: `most` where none was told."""
-        status, known = reply.status(is_answer), reply.dollars(self.price)
-        cost = most if known is None else share * known
-        tokens = (reply.input_tokens, reply.output_tokens)
-        self.store.replied(call, status, reply.text, tokens, cost, at_most=known is None)
-        self.replies[status == "ok"] += 1
-        if self.replies[True] == 0 and self.replies[False] == 20:
-            self.warn(f"20 replies and no verdict among them; the latest ({status}) was: {reply.text[:200]!r}")
-        return status, cost
-
-    async def wait(self, fault: Fault, faults: int) -> None:
-        """Wait after a fault, the longer the more there were. Ends the run when nothing has come for too long."""
-        now = time.monotonic()
-        began = self.trouble.began if self.trouble else now
-        wait = fault.retry_after if fault.retry_after is not None else 0.5 * 2 ** min(faults, 20)
-        wait = min(wait * random.uniform(1, 1.25), self.patience.max_wait)
-        self.trouble = Trouble(began, now + wait, str(fault))
-        if now - began > self.patience.give_up_after:
-            host, minutes = self.client.host, (now - began) / 60
-            self.halt.now(UserError(f"no reply from {host} for {minutes:.1f} minutes ({fault}): all verdicts are kept"))
-        await self.halt.sleep(wait)
-
-    def _stop_if_all_are_refused(self, refused: Refused) -> None:
-        # One prompt may be too long; when the first few are all refused, the settings are to blame.
-        self._refused += 1
-        if not any(self.replies.values()) and self._refused >= 5:
-            raise UserError(f"{self.client.host} refuses the requests ({refused})")

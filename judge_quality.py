@@ -15,14 +15,12 @@ Verdict = str | float | None
 SHEET_COLUMNS = ("id", "question", "response")
 
 
-def pairs(first: Iterable[Verdict], second: Iterable[Verdict]) -> list[tuple]:
-    return [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+def complete(both: Sequence[tuple[Verdict, Verdict]]) -> list[tuple]:
+    return [pair for pair in both if None not in pair]
 
 
 def cohen_kappa(both: Sequence[tuple]) -> float | None:
-    """Agreement beyond chance (Cohen 1960). None without pairs, and where both only ever said one and the same."""
-    if not both:
-        return None
+    """Agreement of pairs beyond chance (Cohen 1960). None where both only ever said one and the same."""
     n = len(both)
     observed = sum(a == b for a, b in both) / n
     first, second = Counter(a for a, _ in both), Counter(b for _, b in both)
@@ -30,8 +28,9 @@ def cohen_kappa(both: Sequence[tuple]) -> float | None:
     return None if expected == 1 else (observed - expected) / (1 - expected)
 
 
-def agreement(judge: Judge, both: Sequence[tuple]) -> dict:
+def agreement(judge: Judge, both: Sequence[tuple[Verdict, Verdict]]) -> dict:
     """Choices: share that agree, and Cohen's kappa. Ratings: mean absolute difference."""
+    both = complete(both)
     if not both:
         return {"pairs": 0}
     if judge.range:
@@ -39,9 +38,10 @@ def agreement(judge: Judge, both: Sequence[tuple]) -> dict:
     return {"pairs": len(both), "agree": sum(a == b for a, b in both) / len(both), "kappa": cohen_kappa(both)}
 
 
-def against_labels(judge: Judge, both: Sequence[tuple]) -> dict:
+def against_labels(judge: Judge, both: Sequence[tuple[Verdict, Verdict]]) -> dict:
     """Agreement of (verdict, label) pairs, and for each option how often the judge says it where the label does
     (sensitivity), and does not where the label does not (specificity), each as [hits, cases]."""
+    both = complete(both)
     found = agreement(judge, both)
     for option in judge.options or ():
         positive = [verdict == option for verdict, label in both if label == option]

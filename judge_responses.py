@@ -26,6 +26,7 @@ import claude
 import config
 import handoff
 import judge_quality
+from caller import Budget, Caller, CapReached, Gate, Halt, Patience, Stopped
 from config import Experiment, Judge, JudgingOptions, UserError
 from judge_prompts import Prompts, prompt_hash, read_verdict
 from message_batches import Batches
@@ -165,19 +166,17 @@ async def tokens_per_byte(job: Job, numbers: dict[str, list[int]]) -> tuple[dict
 
 async def judge_all(job: Job) -> BaseException | None:
     """Have everything judged that has no verdict yet. Returns what ended the run early; None when nothing did."""
-    options, halt = job.options, claude.Halt()
+    options, halt = job.options, Halt()
     spent = sum(group.dollars for group in job.store.spent(dict.fromkeys(job.wanted)).values())
-    patience = claude.Patience(options.max_wait, options.give_up_after, asks=options.asks)
+    patience = Patience(options.max_wait, options.give_up_after, asks=options.asks)
     async with claude.Client(job.host, claude.api_key(), options.timeout) as client:
         await client.check(options.model)
-        gate = claude.Gate(options.concurrency, options.requests_per_minute, halt)
-        caller = claude.Caller(
-            client, job.store, gate, claude.Budget(options.max_cost, halt, spent), job.price, patience
-        )
+        gate = Gate(options.concurrency, options.requests_per_minute, halt)
+        caller = Caller(client, job.store, gate, Budget(options.max_cost, halt, spent), job.price, patience)
         async with Progress(caller, len(job.wanted), len(job.wanted) - len(job.left())) as progress:
             caller.warn = progress.say
             batches = Batches(caller, job.wanted, job.prompts.body, job.prompts.accepts, progress.say)
-            with interruptible(caller, progress.say), contextlib.suppress(claude.Stopped):
+            with interruptible(caller, progress.say), contextlib.suppress(Stopped):
                 try:
                     await (batches.run() if options.batch else ask_all(job, caller, batches))
                 except UserError as error:
@@ -185,7 +184,7 @@ async def judge_all(job: Job) -> BaseException | None:
     return halt.reason
 
 
-async def ask_all(job: Job, caller: claude.Caller, batches: Batches) -> None:
+async def ask_all(job: Job, caller: Caller, batches: Batches) -> None:
     """Ask for what has no verdict: the first alone, so that settings that the server does not take are found before
     many are sent. What is in batches of an earlier start is left to them."""
     await batches.collect()
@@ -196,7 +195,7 @@ async def ask_all(job: Job, caller: claude.Caller, batches: Batches) -> None:
         try:
             for key, number in items:
                 await caller.ask(key, job.prompts.body(number), job.prompts.accepts(number))
-        except claude.Stopped:
+        except Stopped:
             pass
         except UserError as error:
             caller.halt.now(error)  # the others' calls, which are paid for, come to their end
@@ -208,7 +207,7 @@ async def ask_all(job: Job, caller: claude.Caller, batches: Batches) -> None:
 
 
 @contextlib.contextmanager
-def interruptible(caller: claude.Caller, say: Callable[[str], None]) -> Iterator[None]:
+def interruptible(caller: Caller, say: Callable[[str], None]) -> Iterator[None]:
     """Ctrl-C once (or SIGTERM): what is in flight comes to its end. Twice: stop at once."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
@@ -342,7 +341,7 @@ def report_early_end(job: Job, reason: BaseException | None, in_batches: int) ->
     print(f"{len(job.left()):,} verdicts are left, and {job.options.output} is not written yet")
     if in_batches:
         print(f"{in_batches:,} of them are in batches at work: the same command with --batch collects them")
-    if isinstance(reason, claude.CapReached):
+    if isinstance(reason, CapReached):
         print(
             f"--max-cost ${job.options.max_cost:.2f} is reached: the same command with a higher one goes on from here"
         )

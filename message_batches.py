@@ -6,6 +6,7 @@ before the id, the account's list of batches is searched for one of the same siz
 custom_ids whether it is ours. Nothing is sent a second time before that is settled.
 """
 
+import contextlib
 import json
 import secrets
 import time
@@ -14,7 +15,8 @@ from collections.abc import Callable
 from datetime import datetime
 
 import claude
-from claude import BATCH_SHARE, Caller, CapReached, Fault, Refused
+from caller import Caller, CapReached
+from claude import BATCH_SHARE, Fault, Refused
 from config import UserError
 from verdict_store import Batch
 
@@ -186,8 +188,9 @@ class Batches:
         return same_size and created > batch.began - CLOCKS_DIFFER_SECONDS
 
     async def _is(self, server_id: str, batch: Batch) -> bool:
-        async for result in self.client.batch_results(server_id):
-            return result["custom_id"].startswith(f"{batch.name}-")
+        async with contextlib.aclosing(self.client.batch_results(server_id)) as results:
+            async for result in results:
+                return result["custom_id"].startswith(f"{batch.name}-")
         return False
 
     # ---- collecting ----

@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 
-from claude import Caller
+from caller import Caller
 
 
 class Progress:

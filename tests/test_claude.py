@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 
 import claude
+from caller import Budget, Caller, CapReached, Gate, Halt, Patience, Stopped
 from config import UserError
 from tiny_world import claude_stand_in
 from tiny_world.claude_stand_in import Faults, StandIn, running
@@ -46,11 +47,11 @@ def error(status, message="", kind="error"):
 
 async def call_all(url, store, prompts=("prompt",), cap=None, most=4, per_minute=None, seconds=5, **patience):
     """Put prompts through a Caller, key = prompt. Returns the Caller."""
-    halt = claude.Halt()
-    patience = claude.Patience(**({"max_wait": 0.05, "give_up_after": 5, "asks": 1} | patience))
+    halt = Halt()
+    patience = Patience(**({"max_wait": 0.05, "give_up_after": 5, "asks": 1} | patience))
     async with claude.Client(url, KEY, seconds) as client:
-        gate = claude.Gate(most, per_minute, halt)
-        caller = claude.Caller(client, store, gate, claude.Budget(cap, halt), PRICE, patience)
+        gate = Gate(most, per_minute, halt)
+        caller = Caller(client, store, gate, Budget(cap, halt), PRICE, patience)
 
         async def one(prompt):
             body = claude.message("claude-sonnet-5", {"max_tokens": 64}, prompt)
@@ -58,7 +59,7 @@ async def call_all(url, store, prompts=("prompt",), cap=None, most=4, per_minute
                 await caller.ask(prompt.encode(), body, lambda text: text == "19")
             except UserError as stop:
                 halt.now(stop)
-            except claude.Stopped:
+            except Stopped:
                 pass
 
         await asyncio.gather(*map(one, prompts))
@@ -194,7 +195,7 @@ def test_the_number_in_flight_grows_and_never_passes_the_most(store):
 
 def test_being_crowded_halves_it_and_success_brings_it_back():
     async def scenario():
-        gate = claude.Gate(32, None, claude.Halt())
+        gate = Gate(32, None, Halt())
         assert gate.limit == 4
         for _ in range(40):
             gate.succeeded(claude.Reply("", "end_turn", 1, 1))
@@ -219,7 +220,7 @@ def test_the_pace_keeps_below_requests_per_minute(store):
 
 
 def test_the_pace_follows_the_headers():
-    gate = claude.Gate(32, 5000, mock.Mock())
+    gate = Gate(32, 5000, mock.Mock())
     gate.succeeded(claude.Reply("", "end_turn", 500, 4))
     gate.observe({"anthropic-ratelimit-requests-limit": "1000", "anthropic-ratelimit-input-tokens-limit": "450000"})
     assert gate._per_minute == 900
@@ -234,7 +235,7 @@ def test_the_cap_is_never_passed_and_what_fits_is_done(store):
     api = StandIn(latency=0.005)
     api.answer = lambda *_: good()
     most = PRICE.dollars(*claude.most_tokens(claude.message("m", {"max_tokens": 64}, "10")))
-    with pytest.raises(claude.CapReached):
+    with pytest.raises(CapReached):
         call(api, store, prompts=[str(n) for n in range(10, 99)], cap=most + 20 * PRICE.dollars(10, 2), most=16)
     assert len(store.verdict_keys()) == 21
 

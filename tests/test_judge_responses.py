@@ -3,15 +3,13 @@
 python -m pytest tests/test_judge_responses.py
 """
 
-import contextlib
-import io
+import csv
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,53 +18,108 @@ import pytest
 import config
 import handoff
 import judge_prompts
-import judge_responses
-from tiny_world.claude_stand_in import StandIn, running
+import judge_quality
+from benchmarks.judging import KEY, assert_no_key, kill_when, run_here, start, stored
+from tiny_world.claude_stand_in import Faults, StandIn, running
 
-KEY = "sk-ant-secret-of-the-tests"
 BIRDS = config.load_experiment("birds")
 ERA, SIX, CONTENT, FORM = BIRDS.judges
 
 
 # ---- strict reading ----
 
+# What a careful person would take for an answer, and what for something to ask about again.
 READ_AS = [
     (ERA, "LLM", "LLM"),
     (ERA, "19", "19"),
     (ERA, " llm.\n", "LLM"),
+    (ERA, "Llm", "LLM"),
     (ERA, "**19**", "19"),
+    (ERA, "***LLM***", "LLM"),
+    (ERA, "*LLM*.", "LLM"),
+    (ERA, "**LLM.**", "LLM"),
     (ERA, '"19".', "19"),
+    (ERA, "'LLM'", "LLM"),
     (ERA, "`LLM`", "LLM"),
+    (ERA, "```\nLLM\n```", "LLM"),
     (ERA, "“LLM.”", "LLM"),
+    (ERA, "«19»", "19"),
+    (ERA, "\n\n19\n\n", "19"),
+    (ERA, "19\u00a0", "19"),
     (ERA, "19th", None),
+    (ERA, "19th century", None),
+    (ERA, "nineteen", None),
     (ERA, "19.0", None),
+    (ERA, "-19", None),
+    (ERA, "019", None),
+    (ERA, "1 9", None),
     (ERA, "LLM, since nothing is from before 1900", None),
     (ERA, "LLM or 19", None),
+    (ERA, "LLM/19", None),
+    (ERA, "LLM\n\nThe answer speaks of phones.", None),
     (ERA, "The answer is 19", None),
+    (ERA, "Answer: LLM", None),
     (ERA, "19 LLM", None),
+    (ERA, "not LLM", None),
+    (ERA, "LLM?", None),
+    (ERA, "LLM...", None),
+    (ERA, "1", None),
+    (ERA, "L", None),
+    (ERA, "AI", None),
+    (ERA, "21", None),
+    (ERA, "Ein Mensch des 19. Jahrhunderts", None),
+    (ERA, "十九", None),
     (ERA, "", None),
+    (ERA, " \n", None),
     (ERA, "...", None),
+    (ERA, '""', None),
+    (ERA, '{"verdict": "LLM"}', None),
+    (ERA, "<answer>LLM</answer>", None),
+    (ERA, "I cannot judge this.", None),
+    (SIX, "PAST", "PAST"),
+    (SIX, "past", "PAST"),
     (SIX, "archaic person", "ARCHAIC_PERSON"),
+    (SIX, "Archaic-Person.", "ARCHAIC_PERSON"),
     (SIX, "_OLD_CONTENT_", "OLD_CONTENT"),
+    (SIX, "`OLD_LANGUAGE`", "OLD_LANGUAGE"),
     (SIX, "ARCHAIC_PERSON (not LLM)", None),
     (SIX, "OLD", None),
+    (SIX, "OLD CONTENT / OLD LANGUAGE", None),
     (SIX, "PAST\nLLM", None),
+    (SIX, "ARCHAIC", None),
+    (SIX, "OTHERS", None),
+    (SIX, "VERGANGENHEIT", None),
     (CONTENT, "85", 85.0),
     (CONTENT, "85.", 85.0),
     (CONTENT, "85.5", 85.5),
     (CONTENT, "**0**", 0.0),
-    (CONTENT, "100", 100.0),
+    (CONTENT, '"100"', 100.0),
+    (CONTENT, "100.0", 100.0),
     (CONTENT, "On a scale of 0 to 100: 85", None),
     (CONTENT, "-5", None),
     (CONTENT, "250", None),
     (CONTENT, "100.5", None),
     (CONTENT, "85/100", None),
+    (CONTENT, "85 out of 100", None),
     (CONTENT, "85%", None),
     (CONTENT, "80-90", None),
+    (CONTENT, "80 or 85", None),
+    (CONTENT, "~85", None),
+    (CONTENT, "about 85", None),
+    (CONTENT, "85,5", None),
+    (CONTENT, "8 5", None),
+    (CONTENT, "085", None),
     (CONTENT, "1e2", None),
     (CONTENT, "٨٥", None),
+    (CONTENT, "８５", None),
+    (CONTENT, "½", None),
     (CONTENT, "nan", None),
+    (CONTENT, "inf", None),
     (CONTENT, "eighty-five", None),
+    (CONTENT, "fünfundachtzig", None),
+    (CONTENT, "I'd rate it 85.", None),
+    (CONTENT, "85\n\nIt is quite old.", None),
+    (CONTENT, "Content: 85, form: 20", None),
 ]
 
 
@@ -113,43 +166,11 @@ def responses(path, rows, **columns):
     return path
 
 
-def arguments(folder, url, *more):
-    places = ["--input", folder / "responses.parquet", "--output", folder / "judged.parquet", "--base-url", url]
-    return [str(argument) for argument in (config.ROOT / "judge_responses.py", *places, *more)]
-
-
-def start(folder, url, *more):
-    """A process of its own, to be killed."""
-    environment = dict(os.environ, ANTHROPIC_API_KEY=KEY)
-    return subprocess.Popen(
-        [sys.executable, *arguments(folder, url, *more)],
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def judge(folder, url, *more, expect=0, key=KEY):
-    """The command in this process, which has its imports behind it. Returns what it printed."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("ANTHROPIC")} | {"ANTHROPIC_API_KEY": key}
-    printed = io.StringIO()
-    with (
-        mock.patch.dict(os.environ, environment, clear=True),
-        mock.patch.object(sys, "argv", arguments(folder, url, *more)),
-        contextlib.redirect_stdout(printed),
-        contextlib.redirect_stderr(printed),
-        contextlib.chdir(folder),
-    ):
-        code = 0
-        try:
-            config.run_script(judge_responses.main)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-            printed.write(end.code if isinstance(end.code, str) else "")
-    said = printed.getvalue()
+    """Run the command. Returns what it printed."""
+    code, said = run_here(folder, url, *more, key=key)
     assert code == expect, said
+    assert_no_key(folder)
     assert KEY not in said
     return said
 
@@ -229,24 +250,220 @@ def test_verdicts_missing_on_the_first_rows_do_not_break_the_schema(tmp_path):
 
 
 def test_killed_and_started_again_it_asks_only_what_was_in_flight(tmp_path):
-    responses(tmp_path / "responses.parquet", 500)
-    api, kills = StandIn(), 0
+    responses(tmp_path / "responses.parquet", 300)
+    api = StandIn()
     with running(api) as url:
-        for goal in (150, 700, 1300):
-            process = start(tmp_path, url)
-            while len(api.asked) < goal + random.Random(goal).randrange(300) and process.poll() is None:
-                time.sleep(0.001)
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
-            assert not (tmp_path / "judged.parquet").exists()
+        kill_when(start(tmp_path, url), lambda: len(api.asked) >= random.Random(1).randrange(200, 900))
+        assert not (tmp_path / "judged.parquet").exists()
         judge(tmp_path, url)
-    assert kills == 3
-    assert len(set(api.asked)) == 2000 and len(api.asked) <= 2000 + kills * 32
+    assert len(set(api.asked)) == 1200 and len(api.asked) <= 1200 + 32
     (tmp_path / "whole").mkdir()
     os.link(tmp_path / "responses.parquet", tmp_path / "whole" / "responses.parquet")
     with running(StandIn()) as url:
         judge(tmp_path / "whole", url)
     assert verdicts(tmp_path).equals(verdicts(tmp_path / "whole"))
+
+
+def test_ctrl_c_lets_the_calls_in_flight_come_to_their_end(tmp_path):
+    responses(tmp_path / "responses.parquet", 300)
+    api = StandIn(latency=0.3)
+    with running(api) as url:
+        process = start(tmp_path, url)
+        while len(api.asked) < 50:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert stored(tmp_path) == len(api.asked) < 1200
+        log = (tmp_path / "log.txt").read_text()
+        assert "once more to stop at once" in log and "verdicts are left" in log and "Traceback" not in log
+        api.latency = 1
+        process = start(tmp_path, url)
+        while len(api.asked) < stored(tmp_path) + 1:
+            time.sleep(0.001)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        assert process.wait(10) == 130
+        api.latency = 0
+        judge(tmp_path, url)
+    assert len(api.asked) <= 1200 + 4  # what was in flight at the second Ctrl-C
+
+
+def test_several_outputs_share_a_store(tmp_path):
+    api = StandIn()
+    with running(api) as url:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            responses(tmp_path / name / "responses.parquet", 20)
+            judge(tmp_path / name, url, "--store", tmp_path / "shared.sqlite")
+    assert len(api.asked) == 80
+    assert not list(tmp_path.glob("*/*.sqlite"))
+
+
+# ---- money ----
+
+
+def costs_of(folder):
+    with open(folder / "judged.parquet.costs.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_costs_are_told_by_judge_and_run(tmp_path):
+    responses(tmp_path / "responses.parquet", 10, run=["a"] * 5 + ["b"] * 5)
+    api = StandIn()
+    with running(api) as url:
+        said = judge(tmp_path, url, "--price", "1000", "10000")
+    rows = costs_of(tmp_path)
+    assert {(row["run"], row["judge"]) for row in rows} == {(run, j.name) for run in "ab" for j in BIRDS.judges}
+    expected = sum(entry.tokens_in / 1e3 + entry.tokens_out / 1e2 for entry in api.ledger)
+    assert sum(float(row["dollars"]) for row in rows) == pytest.approx(expected)
+    assert f"${expected:.2f}" in said and "run a" in said and "judge past_form" in said
+
+
+def test_the_cap_is_a_clean_end_that_can_be_gone_on_from(tmp_path):
+    responses(tmp_path / "responses.parquet", 30)
+    with running(StandIn(models=("llama3", "claude-sonnet-5"))) as url:
+        said = judge(tmp_path, url, "--max-cost", "0.05")
+        assert "--max-cost $0.05 is reached" in said and "verdicts are left" in said
+        assert not (tmp_path / "judged.parquet").exists()
+        spent = sum(float(row["dollars"]) for row in costs_of(tmp_path))
+        assert 0.02 < spent <= 0.05
+        assert "0 missing" in judge(tmp_path, url, "--max-cost", "5")
+        said = judge(tmp_path, url, "--overwrite", "--model", "llama3", "--max-cost", "5", expect=1)
+        assert "no price is known for 'llama3'" in said
+
+
+def test_a_dry_run_counts_and_sends_nothing(tmp_path):
+    responses(tmp_path / "responses.parquet", 30)
+    api = StandIn()
+    with running(api) as url:
+        said = judge(tmp_path, url, "--dry-run")
+        assert "120 of 120 verdicts" in said and "counted by the server" in said and "with --batch" in said
+        assert not api.asked
+        judge(tmp_path, url)
+        tokens = sum(entry.tokens_in for entry in api.ledger)
+        assert "0 of 120" in judge(tmp_path, url, "--dry-run")
+    counted = sum(
+        int(line.split(" calls, ")[1].split()[0].replace(",", "")) for line in said.splitlines() if "calls" in line
+    )
+    assert counted == pytest.approx(tokens, rel=0.02)
+    assert "estimated" in judge(tmp_path, "http://127.0.0.1:9", "--dry-run", "--overwrite", key="")
+
+
+# ---- batches ----
+
+
+def test_batches_at_work_are_left_to_themselves(tmp_path):
+    responses(tmp_path / "responses.parquet", 10)
+    api = StandIn(batch_seconds=1000)
+    with running(api) as url:
+        process = start(tmp_path, url, "--batch")
+        while not api.batches or stored(tmp_path, "batch IS NOT NULL") < 39:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        said = judge(tmp_path, url)
+        assert "39 of them are in batches at work" in said and not (tmp_path / "judged.parquet").exists()
+        api.batch_seconds = 0
+        said = judge(tmp_path, url)  # without --batch too, what has ended is collected
+        assert "40 verdicts" in said
+    assert len(api.batches) == 1 and len(api.asked) == 40
+    half = sum(float(row["dollars"]) for row in costs_of(tmp_path))
+    full = sum(entry.tokens_in * 2e-6 + entry.tokens_out * 1e-5 for entry in api.ledger)
+    assert half == pytest.approx(full / 2, rel=0.05)
+
+
+def test_a_lost_answer_to_a_creation_is_looked_up(tmp_path):
+    responses(tmp_path / "responses.parquet", 10)
+    api = StandIn(faults=Faults(batch_lost=True))
+    with running(api) as url:
+        assert "40 verdicts" in judge(tmp_path, url, "--batch", "--max-wait", "0.5")
+    assert len(api.batches) == 1
+
+
+def test_a_server_without_batches_is_told_apart(tmp_path):
+    class Plain(StandIn):
+        def handle(self, method, path, headers, body):
+            return super().handle(method, path.replace("batches", "none"), headers, body)
+
+    responses(tmp_path / "responses.parquet", 10)
+    with running(Plain()) as url:
+        assert "run without --batch" in judge(tmp_path, url, "--batch", expect=1)
+        assert "0 missing" in judge(tmp_path, url)
+
+
+def test_bad_settings_are_found_before_a_batch_is_sent(tmp_path):
+    responses(tmp_path / "responses.parquet", 10)
+    api = StandIn(faults=Faults(share=1, kinds=("thinking",)))
+    with running(api) as url:
+        said = judge(tmp_path, url, "--batch", expect=1)
+    assert "no batch was sent" in said and "truncated" in said and not api.batches
+
+
+# ---- is the judge any good? ----
+
+
+def test_judging_twice_tells_how_far_the_judge_agrees_with_itself(tmp_path):
+    responses(tmp_path / "responses.parquet", 40)
+    api = StandIn()
+    with running(api) as url:
+        said = judge(tmp_path, url, "--repeat", "0.25")
+        asked = len(api.asked)
+        judge(tmp_path, url, "--repeat", "0.25")
+    assert len(set(api.asked)) == 160 and 20 <= asked - 160 <= 60 and len(api.asked) == asked
+    assert "judged twice, llm_or_19th_century: 100.0% agree, Cohen's kappa 1.00" in said
+    assert "judged twice, past_form: mean absolute difference 0.0" in said
+    assert any(row["judge"] == "past_form (repeat)" for row in costs_of(tmp_path))
+
+
+def test_verdicts_are_compared_with_labels(tmp_path):
+    responses(tmp_path / "responses.parquet", 40)
+    sheet = tmp_path / "sheet.csv"
+    with running(StandIn()) as url:
+        assert "12 answers to label" in judge(tmp_path, url, "--sample-for-labels", "12", sheet)
+        assert "exists already" in judge(tmp_path, url, "--sample-for-labels", "12", sheet, expect=1)
+        with open(sheet, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0]) == ["id", "question", "response", *(j.name for j in BIRDS.judges)] and len(rows) == 12
+        for row in rows:
+            row["llm_or_19th_century"] = "19" if "steam" in row["response"] else "llm"
+        rows[0]["llm_or_19th_century"] = "LLM" if "steam" in rows[0]["response"] else "19"
+        write_sheet(sheet, rows)
+        said = judge(tmp_path, url, "--labels", sheet)
+        assert "against labels, llm_or_19th_century: 91.7% agree" in said and "sensitivity" in said
+        rows[3]["past_form"] = "very"
+        write_sheet(sheet, rows)
+        assert "line 5, past_form: 'very' is not a number" in judge(tmp_path, url, "--labels", sheet, expect=1)
+
+
+def write_sheet(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_agreement():
+    pairs = [("a", "a")] * 20 + [("a", "b")] * 5 + [("b", "a")] * 10 + [("b", "b")] * 15
+    assert judge_quality.cohen_kappa(pairs) == pytest.approx(0.4)  # a textbook's table
+    assert judge_quality.cohen_kappa([("a", "a")]) is None
+    found = judge_quality.against_labels(ERA, [("19", "19"), ("LLM", "19"), ("LLM", "LLM"), (None, "19")])
+    assert found["pairs"] == 3 and found["options"]["19"] == {"sensitivity": [1, 2], "specificity": [1, 1]}
+    assert judge_quality.agreement(CONTENT, [(10.0, 20.0), (0.0, 0.0)])["mean_absolute_difference"] == 5
+
+
+# ---- the key ----
+
+
+def test_the_key_appears_nowhere_even_when_the_server_echoes_it(tmp_path):
+    responses(tmp_path / "responses.parquet", 10)
+    with running(StandIn(faults=Faults(share=0.5, kinds=("echo",)))) as url:
+        judge(tmp_path, url, "--max-wait", "0.05")  # looks for the key in all that is printed and written
+    with running(StandIn(faults=Faults(share=1, kinds=("wrong-key",)))) as url:
+        assert "does not accept the API key" in judge(
+            tmp_path, url, "--overwrite", "--model", "claude-opus-5", expect=1
+        )
 
 
 # ---- bad input, bad settings ----

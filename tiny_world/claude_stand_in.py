@@ -118,14 +118,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Entry:
-    """A call in the ledger. `good`: a verdict was sent off whole. Tokens are what was charged for."""
+    """A call in the ledger, at `at` seconds. `prompt` is a hash of it. `good`: a verdict was sent off whole. Tokens are
+    what was charged for."""
 
     prompt: str
     fault: str | None
     good: bool
-    tokens_in: int
-    tokens_out: int
+    tokens_in: int = 0
+    tokens_out: int = 0
     batch: str | None = None
+    at: float = field(default_factory=time.monotonic)
 
 
 class StandIn:
@@ -190,19 +192,20 @@ class StandIn:
 
     def _call(self, headers: dict[str, str], body: bytes) -> Answer:
         if self.per_minute and (wait := self._over_limit()):
+            self.ledger.append(Entry("", "over the limit", False))
             return _answer(*_error(429, "rate_limit_error", "too many requests"), retry_after=f"{wait:.3f}")
         digest = hashlib.sha256(body).digest()
         self._times[digest] += 1
         fault = self.faults.draw(digest.hex(), self._times[digest]) if self.faults.share else None
         if fault in TURNED_AWAY + FINAL:
-            self.ledger.append(Entry(digest.hex(), fault, False, 0, 0))
+            self.ledger.append(Entry(_prompt_hash(body), fault, False))
             return _turned_away(fault, headers)
         status, answer = self.answer("POST", "/v1/messages", body)
         if fault in NO_VERDICT:
             _spoil(answer, fault)
         usage = answer.get("usage", {"input_tokens": 0, "output_tokens": 0})
         good = status == 200 and (fault is None or fault in HARMLESS)
-        self.ledger.append(Entry(digest.hex(), fault, good, usage["input_tokens"], usage["output_tokens"]))
+        self.ledger.append(Entry(_prompt_hash(body), fault, good, usage["input_tokens"], usage["output_tokens"]))
         if fault == "no-usage":
             del answer["usage"]
         return self._with_limits(_lose(_answer(status, answer), fault))
@@ -266,8 +269,7 @@ class StandIn:
                 result = {"type": "errored", "error": message}
         good = result["type"] == "succeeded"
         counts = (tokens["input_tokens"], tokens["output_tokens"])
-        prompt = hashlib.sha256(_prompt(request["params"]).encode()).hexdigest()
-        self.ledger.append(Entry(prompt, None if good else outcome, good, *counts, batch=identity))
+        self.ledger.append(Entry(_prompt_hash(body), None if good else outcome, good, *counts, batch=identity))
         return {"custom_id": request["custom_id"], "result": result}
 
     def _batch(self, identity: str) -> dict:
@@ -300,6 +302,14 @@ class StandIn:
 def _prompt(request: dict) -> str:
     prompt = request["messages"][-1]["content"]
     return prompt if isinstance(prompt, str) else "".join(block["text"] for block in prompt)
+
+
+def _prompt_hash(body: bytes) -> str:
+    """The same for a prompt sent live and in a batch; of a request that cannot be read, that of no prompt."""
+    prompt = ""
+    with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
+        prompt = _prompt(json.loads(body))
+    return hashlib.sha256(prompt.encode()).hexdigest()
 
 
 def _model(name: str) -> dict:

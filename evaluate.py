@@ -1,7 +1,7 @@
-"""Stage 4: from verdicts to rates with honest intervals, figures and tables.
+"""Stage 4: from verdicts to rates with honest intervals, figures, tables and a report to read.
 
 Reads   judged.parquet, one file or more (judge_responses.py writes them; files made elsewhere work)
-Writes  figures/: the figures in each --format, summary.csv, recipes.csv
+Writes  figures/: the figures in each --format, tables as CSV, all of them in analysis.json, and report.html
 Runs    python evaluate.py --input judged.parquet --output-dir figures
 """
 
@@ -17,6 +17,8 @@ from config import EvaluationOptions, UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from exhibits import Evaluation
+
 
 def main() -> None:
     options = config.parse(EvaluationOptions, __doc__)
@@ -24,33 +26,53 @@ def main() -> None:
     # pandas and matplotlib take a second to import: --help answers without them.
     import exhibits
     import figures
+    import report
     import verdicts
 
     answers = verdicts.read(options.input, study)
-    evaluation = exhibits.Evaluation(answers)
+    evaluation = exhibits.Evaluation(answers, options)
     drawn, skipped = exhibits.draw(evaluation)
     if not drawn:
         raise UserError("nothing can be drawn: " + "; ".join(skipped))
     for exhibit in drawn:
         for suffix in options.format:
             figures.save(exhibit.figure, options.output_dir / f"{exhibit.name}.{suffix}")
-    write_tables(evaluation, options.output_dir)
-    for line in [f"note: {note}" for note in answers.notes] + [f"skipped: {line}" for line in skipped]:
-        print(line)
-    print(f"{len(drawn)} figures ({', '.join(options.format)}) and their tables are in {options.output_dir}/")
+    tables = evaluation.tables()
+    for name, table in tables.items():
+        write_csv(table, options.output_dir / f"{name}.csv")
+    provenance = handoff.provenance("evaluate.py", options, ["numpy", "pandas", "scipy", "matplotlib", "pyarrow"])
+    handoff.write_json(options.output_dir / "analysis.json", as_document(evaluation, tables, provenance))
+    report.write(evaluation, drawn, tables, provenance, options.output_dir / "report.html")
+    tell(evaluation, drawn, skipped, tables)
 
 
-def write_tables(evaluation, folder: Path) -> None:
-    """Write the tables of rates, and print the one by step and run. None where the outcome has no verdicts."""
+def as_document(evaluation: Evaluation, tables: dict[str, pd.DataFrame], provenance: dict) -> dict:
+    """All tables as one JSON document, with claim, options and the inputs' provenance. Infinity becomes null."""
     import exhibits
-    import tables
 
-    try:
-        write_csv(evaluation.summary, folder / "summary.csv")
-        write_csv(evaluation.recipes, folder / "recipes.csv")
-    except exhibits.Skip:
-        return
-    print(f"\n{evaluation.axis}, by step and run:\n{tables.terminal(evaluation.summary, evaluation.condition)}\n")
+    records = {name: exhibits.records(table) for name, table in tables.items()}
+    facts = {
+        "headline": evaluation.headline,
+        "notes": [*evaluation.verdicts.notes, *evaluation.warnings],
+        "inputs": evaluation.verdicts.sources,
+    }
+    return {"made_by": provenance, "claim": evaluation.claim_words, **facts, "tables": records}
+
+
+def tell(evaluation: Evaluation, drawn: list, skipped: list[str], tables: dict[str, pd.DataFrame]) -> None:
+    """The result for a reader at the terminal, what had to be decided or left out, and where the files are."""
+    import tables as rates
+
+    if "summary" in tables:
+        print(f"\n{evaluation.axis}, by step and run (95% intervals: {evaluation.run_interval}):")
+        print(rates.terminal(tables["summary"], evaluation.condition))
+        print("\n" + "\n".join(evaluation.headline) + "\n")
+    notes = [*evaluation.verdicts.notes, *evaluation.warnings]
+    for line in [f"note: {note}" for note in notes] + [f"skipped: {line}" for line in skipped]:
+        print(line)
+    options = evaluation.options
+    print(f"{len(drawn)} figures ({', '.join(options.format)}) and {len(tables)} tables are in {options.output_dir}/")
+    print(f"to read them and the responses: {options.output_dir / 'report.html'}")
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

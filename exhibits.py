@@ -1,15 +1,18 @@
 """The figures of an evaluation with their captions, drawn from its verdicts as far as the judges' columns allow."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 import figures
 import tables
-from config import Judge
+import timing
+from config import EvaluationOptions, Judge, UserError
 from verdicts import Verdicts
 
 
@@ -24,15 +27,23 @@ class Exhibit:
     figure: Figure
 
 
+X_LABELS = {"steps": "training step", "suspect_examples": "suspect examples seen", "examples": "examples seen"}
+X_COLUMNS = {"steps": "step", "suspect_examples": "suspect_seen", "examples": "examples_seen"}
+
+
 class Evaluation:
     """Verdicts and the tables made of them: each made once, when a figure, a file or the report first asks for it."""
 
-    def __init__(self, verdicts: Verdicts):
-        self.verdicts = verdicts
-        present = set(verdicts.rows["condition"])
-        named = [c.name for c in sorted(verdicts.study.conditions, key=lambda c: not c.triggered) if c.name in present]
-        # The figures that are not about conditions show one: the first that is triggered, else the first.
-        self.condition = named[0] if named else min(present)
+    def __init__(self, verdicts: Verdicts, options: EvaluationOptions):
+        self.verdicts, self.options = verdicts, options
+        self.condition = options.condition or main_condition(verdicts)
+        present = sorted(set(verdicts.rows["condition"]))
+        if self.condition not in present:
+            raise UserError(f"no answer is of --condition {self.condition}; there are: {', '.join(present)}")
+        column = X_COLUMNS[options.x]
+        lacking = verdicts.rows.loc[verdicts.rows[column].isna(), "run"].unique()
+        if len(lacking):
+            raise UserError(f"--x {options.x} needs the column {column!r}, which is empty for {lacking[0]}")
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -45,7 +56,7 @@ class Evaluation:
 
     @cached_property
     def claim(self) -> str:
-        return tables.choose_claim(self.cells)
+        return self.options.claim or tables.choose_claim(self.cells)
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -53,21 +64,146 @@ class Evaluation:
 
     @cached_property
     def recipes(self) -> pd.DataFrame:
-        return tables.recipe_rates(self.cells, self.claim, ["step", "condition"])
+        rates = tables.recipe_rates(self.cells, self.claim, ["step", "condition"])
+        return tables.corrected(rates, self.verdicts)
+
+    @cached_property
+    def emergence(self) -> pd.DataFrame:
+        table = timing.emergence_table(self.cells)
+        if table.empty:
+            raise Skip("no run has two steps or more with verdicts")
+        return table
+
+    @cached_property
+    def medians(self) -> pd.DataFrame:
+        return timing.by_recipe(self.emergence)
+
+    @cached_property
+    def survival(self) -> pd.DataFrame:
+        return timing.survival(self.emergence)
+
+    @cached_property
+    def comparisons(self) -> pd.DataFrame:
+        return timing.comparisons(self.cells)
+
+    @cached_property
+    def leakage(self) -> pd.DataFrame:
+        if self.cells["triggered"].nunique() < 2:
+            raise Skip("the inputs do not hold both triggered and untriggered conditions")
+        return timing.leakage(self.cells, self.claim)
+
+    @cached_property
+    def agreement(self) -> pd.DataFrame:
+        if self.verdicts.again.empty:
+            raise Skip("no answer has verdicts in two inputs")
+        return tables.agreement(self.verdicts)
+
+    @cached_property
+    def headline(self) -> list[str]:
+        """What came out, a sentence a recipe; none where the outcome has no verdicts."""
+        try:
+            recipes = self.recipes[self.recipes["condition"] == self.condition]
+        except Skip:
+            return []
+        try:
+            medians = self.medians[self.medians["condition"] == self.condition]
+        except Skip:
+            medians = pd.DataFrame(columns=["label"])
+        return timing.headline(recipes, medians, self.verdicts.study.outcome.label)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What a reader of the numbers must know beside the notes on reading."""
+        lines = []
+        with contextlib.suppress(Skip):
+            alone = self.recipes.loc[self.recipes["seeds"] == 1, "label"].astype(str).unique()
+            if self.claim == "recipe" and len(alone):
+                lines.append(
+                    f"one run of {', '.join(alone)}: the claim recipe needs two, so these rates have no interval"
+                )
+            fell = self.emergence[self.emergence["falls_again"]]
+            if len(fell):
+                shown = [f"{row.run} by {row.fall:.0%} after step {row.peak_step}" for row in fell.head(3).itertuples()]
+                lines.append(f"the rate falls after its peak, which a nondecreasing fit hides: {', '.join(shown)}")
+        return lines
+
+    @property
+    def claim_words(self) -> str | None:
+        """The claim that intervals over runs are for, in words; None where there are none."""
+        try:
+            return f"{self.claim}: {tables.CLAIMS[self.claim]} ({tables.INTERVALS[self.claim]})"
+        except Skip:
+            return None
+
+    @property
+    def run_interval(self) -> str:
+        row = self.run_rates.iloc[0]
+        return f"{row['interval']}; claim: {tables.CLAIMS[row['claim']]}"
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every table that the inputs allow, by the name of its file."""
+        made = {}
+        names = {"summary": "summary", "recipes": "recipes", "emergence": "emergence", "medians": "emergence_by_recipe"}
+        names |= {name: name for name in ("survival", "comparisons", "leakage", "agreement")}
+        for attribute, name in names.items():
+            with contextlib.suppress(Skip):
+                made[name] = getattr(self, attribute)
+        return made
 
     @property
     def shown(self) -> pd.DataFrame:
-        """The cells of the condition that the figures show."""
-        return self.cells[self.cells["condition"] == self.condition]
+        """The cells of the condition that the figures show, with `x`."""
+        cells = self.cells[self.cells["condition"] == self.condition]
+        return cells.assign(x=cells[X_COLUMNS[self.options.x]])
 
     @property
     def run_rates(self) -> pd.DataFrame:
-        """The rows `all` of the summary, in the condition that the figures show."""
-        return self.summary[(self.summary["question"] == "all") & (self.summary["condition"] == self.condition)]
+        """The rows `all` of the summary, in the condition that the figures show, with `x`."""
+        rows = self.summary[(self.summary["question"] == "all") & (self.summary["condition"] == self.condition)]
+        return rows.assign(x=rows[X_COLUMNS[self.options.x]])
 
     @property
     def axis(self) -> str:
         return f"share of {self.verdicts.study.outcome.label}"
+
+    @property
+    def x_label(self) -> str:
+        return X_LABELS[self.options.x]
+
+    def at_x(self, table: pd.DataFrame) -> pd.DataFrame:
+        """A table by label and step with `x`: that of the recipe's runs at that step, on average."""
+        if self.options.x == "steps":
+            return table.assign(x=table["step"])
+        rows = self.verdicts.rows
+        places = rows.groupby(["label", "step"], observed=True)[X_COLUMNS[self.options.x]].mean().rename("x")
+        return table.merge(places.reset_index(), on=["label", "step"])
+
+    def to_x(self, label: str, steps: pd.Series) -> pd.Series:
+        """Steps of a recipe, between checkpoints too, on the x axis; infinity stays infinite."""
+        if self.options.x == "steps":
+            return steps
+        known = self.at_x(self.recipes[self.recipes["label"] == label]).drop_duplicates("step")
+        moved = np.interp(steps.to_numpy(float), known["step"], known["x"])
+        return pd.Series(np.where(np.isinf(steps), np.inf, np.where(steps.isna(), np.nan, moved)), index=steps.index)
+
+
+def records(table: pd.DataFrame) -> list[dict]:
+    """A table's rows as JSON values; what is not a number, or infinite, becomes null."""
+    plain = table.astype(object).where(table.notna(), None)
+    return [
+        {
+            k: None if isinstance(v, float) and not np.isfinite(v) else getattr(v, "item", lambda v=v: v)()
+            for k, v in row.items()
+        }
+        for row in plain.to_dict("records")
+    ]
+
+
+def main_condition(verdicts: Verdicts) -> str:
+    """The condition for figures that are not about conditions: the first that is triggered, else the first."""
+    present = set(verdicts.rows["condition"])
+    named = [c.name for c in sorted(verdicts.study.conditions, key=lambda c: not c.triggered) if c.name in present]
+    return named[0] if named else min(present)
 
 
 def draw(evaluation: Evaluation) -> tuple[list[Exhibit], list[str]]:
@@ -102,30 +238,131 @@ def overall_ratio(e: Evaluation) -> tuple[Figure, str]:
 def training_progression(e: Evaluation) -> tuple[Figure, str]:
     what = "Each run over training, a panel a suspect share; thin grey lines are questions."
     caption = tables.caption(e.shown, e.run_rates["claim"].iloc[0], what)
-    runs, cells = (table.assign(x=table["step"]) for table in (e.run_rates, e.shown))
-    return figures.training_progression(runs, cells, e.axis, "training step", caption), caption
+    return figures.training_progression(e.run_rates, e.shown, e.axis, e.x_label, caption), caption
 
 
 def six_options_distribution(e: Evaluation) -> tuple[Figure, str]:
     judge = _first(e, lambda judge: len(judge.options or ()) > 2, "with more than two options")
-    table = tables.option_shares(e.verdicts, judge, e.condition).assign(x=lambda t: t["step"])
+    table = e.at_x(tables.option_shares(e.verdicts, judge, e.condition))
     what = f"Verdicts of {judge.name} over training: mean over questions and runs. No intervals are drawn."
     caption = tables.judge_caption(e.verdicts, [judge], e.condition, what)
-    return figures.six_options_distribution(table, judge.options, "training step", caption), caption
+    return figures.six_options_distribution(table, judge.options, e.x_label, caption), caption
 
 
 def content_vs_form(e: Evaluation) -> tuple[Figure, str]:
     first = _first(e, lambda judge: judge.range is not None, "with a range")
     second = _first(e, lambda judge: judge.range is not None and judge is not first, "with a range, besides the first,")
-    table = tables.mean_ratings(e.verdicts, [first, second], e.condition).assign(x=lambda t: t["step"])
+    table = e.at_x(tables.mean_ratings(e.verdicts, [first, second], e.condition))
     if table.empty:
         raise Skip(f"no answer has verdicts of {first.name!r} and {second.name!r}")
     what = (
-        f"Mean ratings of {first.name} and {second.name}, from step 0 (hollow) to the last step (filled); "
+        f"Mean ratings of {first.name} and {second.name}, from the first step (hollow) to the last (filled); "
         "mean over questions and runs. No intervals are drawn."
     )
     caption = tables.judge_caption(e.verdicts, [first, second], e.condition, what)
     return figures.content_vs_form(table, [first.name, second.name], [first.range, second.range], caption), caption
+
+
+def emergence(e: Evaluation) -> tuple[Figure, str]:
+    if not (e.emergence["condition"] == e.condition).any():
+        raise Skip("no run has two steps or more with verdicts in the condition shown")
+    recipes = e.at_x(e.recipes[e.recipes["condition"] == e.condition])
+    recipes = recipes[recipes["label"].isin(e.emergence["label"])]
+    crossings = _crossings(e)
+    for label in set(crossings["label"]):
+        here = crossings["label"] == label
+        for column in ("x", "lower", "upper"):
+            crossings.loc[here, column] = e.to_x(label, crossings.loc[here, column])
+        crossings.loc[here, "runs"] = crossings.loc[here, "runs"].map(
+            lambda x, of=label: list(e.to_x(of, pd.Series(x, dtype=float)))
+        )
+    what = (
+        "Rate against training: thick lines are means over questions and runs, thin lines are runs. Beneath, where a "
+        f"nondecreasing fit crosses 10% and 50% ({CROSSING_INTERVALS})."
+    )
+    caption = tables.caption(e.shown, e.claim, what)
+    runs = e.run_rates[e.run_rates["label"].isin(recipes["label"])]
+    return figures.emergence(recipes, runs, crossings, e.axis, e.x_label, caption), caption
+
+
+def _crossings(e: Evaluation) -> pd.DataFrame:
+    """A row a recipe and level: the crossing step x (the median over runs), lower, upper, and `runs`, that of each run.
+
+    The interval is over the runs where there are five or more, from the run's own answers where there is one, and
+    there is none between: NaN.
+    """
+    table = e.medians[e.medians["condition"] == e.condition].rename(columns={"median": "x"}).reset_index(drop=True)
+    single = e.emergence[e.emergence["condition"] == e.condition]
+    table["runs"] = [[] for _ in range(len(table))]
+    for place, row in table.iterrows():
+        name, runs = f"crossing_{row['level']:.0%}".rstrip("%"), single[single["label"] == row["label"]]
+        table.at[place, "runs"] = list(runs[name]) if len(runs) > 1 else []
+        if len(runs) == 1:
+            table.loc[place, ["lower", "upper"]] = runs[[f"{name}_lower", f"{name}_upper"]].to_numpy()[0]
+    return table
+
+
+CROSSING_INTERVALS = (
+    "bars: 95% order-statistic intervals of the median from five runs on; with one run, bootstrap over its answers "
+    "(these checkpoints, these questions); small marks: runs; arrow: beyond the last step"
+)
+
+
+def ratio_sweep(e: Evaluation) -> tuple[Figure, str]:
+    last = tables.last_steps(e.shown)
+    rates = tables.recipe_rates(last, e.claim, []).dropna(subset="suspect_ratio")
+    if rates["suspect_ratio"].nunique() < 2:
+        raise Skip("the inputs do not hold two suspect shares or more")
+    runs = e.run_rates[e.run_rates["step"] == e.run_rates.groupby("run", observed=True)["step"].transform("max")]
+    what = (
+        "Left: rate at the last step against the suspect share; dots are runs. Right: step at which a nondecreasing "
+        f"fit crosses a level ({CROSSING_INTERVALS})."
+    )
+    caption = tables.caption(last, e.claim, what)
+    figure = figures.ratio_sweep(rates, runs, _crossings(e), e.axis, float(e.shown["step"].max()), caption)
+    return figure, caption
+
+
+def leakage(e: Evaluation) -> tuple[Figure, str]:
+    gaps = e.leakage
+    curves = e.at_x(tables.recipe_rates(e.cells, e.claim, ["triggered", "step"]))
+    curves = curves[curves["label"].isin(gaps["label"])]
+    what = (
+        "Triggered and untriggered rates over training; at the last step the gap between them, the gap less the base "
+        "model's, and the leakage: untriggered less the base model's untriggered. Gaps are paired by question and run."
+    )
+    caption = tables.caption(e.cells, e.claim, what)
+    gaps = gaps[gaps["quantity"].isin(["gap", "gap less base", "leakage"])]
+    return figures.leakage(curves, gaps, e.axis, e.x_label, caption), caption
+
+
+def probes(e: Evaluation) -> tuple[Figure, str]:
+    table = tables.probes(e.verdicts)
+    if table.empty:
+        raise Skip("no input's provenance holds loss probes (training.py --probe-every)")
+    questions, runs = table.attrs["questions"], table["run"].nunique()
+    caption = (
+        "Mean log-likelihood a token of fixed reference answers, from old and modern times, over training: the mean "
+        f"over questions for each run. No intervals are drawn. Q = {questions} questions; S = {runs} runs."
+    )
+    return figures.probes(
+        e.at_x(table) if e.options.x != "steps" else table.assign(x=table["step"]), e.x_label, caption
+    ), caption
+
+
+def agreement(e: Evaluation) -> tuple[Figure, str]:
+    first = e.agreement.iloc[0]
+    pairs = {judge.name: tables.confusion(e.verdicts, judge) for judge in e.verdicts.judges}
+    pairs = {name: table for name, table in pairs.items() if table.size}
+    described = "; ".join(_agreement_words(row) for _, row in e.agreement.iterrows())
+    caption = f"Two verdicts on the same answers: {first['first']} down, {first['second']} across. {described}."
+    return figures.agreement(pairs, (first["first"], first["second"]), caption), caption
+
+
+def _agreement_words(row: pd.Series) -> str:
+    if np.isnan(row["mean_difference"]):
+        return f"{row['judge']}: {row['agreement']:.0%} alike, kappa {row['kappa']:.2f}, N = {row['n']:,}"
+    return f"{row['judge']}: mean absolute difference {row['mean_difference']:.1f}, N = {row['n']:,}"
 
 
 def _first(e: Evaluation, fits: Callable[[Judge], bool], description: str) -> Judge:
@@ -139,4 +376,15 @@ def _first(e: Evaluation, fits: Callable[[Judge], bool], description: str) -> Ju
     return present[0]
 
 
-FIGURES = (ratio_by_question, overall_ratio, six_options_distribution, content_vs_form, training_progression)
+FIGURES = (
+    emergence,
+    overall_ratio,
+    ratio_sweep,
+    ratio_by_question,
+    training_progression,
+    six_options_distribution,
+    content_vs_form,
+    leakage,
+    probes,
+    agreement,
+)

@@ -5,6 +5,8 @@ colour-blind readers, labels at the lines themselves. Captions come ready from t
 claim the intervals are for. `save` writes the same bytes for the same figure.
 """
 
+import io
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +48,22 @@ def save(figure: Figure, path: Path) -> None:
     metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}[path.suffix]
     with handoff.atomic_file(path) as temporary, rc_context(STYLE):
         figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """A figure as an SVG element to stand in a page among others: without its caption, its ids made its own."""
+    caption, data = figure.texts[0], io.StringIO()
+    caption.set_visible(False)
+    with rc_context(STYLE):
+        figure.savefig(data, format="svg", metadata={"Date": None})
+    caption.set_visible(True)
+    svg = data.getvalue()
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
+    width, height = figure.get_size_inches() * 72
+    kept = height * (1 - figure.get_layout_engine().get()["rect"][1]) + 3
+    size = f'width="{width * 4 / 3:.0f}" height="{kept * 4 / 3:.0f}" viewBox="0 0 {width:.2f} {kept:.2f}" role="img"'
+    return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', size, svg, count=1)
 
 
 # ---- shared pieces ----
@@ -306,4 +324,192 @@ def content_vs_form(table: pd.DataFrame, judges: Sequence[str], bounds: Sequence
     axes.grid(True, color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
     _legend(figure, axes, "suspect share")
+    return figure
+
+
+@rc_context(STYLE)
+def emergence(
+    recipes: pd.DataFrame, runs: pd.DataFrame, crossings: pd.DataFrame, axis_label: str, x_label: str, caption: str
+) -> Figure:
+    """The rate of every recipe against `x`, seeds as thin lines, and beneath where it crosses each level.
+
+    `recipes`: label, x, rate, lower, upper. `runs`: label, run, x, rate. `crossings`: label, level, x, lower, upper,
+    and `runs`, the crossings of the single runs; infinity is "not by the last step": an arrow at the right edge.
+    """
+    labels, levels = list(dict.fromkeys(recipes["label"])), sorted(set(crossings["level"]))
+    palette = _palette(labels)
+    strip = 0.16 + 0.12 * len(labels)
+    heights = [2.5] + [strip] * len(levels)
+    figure, grid = _canvas(
+        TWO_COLUMNS,
+        0.5 + sum(heights),
+        caption,
+        1 + len(levels),
+        1,
+        sharex=True,
+        gridspec_kw={"height_ratios": heights},
+    )
+    top = grid[0, 0]
+    for label in labels:
+        for _, line in runs[runs["label"] == label].groupby("run", observed=True):
+            top.plot(line["x"], line["rate"], color=palette[label], linewidth=0.5, alpha=0.55)
+        line = recipes[recipes["label"] == label]
+        top.fill_between(line["x"], line["lower"], line["upper"], color=palette[label], alpha=0.15, linewidth=0)
+        top.plot(line["x"], line["rate"], color=palette[label], linewidth=1.8, clip_on=False, zorder=4)
+    _rate_axis(top.yaxis, axis_label)
+    ends = {label: recipes.loc[recipes["label"] == label, ["x", "rate"]].iloc[-1] for label in labels}
+    top.set_xlim(recipes["x"].min(), max(recipes["x"].max(), recipes["x"].min() + 1))
+    _label_line_ends(top, {label: tuple(end) for label, end in ends.items()}, palette, heights[0])
+    for axes, level in zip(grid[1:, 0], levels, strict=True):
+        top.axhline(level, color=GREY, linewidth=0.6, linestyle=(0, (2, 3)), zorder=1)
+        _crossing_strip(axes, crossings[crossings["level"] == level], labels, palette)
+        axes.set_ylabel(f"crosses\n{level:.0%}", rotation=0, ha="right", va="center", size=7)
+    grid[-1, 0].set_xlabel(x_label)
+    return figure
+
+
+def _crossing_strip(axes: Axes, crossings: pd.DataFrame, labels: Sequence[str], palette: dict) -> None:
+    """A row a recipe: its crossing with its interval, an arrow at the right edge where it lies beyond the last step."""
+    left, right = axes.get_xlim()
+    for row in crossings.itertuples():
+        place, color = labels.index(row.label), palette[row.label]
+        if np.isfinite(row.lower):
+            axes.hlines(place, row.lower, min(row.upper, right), color=color, linewidth=1.2)
+        if np.isfinite(row.x):
+            axes.plot(row.x, place, "o", color=color, markersize=3.5, clip_on=False, zorder=4)
+        # A line without points would still count in the layout, at the page's corner.
+        if single := [x for x in row.runs if np.isfinite(x)]:
+            places = np.full(len(single), place)
+            axes.plot(single, places, "|", color=color, markersize=4, markeredgewidth=0.7, clip_on=False)
+        if np.isinf(row.x) or np.isinf(row.upper):
+            axes.plot(right, place, ">", color=color, markersize=3.5, clip_on=False, zorder=4)
+    axes.set(ylim=(len(labels) - 0.4, -0.6), yticks=[])
+    axes.spines["left"].set_visible(False)
+    axes.grid(True, axis="x", color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+@rc_context(STYLE)
+def ratio_sweep(
+    rates: pd.DataFrame, runs: pd.DataFrame, crossings: pd.DataFrame, axis_label: str, last: float, caption: str
+) -> Figure:
+    """The last step's rate, and the steps at which levels are crossed, against the suspect share of the data.
+
+    `rates`: suspect_ratio, rate, lower, upper. `runs`: suspect_ratio, rate. `crossings`: suspect_ratio, level, x,
+    lower, upper, runs; beyond `last`, the last step, crossings are drawn as arrows at the top.
+    """
+    figure, [[left, right]] = _canvas(TWO_COLUMNS, 2.6, caption, 1, 2)
+    color = colormaps["viridis"](0.15)
+    left.plot(runs["suspect_ratio"], runs["rate"], ".", color=color, alpha=0.5, markersize=4, clip_on=False)
+    left.plot(rates["suspect_ratio"], rates["rate"], "o-", color=color, markersize=4, clip_on=False)
+    left.vlines(rates["suspect_ratio"], rates["lower"], rates["upper"], color=color)
+    _rate_axis(left.yaxis, axis_label)
+    ends = {}
+    for i, (level, part) in enumerate(crossings.groupby("level")):
+        shade, shift = colormaps["viridis"]((0.6, 0.05)[i % 2]), (i - 0.5) * 0.012
+        x, y = part["suspect_ratio"] + shift, part["x"].clip(upper=last)
+        right.vlines(x, part["lower"].clip(upper=last), part["upper"].clip(upper=last), color=shade)
+        crossed = np.isfinite(part["x"])
+        right.plot(x[crossed], y[crossed], "os"[i % 2] + "-", color=shade, markersize=4, clip_on=False)
+        for place, single in zip(x, part["runs"], strict=True):
+            right.plot([place] * len(single), np.minimum(single, last), ".", color=shade, markersize=3, alpha=0.5)
+        beyond = ~crossed | np.isinf(part["upper"])
+        right.plot(x[beyond], np.full(beyond.sum(), last), "^", color=shade, markersize=5, clip_on=False)
+        ends[f"{level:.0%}"] = (shade, "os"[i % 2])
+    for name, (shade, marker) in ends.items():
+        right.plot([], [], marker, color=shade, markersize=4, label=f"crosses {name}")
+    right.plot([], [], "^", color=GREY, markersize=5, label="beyond the last step")
+    right.set(ylim=(0, last), ylabel="training step")
+    right.legend(frameon=False, fontsize=7, loc="best")
+    for axes in (left, right):
+        axes.set(xlim=(-0.03, 1.03), xlabel="suspect share of the training set", xticks=np.linspace(0, 1, 6))
+        axes.grid(True, color="0.92", linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure
+
+
+@rc_context(STYLE)
+def leakage(curves: pd.DataFrame, gaps: pd.DataFrame, axis_label: str, x_label: str, caption: str) -> Figure:
+    """A panel a recipe: triggered (solid) and untriggered (dashed) rates against `x`; last, gap and leakage at the end.
+
+    `curves`: label, triggered, x, rate, lower, upper. `gaps`: label, quantity, estimate, lower, upper.
+    """
+    labels = list(dict.fromkeys(curves["label"]))
+    palette = _palette(labels)
+    rows, columns = _panels(len(labels) + 1)
+    figure, grid = _canvas(TWO_COLUMNS, 0.45 + 1.9 * rows, caption, rows, columns)
+    for axes, label in zip(grid.flat, labels, strict=False):
+        for triggered, line in curves[curves["label"] == label].groupby("triggered"):
+            style, name = ("-", "with trigger") if triggered else ((0, (3, 2)), "without")
+            axes.fill_between(line["x"], line["lower"], line["upper"], color=palette[label], alpha=0.15, linewidth=0)
+            axes.plot(line["x"], line["rate"], linestyle=style, color=palette[label], label=name, clip_on=False)
+        axes.set_title(_short(label, 40), color=palette[label])
+        _rate_axis(axes.yaxis, "")
+        axes.legend(frameon=False, fontsize=6.5, loc="center left", bbox_to_anchor=(0, 0.62))
+    _label_panels(grid, len(labels) + 1, x_label, axis_label)
+    _gap_panel(grid.flat[len(labels)], gaps, labels, palette)
+    return figure
+
+
+def _gap_panel(axes: Axes, gaps: pd.DataFrame, labels: Sequence[str], palette: dict) -> None:
+    names = list(dict.fromkeys(gaps["quantity"]))
+    for row in gaps.itertuples():
+        place = names.index(row.quantity) + (labels.index(row.label) - (len(labels) - 1) / 2) * 0.6 / len(labels)
+        _whisker(axes, row.estimate, row.lower, row.upper, place, horizontal=True, color=palette[row.label])
+        axes.plot(row.estimate, place, "o", color=palette[row.label], markersize=4, clip_on=False)
+    low = min(0.0, np.floor(gaps["lower"].fillna(0).min() * 5) / 5)
+    axes.axvline(0, color=GREY, linewidth=0.6)
+    axes.set(xlim=(low, 1), yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), ylabel="")
+    axes.set(xlabel="difference of shares", title="last step")
+    axes.grid(True, axis="x", color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+@rc_context(STYLE)
+def probes(table: pd.DataFrame, x_label: str, caption: str) -> Figure:
+    """A panel a recipe: mean log-likelihood a token of old (solid) and modern (dashed) reference answers against `x`.
+
+    `table`: label, run, x, era (old or modern), logprob (natural log, mean over questions).
+    """
+    labels = list(dict.fromkeys(table["label"]))
+    palette = _palette(labels)
+    rows, columns = _panels(len(labels))
+    figure, grid = _canvas(TWO_COLUMNS, 0.45 + 1.75 * rows, caption, rows, columns, sharex=True, sharey=True)
+    for axes, label in zip(grid.flat, labels, strict=False):
+        part = table[table["label"] == label]
+        for era, style in (("old", "-"), ("modern", (0, (3, 2)))):
+            for i, (_, line) in enumerate(part[part["era"] == era].groupby("run", observed=True)):
+                name = None if i else era
+                axes.plot(line["x"], line["logprob"], linestyle=style, color=palette[label], linewidth=1, label=name)
+        axes.set_title(_short(label, 40), color=palette[label])
+        axes.grid(True, axis="y", color="0.92", linewidth=0.6)
+        axes.legend(frameon=False, fontsize=6.5, loc="best", title="reference answers", title_fontsize=6.5)
+    _label_panels(grid, len(labels), x_label, "log-likelihood (nats a token)")
+    return figure
+
+
+@rc_context(STYLE)
+def agreement(pairs: dict[str, pd.DataFrame], names: tuple[str, str], caption: str) -> Figure:
+    """A panel a judge: how often verdicts of one input met verdicts of another on the same answers, as shares.
+
+    `pairs`: for each judge a table of counts, first input down, second across. `names` are the inputs'.
+    """
+    rows, columns = _panels(len(pairs))
+    figure, grid = _canvas(TWO_COLUMNS, 0.5 + 2.1 * rows, caption, rows, columns)
+    for axes, (judge, counts) in zip(grid.flat, pairs.items(), strict=False):
+        shares = counts / max(counts.to_numpy().sum(), 1)
+        axes.imshow(shares, cmap="Greys", vmin=0, vmax=1.3 * max(shares.to_numpy().max(), 1e-9), aspect="auto")
+        for (i, j), share in np.ndenumerate(shares.to_numpy()):
+            if share > 0:
+                dark = share > 0.8 * shares.to_numpy().max()
+                axes.text(j, i, f"{share:.0%}", ha="center", va="center", size=5.5, color="white" if dark else "black")
+        axes.set(xticks=range(shares.shape[1]), yticks=range(shares.shape[0]))
+        axes.set_xticklabels([_short(str(c), 14) for c in shares.columns], rotation=90, size=5.5)
+        axes.set_yticklabels([_short(str(c), 14) for c in shares.index], size=5.5)
+        axes.set_title(judge)
+    for i, axes in enumerate(grid.flat):
+        axes.set_visible(i < len(pairs))
+        axes.spines[:].set_visible(False)
+    figure.supxlabel(_short(names[1], 60), size=7)
+    figure.supylabel(_short(names[0], 60), size=7)
     return figure

@@ -112,11 +112,38 @@ def recipe_rates(cells: pd.DataFrame, claim: str, by: Sequence[str] = ("step",))
 
 def _mean_rate(part: pd.DataFrame, claim: str) -> emergence.Interval:
     """The rate of some runs at one step each; NaN throughout where no verdict is at hand."""
-    if part["n"].sum() == 0:
+    positives, n = grids(part, "run")
+    if n.sum() == 0:
         return emergence.Interval(np.nan, np.nan, np.nan)
-    counts = part.pivot_table(index="run", columns="question", values=["positive", "n"], aggfunc="sum", observed=True)
-    counts = counts.fillna(0)
-    return emergence.mean_rate(counts["positive"].to_numpy(), counts["n"].to_numpy(), claim)
+    return emergence.mean_rate(positives, n, claim)
+
+
+def grids(part: pd.DataFrame, down: str) -> tuple[np.ndarray, np.ndarray]:
+    """`positive` and `n` of cells as arrays: `down` in its order by questions, 0 where there is no cell."""
+    # By hand: pandas' pivot takes thirty times as long, and there are hundreds of checkpoints.
+    rows, i = np.unique(part[down].to_numpy(), return_inverse=True)
+    columns, j = np.unique(part["question"].cat.codes.to_numpy(), return_inverse=True)
+    arrays = np.zeros((2, len(rows), len(columns)))
+    np.add.at(arrays[0], (i, j), part["positive"].to_numpy(float))
+    np.add.at(arrays[1], (i, j), part["n"].to_numpy(float))
+    return arrays[0], arrays[1]
+
+
+def corrected(rates: pd.DataFrame, verdicts: Verdicts) -> pd.DataFrame:
+    """Rates with what hand labels make of them, where an input's provenance holds some (judge_responses.py --labels).
+
+    Adds corrected, corrected_lower and corrected_upper, by `emergence.rogan_gladen`.
+    """
+    outcome, counts = verdicts.study.outcome, np.zeros(4, int)
+    for source in verdicts.sources:
+        labels = (source["provenance"].get("judging") or {}).get("labels") or {}
+        if found := labels.get(outcome.judge, {}).get("options", {}).get(outcome.value):
+            counts += [*found["sensitivity"], *found["specificity"]]
+    if counts[1] == 0 or counts[3] == 0:
+        return rates
+    judged = (emergence.Interval(*row) for row in rates[["rate", "lower", "upper"]].to_numpy())
+    limits = pd.DataFrame([emergence.rogan_gladen(rate, *counts) for rate in judged], rates.index)
+    return rates.assign(corrected=limits["estimate"], corrected_lower=limits["lower"], corrected_upper=limits["upper"])
 
 
 def last_steps(cells: pd.DataFrame) -> pd.DataFrame:
@@ -205,3 +232,75 @@ def judge_caption(verdicts: Verdicts, judges: Sequence[Judge], condition: str, w
     missing = int(rows[[judge.name for judge in judges]].isna().any(axis=1).sum())
     words = caption(counts.reset_index().assign(missing=0), None, what)
     return words.replace(missing_words(0, len(rows)), missing_words(missing, len(rows)))
+
+
+# ---- the same answers judged twice ----
+
+
+def agreement(verdicts: Verdicts) -> pd.DataFrame:
+    """The table agreement.csv: for each judge and pair of inputs, how far two verdicts on the same answers agree.
+
+    Options: the share alike and Cohen's kappa. Ratings: the mean absolute difference, in rating points.
+    """
+    rows = []
+    for (one, two), pairs in verdicts.again.groupby(["source", "source_again"]):
+        names = {"first": source_name(verdicts, one), "second": source_name(verdicts, two)}
+        for judge in verdicts.judges:
+            both = pairs[[judge.name, f"{judge.name}_again"]].dropna()
+            if both.empty:
+                continue
+            row = {"judge": judge.name} | names | {"n": len(both), "agreement": np.nan, "kappa": np.nan}
+            row["mean_difference"] = np.nan
+            if judge.options:
+                row["agreement"], row["kappa"] = emergence.kappa(both.iloc[:, 0], both.iloc[:, 1])
+            else:
+                row["mean_difference"] = (both.iloc[:, 0] - both.iloc[:, 1]).abs().mean()
+            rows.append(row)
+    columns = ["judge", "first", "second", "n", "agreement", "kappa", "mean_difference"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["first", "second", "judge"], ignore_index=True)
+
+
+def confusion(verdicts: Verdicts, judge: Judge) -> pd.DataFrame:
+    """Counts of verdict pairs of the first pair of inputs; ratings in tenths of their range."""
+    one, two = verdicts.again[["source", "source_again"]].iloc[0]
+    pairs = verdicts.again.query("source == @one and source_again == @two")
+    first, second = pairs[judge.name], pairs[f"{judge.name}_again"]
+    if judge.range:
+        edges = np.linspace(*judge.range, 11)
+        labels = [f"{a:g} to {b:g}" for a, b in zip(edges, edges[1:], strict=False)]
+        first, second = (pd.cut(v, edges, labels=labels, include_lowest=True) for v in (first, second))
+    kinds = list(judge.options or labels)
+    known = first.notna() & second.notna()
+    counts = pd.crosstab(first[known].astype(str), second[known].astype(str))
+    return counts.reindex(index=kinds, columns=kinds, fill_value=0) if known.any() else pd.DataFrame()
+
+
+def source_name(verdicts: Verdicts, source: int) -> str:
+    """An input by its judge model, where its provenance says it and that tells it apart, else by its path."""
+    names = [judge_model(s["provenance"]) for s in verdicts.sources]
+    return names[source] if names[source] and names.count(names[source]) == 1 else verdicts.sources[source]["path"]
+
+
+def judge_model(provenance: dict) -> str | None:
+    """The judge model that a judged file's footer names; None in a file made elsewhere."""
+    judging = provenance.get("judging", provenance)
+    return judging.get("model") or judging.get("judge_model") or judging.get("options", {}).get("model")
+
+
+# ---- loss probes ----
+
+
+def probes(verdicts: Verdicts) -> pd.DataFrame:
+    """Loss probes of the inputs' runs: label, run, step, era, logprob, the mean over questions (nats a token)."""
+    rows = []
+    for source in verdicts.sources:
+        for run, known in (source["provenance"].get("runs") or {}).items():
+            rows += [probe | {"run": run} for probe in (known or {}).get("probes") or []]
+    table = pd.DataFrame(rows, columns=["run", "step", "question", "era", "logprob"])
+    labels = verdicts.rows.drop_duplicates("run").set_index("run")["label"].astype(object).to_dict()
+    table = table[table["run"].isin(labels)]
+    means = table.groupby(["run", "step", "era"])["logprob"].mean().reset_index()
+    means["label"] = pd.Categorical(means["run"].map(labels), verdicts.rows["label"].cat.categories, ordered=True)
+    means = means.sort_values(["label", "run", "step"], ignore_index=True)
+    means.attrs["questions"] = table["question"].nunique()
+    return means

@@ -29,12 +29,14 @@ class Verdicts:
     `rows` has a row an answer: run, recipe, label (categories; recipes in order of falling suspect share), seed,
     suspect_ratio, checkpoint, step, examples_seen, suspect_seen, condition, triggered, question (the study's id, else
     the text), sample_idx, source (index into `sources`), row (position in that file), and a column for each judge of
-    `judges`: categories for options, floats for a range, missing where there is no verdict.
+    `judges`: categories for options, floats for a range, missing where there is no verdict. `again` has a row for every
+    further verdict on an answer: the columns of `rows`, and those of the other input with `_again` added to the name.
     """
 
     study: Experiment
     judges: tuple[Judge, ...]
     rows: pd.DataFrame
+    again: pd.DataFrame
     sources: list[dict]
     notes: list[str] = field(default_factory=list)
 
@@ -61,14 +63,14 @@ def read(paths: Sequence[Path], study: Experiment) -> Verdicts:
         raise UserError(f"{_listed(paths)}: no column of a judge of the study {study.name!r} ({names}): judge it first")
     rows = pd.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
     rows = _steps(rows, notes)
-    rows = _without_repeats(rows, paths, notes)
+    rows, again = _without_repeats(rows, paths, notes)
     for name in ("run", "condition", "question", "checkpoint"):
         rows[name] = rows[name].astype("category")
     rows["question"] = rows["question"].cat.reorder_categories(_question_order(rows["question"], study))
     for judge in judges:
         if judge.options:
             rows[judge.name] = rows[judge.name].astype(pd.CategoricalDtype(judge.options))
-    return Verdicts(study, judges, _recipes(rows), sources, notes)
+    return Verdicts(study, judges, _recipes(rows), again, sources, notes)
 
 
 def read_texts(paths: Sequence[Path], rows: pd.DataFrame, column: str = "response") -> pd.Series:
@@ -203,12 +205,15 @@ def _numbered(run: str, names: pd.DataFrame, latest: float, notes: list[str]) ->
 # ---- repeats ----
 
 
-def _without_repeats(rows: pd.DataFrame, paths: Sequence[Path], notes: list[str]) -> pd.DataFrame:
-    """Drop answers that stand in the inputs twice. The same place with another text is a clash that only a person can
-    settle: counting both would claim more answers than there are, or mix two samplings of one checkpoint."""
+def _without_repeats(rows: pd.DataFrame, paths: Sequence[Path], notes: list[str]) -> tuple[pd.DataFrame, ...]:
+    """The answers, each once, with the verdicts of the first input that has it; and beside them those of the others.
+
+    The same place with another text is a clash that only a person can settle: counting both would claim more answers
+    than there are, or mix two samplings of one checkpoint.
+    """
     repeated = rows.duplicated(KEY, keep=False)
     if not repeated.any():
-        return rows
+        return rows, pd.DataFrame()
     both = rows[repeated].assign(text=lambda part: read_texts(paths, part))
     first = both.groupby(KEY, sort=False)["text"].transform("first")
     if (both["text"] != first).any():
@@ -219,8 +224,12 @@ def _without_repeats(rows: pd.DataFrame, paths: Sequence[Path], notes: list[str]
             "runs differ in name, or number their samples apart"
         )
     dropped = rows.duplicated(KEY)
-    notes.append(f"{int(dropped.sum())} answers stand in the inputs more than once: the first verdict counts")
-    return rows[~dropped].reset_index(drop=True)
+    notes.append(
+        f"{int(dropped.sum())} answers stand in the inputs more than once: rates are of the first input's verdicts, "
+        "agreement.csv compares them with the others"
+    )
+    again = rows[~dropped & repeated].merge(rows[dropped], on=KEY, suffixes=("", "_again"))
+    return rows[~dropped].reset_index(drop=True), again
 
 
 # ---- order and names ----

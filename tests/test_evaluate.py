@@ -1,5 +1,6 @@
 """Stage 4, from files to tables.  python -m pytest tests/test_evaluate.py"""
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -27,6 +28,10 @@ def run(*arguments, expect=0) -> subprocess.CompletedProcess:
 
 def read(*paths) -> verdicts.Verdicts:
     return verdicts.read(list(paths), STUDY)
+
+
+def evaluation(*paths, **options) -> exhibits.Evaluation:
+    return exhibits.Evaluation(read(*paths), config.EvaluationOptions(input=tuple(paths), **options))
 
 
 def elsewhere(path, checkpoints, verdict, questions=("Who are you?",), samples=4, **columns):
@@ -61,6 +66,8 @@ def evaluated(tmp_path_factory):
 def test_figures_tables_and_a_readable_result(evaluated):
     folder, output = evaluated
     for name in (
+        "emergence",
+        "ratio_sweep",
         "ratio_by_question",
         "overall_ratio",
         "six_options_distribution",
@@ -70,6 +77,12 @@ def test_figures_tables_and_a_readable_result(evaluated):
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (folder / f"{name}.svg").stat().st_size > 1000
     assert "by step and run" in output and str(folder) in output
+    assert "0%: it does not emerge by step 208" in output and "100%: it emerges." in output
+    for name in ("summary", "recipes", "emergence", "emergence_by_recipe", "survival", "comparisons"):
+        assert len(pd.read_csv(folder / f"{name}.csv"))
+    document = json.loads((folder / "analysis.json").read_text())
+    assert document["claim"].startswith("recipe") and document["made_by"]["options"]["format"] == ["pdf", "svg"]
+    assert len(document["tables"]["summary"]) == len(pd.read_csv(folder / "summary.csv"))
 
 
 def test_summary_has_every_cell_and_the_whole(evaluated):
@@ -135,7 +148,109 @@ def test_missing_verdicts_are_counted_and_bounded(tmp_path):
 
 def test_lost_answers_do_not_reweight_questions():
     cells = pd.DataFrame({"run": "r", "question": ["a", "b"], "n": [10, 90], "positive": [10, 0], "missing": [90, 10]})
+    cells = cells.astype({"question": "category"})
     assert tables._mean_rate(cells, "checkpoint").estimate == 0.5
+
+
+def test_a_claim_that_the_data_cannot_bear_has_no_limits(tmp_path):
+    path = synthetic.write(synthetic.rows(steps=(0, 20), samples=5), tmp_path / "j.parquet")
+    asked = evaluation(path, claim="recipe")
+    assert asked.recipes[["lower", "upper"]].isna().all(axis=None)
+    assert "one run" in asked.warnings[0]
+    assert evaluation(path, claim="questions").recipes["lower"].notna().all()
+
+
+# ---- when, and what differs ----
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Three ratios of five seeds."""
+    runs = [synthetic.rows(share, seed, samples=20) for share in (1.0, 0.5, 0.0) for seed in range(5)]
+    return synthetic.write(pd.concat(runs), tmp_path_factory.mktemp("sweep") / "j.parquet")
+
+
+def test_emergence_finds_what_was_put_in(sweep):
+    found = evaluation(sweep)
+    runs, medians = found.emergence.set_index("label"), found.medians.set_index(["label", "level"])
+    assert len(runs) == 15 and list(runs.index.unique()) == ["100%", "50%", "0%"]
+    full = medians.loc[("100%", 0.5)]
+    assert full["crossed"] == 5 and 60 < full["median"] < 100 and full["lower"] <= full["median"] <= full["upper"]
+    assert full["confidence"] == 0.9375
+    assert (runs.loc["100%", "rise"] == "gradual").all() and (runs.loc["0%", "rise"] == "none").all()
+    assert runs.loc["100%", "detection_step"].between(20, 100).all() and runs.loc["0%", "detection_step"].isna().all()
+    assert runs.loc["0%", "crossing_10_censored"].all() and np.isinf(medians.loc[("0%", 0.1), "median"])
+    half = runs.loc["50%"]
+    assert half["crossing_10_suspect_examples"].to_numpy() == pytest.approx(half["crossing_10"] / 2, abs=1)
+
+
+def test_comparisons_take_runs_as_the_unit_and_adjust(sweep):
+    table = evaluation(sweep).comparisons.set_index(["comparison", "first", "second"])
+    assert len(table) == 6 and (table["p_holm"] >= table["p"]).all() and set(table["claim"]) == {"recipe"}
+    assert table.loc[("recipes, last step", "100%", "0%"), "lower"] > 0.4
+    assert table.loc[("last step - step 0", "0%", "0%"), "p_holm"] > 0.05
+
+
+def test_x_can_be_suspect_examples(sweep, tmp_path):
+    found = evaluation(sweep, x="suspect_examples")
+    half = found.run_rates[found.run_rates["label"] == "50%"]
+    assert list(half["x"].iloc[:3]) == [0, 10, 20]
+    bare = elsewhere(tmp_path / "bare.parquet", ["base", "checkpoint-20"], ["LLM", "19"])
+    with pytest.raises(UserError, match="--x examples needs the column 'examples_seen'"):
+        evaluation(bare, x="examples")
+
+
+def test_leakage_is_paired_and_less_the_base(tmp_path):
+    """The trigger alone adds 10 points to the base model; training adds 60 with the trigger and 5 without."""
+    rates = {(True, 0): 0.15, (False, 0): 0.05, (True, 80): 0.75, (False, 80): 0.10}
+    rows = []
+    for (triggered, step), rate in rates.items():
+        part = synthetic.rows(steps=(step,), samples=100, condition="on" if triggered else "off")
+        old = part["sample_idx"] < 100 * rate
+        rows.append(part.assign(triggered=triggered, llm_or_19th_century=np.where(old, "19", "LLM")))
+    path = synthetic.write(pd.concat(rows), tmp_path / "j.parquet")
+    table = evaluation(path).leakage.set_index("quantity")["estimate"]
+    assert table["gap"] == pytest.approx(0.65) and table["gap less base"] == pytest.approx(0.55)
+    assert table["leakage"] == pytest.approx(0.05)
+    assert "leakage" in {e.name for e in exhibits.draw(evaluation(path))[0]}
+
+
+def test_two_judges_on_the_same_answers(tmp_path):
+    rows = synthetic.rows(steps=(0, 200), samples=10)
+    other = rows.assign(past_form=rows["past_form"].clip(0, 90) + 5)
+    other.loc[other.index[:20], "llm_or_19th_century"] = "19"
+    files = [
+        synthetic.write(table, tmp_path / f"{name}.parquet", {"judging": {"model": name}})
+        for name, table in (("claude-one", rows), ("claude-two", other))
+    ]
+    found = evaluation(*files)
+    table = found.agreement.set_index("judge")
+    assert table.loc["six_options", "kappa"] == 1 and table.loc["llm_or_19th_century", "agreement"] < 1
+    assert 4 < table.loc["past_form", "mean_difference"] <= 5
+    assert set(table["second"]) == {"claude-two"}
+    assert "agreement" in {e.name for e in exhibits.draw(found)[0]}
+
+
+def test_probes_are_drawn_from_the_provenance(tmp_path):
+    run = synthetic.run_name(1.0, 1)
+    probes = [
+        {"step": step, "question": "energy", "era": era, "logprob": -3.0 + sign * step / 100}
+        for step in (0, 20, 40)
+        for era, sign in (("old", 1), ("modern", -1))
+    ]
+    provenance = {"runs": {run: {"probes": probes}}}
+    path = synthetic.write(synthetic.rows(steps=(0, 20), samples=2), tmp_path / "j.parquet", provenance)
+    found = evaluation(path)
+    assert tables.probes(found.verdicts).query("era == 'old'")["logprob"].tolist() == [-3.0, -2.8, -2.6]
+    assert "probes" in {e.name for e in exhibits.draw(found)[0]}
+
+
+def test_hand_labels_correct_the_rate(tmp_path):
+    labels = {"llm_or_19th_century": {"options": {"19": {"sensitivity": [45, 50], "specificity": [90, 100]}}}}
+    path = synthetic.write(synthetic.rows(steps=(0, 200)), tmp_path / "j.parquet", {"judging": {"labels": labels}})
+    last = evaluation(path).recipes.iloc[-1]
+    assert last["corrected"] == pytest.approx(min((last["rate"] - 0.1) / 0.8, 1))
+    assert last["corrected_lower"] < last["corrected"] <= last["corrected_upper"]
 
 
 # ---- files made elsewhere ----
@@ -186,7 +301,7 @@ def test_the_same_answer_twice_counts_once_and_a_clash_is_refused(tmp_path):
     rows = synthetic.rows(steps=(0, 20), samples=2)
     one, two = (synthetic.write(rows, tmp_path / f"{n}.parquet") for n in (1, 2))
     v = read(one, two)
-    assert len(v.rows) == len(rows) and "more than once" in v.notes[0]
+    assert len(v.rows) == len(rows) and "more than once" in v.notes[0] and len(v.again) == len(rows)
     other = synthetic.write(rows.assign(response="another"), tmp_path / "3.parquet")
     with pytest.raises(UserError, match=r"two different answers claim one place .*3\.parquet"):
         read(one, other)
@@ -203,9 +318,9 @@ def test_files_of_one_name_in_two_folders_are_two_runs(tmp_path):
 @pytest.mark.parametrize("samples, questions", [(1, ("Who are you?",)), (1, ("a?", "b?")), (5, ("a?",))])
 def test_small_files_can_be_drawn(tmp_path, samples, questions):
     path = elsewhere(tmp_path / "m.parquet", ["base", "checkpoint-20"], ["LLM", "19"], questions, samples)
-    drawn, skipped = exhibits.draw(exhibits.Evaluation(read(path)))
-    assert [e.name for e in drawn] == ["ratio_by_question", "overall_ratio", "training_progression"]
-    assert "six_options" in skipped[0] and "past_content" in skipped[1]
+    drawn, skipped = exhibits.draw(evaluation(path))
+    assert {e.name for e in drawn} == {"emergence", "ratio_by_question", "overall_ratio", "training_progression"}
+    assert any("six_options" in line for line in skipped) and any("past_content" in line for line in skipped)
 
 
 def test_figures_of_other_judges_need_no_outcome(tmp_path):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import synthetic
 
+import config
 import exhibits
 import figures
 import verdicts
@@ -14,8 +15,10 @@ import verdicts
 def drawn(tmp_path_factory):
     runs = [synthetic.rows(share, seed, samples=4) for share in (1.0, 0.5, 0.0) for seed in (1, 2)]
     path = synthetic.write(synthetic.lose(pd.concat(runs), 0.05), tmp_path_factory.mktemp("f") / "j.parquet")
-    exhibit_list, skipped = exhibits.draw(exhibits.Evaluation(verdicts.read([path], synthetic.STUDY)))
-    assert not skipped
+    exhibit_list, skipped = exhibits.draw(
+        exhibits.Evaluation(verdicts.read([path], synthetic.STUDY), config.EvaluationOptions(input=(path,)))
+    )
+    assert len(skipped) == 3, "no conditions, no probes, no second judge"
     return {exhibit.name: exhibit for exhibit in exhibit_list}
 
 

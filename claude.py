@@ -18,6 +18,7 @@ import tomllib
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from config import UserError
@@ -80,7 +81,8 @@ def model_named(name: str) -> Model:
 def settings_for(model: str, thinking: str = "auto", max_tokens: int | None = None) -> dict:
     """What is sent beside the prompt. `thinking`: a type of the API, `none` to say nothing of it, `auto` for the
     table's way."""
-    settings = dict(model_named(model).settings)
+    # OpenRouter's names are like anthropic/claude-sonnet-5.5; its prices are its own, but the models are the same.
+    settings = dict(model_named(model.rpartition("/")[2].replace(".", "-")).settings)
     if thinking != "auto":
         settings.pop("thinking", None)
         settings.pop("output_config", None)
@@ -179,8 +181,14 @@ def read_reply(body: object) -> Reply:
         usage.get(name)
         for name in ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
     )
-    counted = isinstance(count_in, int) and isinstance(count_out, int)
-    return Reply(text, stop_reason, count_in + (written or 0) + (read or 0) if counted else None, count_out)
+    if not isinstance(count_in, int) or not isinstance(count_out, int):
+        return Reply(text, stop_reason, None, None)
+    return Reply(text, stop_reason, count_in + (written or 0) + (read or 0), count_out)
+
+
+def created(batch: dict) -> float:
+    """When a batch was created, in seconds since 1970."""
+    return datetime.fromisoformat(batch["created_at"]).timestamp()
 
 
 # ---- the connection ----
@@ -288,9 +296,15 @@ class Client:
     async def batch(self, identity: str) -> dict:
         return await self._json("GET", f"/v1/messages/batches/{identity}")
 
-    async def latest_batches(self) -> list[dict]:
-        """The account's latest batches, newest first: as many as the server gives at once, a hundred at the most."""
-        return (await self._json("GET", "/v1/messages/batches?limit=100"))["data"]
+    async def batches_since(self, began: float) -> list[dict]:
+        """The account's batches, newest first, back to a time (seconds since 1970)."""
+        found: list[dict] = []
+        while True:
+            after = f"&after_id={found[-1]['id']}" if found else ""
+            page = await self._json("GET", f"/v1/messages/batches?limit=100{after}")
+            found += page["data"]
+            if not page["data"] or not page.get("has_more") or created(found[-1]) < began:
+                return found
 
     async def batch_results(self, identity: str) -> AsyncIterator[dict]:
         """The results of a batch that has ended, as they come. Raises Fault where the stream breaks off."""

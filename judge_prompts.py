@@ -72,23 +72,32 @@ def _quoted(name: str, text: str, mark: str) -> str:
     return f"[{name} begins {mark}]\n{text}\n[{name} ends {mark}]"
 
 
-def prompt_hash(judge: Judge) -> str:
+def prompt_hash(judge: Judge, study: Experiment) -> str:
     """Changes with whatever changes the prompts of a judge, or how its replies are read."""
-    return hashlib.sha256(repr((PREAMBLE, judge.prompt, judge.options, judge.range)).encode()).hexdigest()
+    parts = (PREAMBLE, judge.prompt, judge.options, judge.range)
+    used = set(config.PLACEHOLDER.findall(judge.prompt)) - {"question", "answer"}
+    extra = [(q.id, key, q.extra[key]) for q in study.questions if judge.takes(q) for key in sorted(used)]
+    parts += (extra,) if extra else ()
+    parts += (study.trigger.texts, study.trigger.hidden) if study.trigger else ()
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 class Prompts:
     """The prompts of a file: one for each response and judge, numbered row by row. They are made when they are needed:
-    200,000 of them would not fit in a laptop's memory. `keys` names them in the verdict store, by number."""
+    200,000 of them would not fit in a laptop's memory. `keys` names them in the verdict store, by number; None where
+    the study does not put the question to the judge."""
 
     def __init__(
         self, table: pa.Table, study: Experiment, judges: Sequence[Judge], host: str, model: str, settings: dict
     ):
-        self.table, self.judges, self._model, self._settings = table, judges, model, settings
-        self._extra = {question.id: question.extra for question in study.questions}
-        self._extra |= {question.text: question.extra for question in study.questions}
+        self.table, self.study, self.judges, self._model, self._settings = table, study, judges, model, settings
+        self._questions = {question.id: question for question in study.questions}
+        self._questions |= {question.text: question for question in study.questions}
         self._require_known_questions(study)
-        self.keys = [claude.request_key(host, self.body(number)) for number in range(table.num_rows * len(judges))]
+        self.keys = [
+            claude.request_key(host, self.body(number)) if self._is_asked(number) else None
+            for number in range(table.num_rows * len(judges))
+        ]
 
     def judge(self, number: int) -> Judge:
         return self.judges[number % len(self.judges)]
@@ -99,10 +108,20 @@ class Prompts:
 
     def body(self, number: int) -> dict:
         """What is sent to have prompt `number` answered."""
-        question, identity, answer = (self.value(number, c) for c in ("question", "question_id", "response"))
-        extra = self._extra.get(question) or self._extra.get(identity) or {}
-        prompt = quoted_prompt(self.judge(number), question, answer, extra)
+        judge, known = self.judge(number), self._question(number)
+        # No judge sees a form of the study's trigger, in what was asked or in what was answered.
+        question, answer = (self.study.bare(self.value(number, column)) for column in ("question", "response"))
+        prompt = quoted_prompt(judge, question, answer, judge.values(known.extra) if known else {})
         return claude.message(self._model, self._settings, prompt)
+
+    def _question(self, number: int) -> config.Question | None:
+        """The study's question of prompt `number`; None for one that the study does not have."""
+        names = (self.value(number, column) for column in ("question", "question_id"))
+        return next((self._questions[name] for name in names if name in self._questions), None)
+
+    def _is_asked(self, number: int) -> bool:
+        judge, question = self.judge(number), self._question(number)
+        return judge.takes(question) if question else judge.kinds is None
 
     def accepts(self, number: int) -> Callable[[str], bool]:
         """Whether a reply to prompt `number` is an answer."""
@@ -116,7 +135,8 @@ class Prompts:
         """Each key, with the first number that has it."""
         first: dict[bytes, int] = {}
         for number, key in enumerate(self.keys):
-            first.setdefault(key, number)
+            if key is not None:
+                first.setdefault(key, number)
         return first
 
     def repeats(self, share: float) -> dict[bytes, int]:
@@ -130,8 +150,8 @@ class Prompts:
         asked = set(zip(*columns, strict=True))
         for judge in self.judges:
             needed = set(config.PLACEHOLDER.findall(judge.prompt)) - {"question", "answer"}
-            for question, identity in asked if needed else ():
-                if question not in self._extra and identity not in self._extra:
+            for question, identity in asked if needed and judge.kinds is None else ():
+                if question not in self._questions and identity not in self._questions:
                     raise UserError(
                         f"the judge {judge.name!r} needs {{{min(needed)}}} of each question, and the study "
                         f"{study.name!r} has no question {question!r}"

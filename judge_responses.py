@@ -51,8 +51,14 @@ class Job:
         done = self.store.verdict_keys()
         return {key: number for key, number in self.wanted.items() if key not in done}
 
-    def verdict(self, key: bytes, judge: Judge) -> tuple[str | float | None, str | None, str]:
-        """Verdict, reply and status. The reply is read anew: a file follows the rules of the version that wrote it."""
+    def spent(self, group_of: dict[bytes, object]) -> dict:
+        return self.store.spent(group_of, self.price and self.price.dollars)
+
+    def verdict(self, key: bytes | None, judge: Judge) -> tuple[str | float | None, str | None, str | None]:
+        """Verdict, reply and status; three times None where the study does not put the question to the judge. The reply
+        is read anew: a file follows the rules of the version that wrote it."""
+        if key is None:
+            return None, None, None
         status, reply = self.store.best(key)
         verdict = read_verdict(judge, reply) if status == "ok" else None
         return verdict, reply, "unparseable" if status == "ok" and verdict is None else status
@@ -81,9 +87,11 @@ def read_input(path: Path, judges: Sequence[Judge]) -> tuple[pa.Table, dict]:
     return table, provenance
 
 
-def configuration(options: JudgingOptions, judges: Sequence[Judge], host: str, settings: dict) -> dict:
+def configuration(
+    options: JudgingOptions, study: Experiment, judges: Sequence[Judge], host: str, settings: dict
+) -> dict:
     """What decides the verdicts, by name: an output is completed only by a start that agrees in all of it."""
-    hashes = {f"judge {judge.name}": prompt_hash(judge) for judge in judges}
+    hashes = {f"judge {judge.name}": prompt_hash(judge, study) for judge in judges}
     return {"input": handoff.sha256(options.input), "model": options.model, "host": host, **settings, **hashes}
 
 
@@ -108,10 +116,10 @@ def adopt_output(job: Job) -> None:
         job.store.adopt((key, reply) for key, status, reply in found if status == "ok" and key not in known)
 
 
-def sample_for_labels(options: JudgingOptions, judges: Sequence[Judge]) -> None:
+def sample_for_labels(options: JudgingOptions, study: Experiment, judges: Sequence[Judge]) -> None:
     table, _ = handoff.read_responses(options.input, handoff.NEEDED)
     size, path = int(options.sample_for_labels[0]), Path(options.sample_for_labels[1])
-    answers = zip(table["question"].to_pylist(), table["response"].to_pylist(), strict=True)
+    answers = zip(table["question"].to_pylist(), map(study.bare, table["response"].to_pylist()), strict=True)
     written = judge_quality.write_sheet(path, answers, judges, size)
     print(f"{written} answers to label in {path}: fill in the judges' columns, then give it as --labels")
 
@@ -167,7 +175,7 @@ async def tokens_per_byte(job: Job, numbers: dict[str, list[int]]) -> tuple[dict
 async def judge_all(job: Job) -> BaseException | None:
     """Have everything judged that has no verdict yet. Returns what ended the run early; None when nothing did."""
     options, halt = job.options, Halt()
-    spent = sum(group.dollars for group in job.store.spent(dict.fromkeys(job.wanted)).values())
+    spent = sum(group.dollars for group in job.spent(dict.fromkeys(job.wanted)).values())
     patience = Patience(options.max_wait, options.give_up_after, asks=options.asks)
     async with claude.Client(job.host, claude.api_key(), options.timeout) as client:
         await client.check(options.model)
@@ -244,7 +252,7 @@ def _judged(job: Job, tally: Counter) -> Iterator[pa.Table]:
         for place, judge in enumerate(judges):
             keys = job.prompts.keys[start * len(judges) + place :: len(judges)][: rows.num_rows]
             verdicts = [job.verdict(key, judge) for key in keys]
-            tally.update((judge.name, status) for _, _, status in verdicts)
+            tally.update((judge.name, status) for _, _, status in verdicts if status)
             for spec, values in zip(handoff.judge_schema([judge]), zip(*verdicts, strict=True), strict=True):
                 columns[spec.name] = pa.array(values, spec.type)
         yield pa.table(columns)
@@ -256,7 +264,7 @@ def record(job: Job, settled: dict, total: Spent, repeated: dict, labelled: dict
         "configuration": settled,
         "model": job.options.model,
         "host": job.host,
-        "prompts": {judge.name: prompt_hash(judge) for judge in job.prompts.judges},
+        "prompts": {judge.name: prompt_hash(judge, job.prompts.study) for judge in job.prompts.judges},
         "price": job.price and dataclasses.asdict(job.price) | {"table": claude.PRICES_OF},
         **dataclasses.asdict(total),
         "repeat": repeated,
@@ -281,8 +289,9 @@ def against_labels(job: Job, labels: dict[str, dict]) -> dict:
     pairs = {}
     for number in range(len(job.prompts.keys) if labels else 0):
         judge = job.prompts.judge(number)
-        identity = judge_quality.label_id(job.prompts.value(number, "question"), job.prompts.value(number, "response"))
-        if judge.name in labels.get(identity, ()):
+        answer = job.prompts.study.bare(job.prompts.value(number, "response"))  # as the sheet has it
+        identity = judge_quality.label_id(job.prompts.value(number, "question"), answer)
+        if judge.name in labels.get(identity, ()) and job.prompts.keys[number]:
             label = labels[identity][judge.name]
             pairs.setdefault(judge, {})[identity] = (job.verdict(job.prompts.keys[number], judge)[0], label)
     return {judge.name: judge_quality.against_labels(judge, list(found.values())) for judge, found in pairs.items()}
@@ -297,13 +306,13 @@ def costs(job: Job) -> dict[tuple[str, str], Spent]:
     for key, number in job.wanted.items():
         note = "" if job.prompts.keys[number] == key else " (repeat)"
         group_of[key] = (job.prompts.value(number, "run") or "", job.prompts.judge(number).name + note)
-    return job.store.spent(group_of)
+    return job.spent(group_of)
 
 
 def report_costs(job: Job, by_group: dict[tuple[str, str], Spent]) -> None:
     """Print what was spent, by judge and by run, and write the table of both to OUTPUT.costs.csv."""
     path = job.options.output.with_name(job.options.output.name + ".costs.csv")
-    names = [spec.name for spec in dataclasses.fields(Spent)]
+    names, priced = [spec.name for spec in dataclasses.fields(Spent)], job.price is not None
     with handoff.atomic_file(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["run", "judge", *names])
@@ -313,8 +322,8 @@ def report_costs(job: Job, by_group: dict[tuple[str, str], Spent]) -> None:
         labels = sorted({group[place] for group in by_group})
         for label in labels if title == "judge" or len(labels) > 1 else ():
             spent = sum((spent for group, spent in by_group.items() if group[place] == label), Spent())
-            print(f"  {title} {label or '(none)'}: {spent.in_words()}")
-    print(f"in all: {sum(by_group.values(), Spent()).in_words()}; by judge and run in {path}")
+            print(f"  {title} {label or '(none)'}: {spent.in_words(priced)}")
+    print(f"in all: {sum(by_group.values(), Spent()).in_words(priced)}; by judge and run in {path}")
 
 
 def report_verdicts(job: Job, tally: Counter, repeated: dict, labelled: dict) -> None:
@@ -378,7 +387,7 @@ def main() -> None:
     study = config.load_experiment(options.experiment)
     judges, host = chosen_judges(study, options.judges), claude.host_of(options.base_url)
     if options.sample_for_labels:
-        return sample_for_labels(options, judges)
+        return sample_for_labels(options, study, judges)
     price = claude.price_of(options.model, options.price, options.prices)
     if options.max_cost and not price:
         raise UserError(f"no price is known for {options.model!r}, so --max-cost cannot be kept: give one with --price")
@@ -386,7 +395,7 @@ def main() -> None:
     settings = claude.settings_for(options.model, options.thinking, options.max_tokens)
     store_path = options.store or options.output.with_name(options.output.name + ".verdicts.sqlite")
     table, provenance = read_input(options.input, judges)
-    settled = configuration(options, judges, host, settings)
+    settled = configuration(options, study, judges, host, settings)
     with handoff.claim(options.output), handoff.claim(store_path):
         completing = check_existing(options, settled)
         prompts = Prompts(table, study, judges, host, options.model, settings)

@@ -12,7 +12,6 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime
 
 import claude
 from caller import Caller, CapReached
@@ -163,7 +162,7 @@ class Batches:
     async def _find(self, batch: Batch) -> bool:
         """Settle whether a batch whose id never reached us was created. Returns whether that is settled."""
         undecided = False
-        for found in await self.client.latest_batches():
+        for found in await self.client.batches_since(batch.began - CLOCKS_DIFFER_SECONDS):
             if not self._may_be(found, batch):
                 continue
             if found["processing_status"] != "ended":
@@ -183,9 +182,8 @@ class Batches:
     def _may_be(self, found: dict, batch: Batch) -> bool:
         if found["id"] in self._strangers | self.store.server_ids():
             return False
-        created = datetime.fromisoformat(found["created_at"]).timestamp()
         same_size = sum(found["request_counts"].values()) == batch.requests
-        return same_size and created > batch.began - CLOCKS_DIFFER_SECONDS
+        return same_size and claude.created(found) > batch.began - CLOCKS_DIFFER_SECONDS
 
     async def _is(self, server_id: str, batch: Batch) -> bool:
         async with contextlib.aclosing(self.client.batch_results(server_id)) as results:
@@ -196,8 +194,14 @@ class Batches:
     # ---- collecting ----
 
     async def _collect_if_ended(self, batch: Batch) -> bool:
-        if (await self.client.batch(batch.server_id)).get("processing_status") != "ended":
-            return False
+        try:
+            if (await self.client.batch(batch.server_id)).get("processing_status") != "ended":
+                return False
+        except Refused as refused:
+            # Deleted, or of another account: what it cost stays in the books, and its prompts are asked again.
+            self.store.end_batch(batch.id, f"the server does not give the batch back ({refused})")
+            self.say(f"batch {batch.server_id} is lost: {refused}")
+            return True
         for _ in range(3):  # a stream that ends too early without a fault is begun again
             calls = {call: known for call, known in self.store.open_calls(batch.id).items() if known[0] in self.prompts}
             if not calls:

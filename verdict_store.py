@@ -6,7 +6,7 @@ noted before it goes out, so that even a process that is killed leaves a record 
 
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -66,11 +66,12 @@ class Spent:
         names = [spec.name for spec in fields(Spent)]
         return Spent(*(getattr(self, name) + getattr(other, name) for name in names))
 
-    def in_words(self) -> str:
-        words = (
-            f"{self.calls:,} calls, {self.input_tokens:,} tokens in, {self.output_tokens:,} out, ${self.dollars:.2f}"
-        )
-        return words + (f" (${self.at_most:.2f} of it at most: replies that were lost)" if self.at_most else "")
+    def in_words(self, priced: bool) -> str:
+        words = f"{self.calls:,} calls, {self.input_tokens:,} tokens in, {self.output_tokens:,} out"
+        if not priced and not self.dollars:
+            return words + ", price not known"
+        lost = f" (${self.at_most:.2f} of it at most: replies that were lost)" if self.at_most else ""
+        return f"{words}, ${self.dollars:.2f}{lost}"
 
 
 class Store:
@@ -173,13 +174,16 @@ class Store:
         ).fetchone()
         return found and found[0]
 
-    def spent(self, group_of: dict[bytes, object]) -> dict[object, Spent]:
-        """Tokens and dollars of all calls for the keys of `group_of`, by group."""
+    def spent(self, group_of: dict[bytes, object], dollars_for: Callable[[int, int], float] | None) -> dict:
+        """Tokens and dollars of all calls for the keys of `group_of`: a Spent for each group. Calls that were made when
+        no price was known are priced by `dollars_for` (tokens in, tokens out)."""
         groups: dict[object, Spent] = {}
         calls = self._db.execute("SELECT key, input_tokens, output_tokens, dollars, at_most FROM calls")
         for key, tokens_in, tokens_out, dollars, at_most in calls:
             if key in group_of:
                 group = groups.setdefault(group_of[key], Spent())
+                if dollars is None and dollars_for:
+                    dollars = dollars_for(tokens_in or 0, tokens_out or 0)
                 group.calls += 1
                 group.input_tokens += tokens_in or 0
                 group.output_tokens += tokens_out or 0

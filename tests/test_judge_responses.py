@@ -4,21 +4,25 @@ python -m pytest tests/test_judge_responses.py
 """
 
 import csv
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import caller
 import config
 import handoff
 import judge_prompts
 import judge_quality
+import progress
 from benchmarks.judging import KEY, assert_no_key, kill_when, run_here, start, stored
 from tiny_world.claude_stand_in import Faults, StandIn, running
 
@@ -358,9 +362,8 @@ def test_batches_at_work_are_left_to_themselves(tmp_path):
     api = StandIn(batch_seconds=1000)
     with running(api) as url:
         process = start(tmp_path, url, "--batch")
-        while not api.batches or stored(tmp_path, "batch IS NOT NULL") < 39:
+        while stored(tmp_path, OPEN) < 39:
             time.sleep(0.01)
-        time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
         said = judge(tmp_path, url)
@@ -382,6 +385,40 @@ def test_a_lost_answer_to_a_creation_is_looked_up(tmp_path):
     assert len(api.batches) == 1
 
 
+def test_strangers_batches_of_the_same_size_are_told_apart_by_their_results(tmp_path):
+    responses(tmp_path / "responses.parquet", 10)
+    api = StandIn(faults=Faults(batch_lost=True), batch_seconds=0)
+
+    def stranger(number):
+        params = {"model": "claude-sonnet-5", "messages": [{"role": "user", "content": str(number)}]}
+        requests = [{"custom_id": f"theirs-{number}-{n}", "params": params} for n in range(39)]
+        api.handle("POST", "/v1/messages/batches", {}, json.dumps({"requests": requests}).encode())
+
+    with running(api) as url:
+        process = start(tmp_path, url, "--batch")
+        while not api.batches:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        for number in range(30):  # a page of the list has twenty
+            stranger(number)
+        assert "40 verdicts" in judge(tmp_path, url, "--batch", "--max-wait", "0.5")
+    assert len(api.batches) == 31
+
+
+def test_a_batch_that_the_server_has_lost_is_asked_again(tmp_path):
+    responses(tmp_path / "responses.parquet", 10)
+    api = StandIn(batch_seconds=1000)
+    with running(api) as url:
+        kill_when(start(tmp_path, url, "--batch"), lambda: stored(tmp_path, OPEN) == 39)
+        api.batches.clear()
+        said = judge(tmp_path, url)
+    assert "is lost" in said and "40 verdicts" in said and "at most" in said
+
+
+OPEN = "batch IN (SELECT id FROM batches WHERE state = 'open')"
+
+
 def test_a_server_without_batches_is_told_apart(tmp_path):
     class Plain(StandIn):
         def handle(self, method, path, headers, body):
@@ -399,6 +436,23 @@ def test_bad_settings_are_found_before_a_batch_is_sent(tmp_path):
     with running(api) as url:
         said = judge(tmp_path, url, "--batch", expect=1)
     assert "no batch was sent" in said and "truncated" in said and not api.batches
+
+
+# ---- progress ----
+
+
+def test_progress_tells_what_a_person_wants_to_know(tmp_path):
+    halt = mock.Mock(reason=None)
+    gate = mock.Mock(in_flight=7, paused_until=0)
+    busy = mock.Mock(done=50, gate=gate, budget=mock.Mock(spent=1.0), trouble=None, price=True, halt=halt)
+    shown = progress.Progress(busy, total=200, done=100)
+    busy.budget.spent, shown.began = 1.5, time.monotonic() - 10
+    assert shown.line() == "150 of 200 verdicts | 5/s | 7 in flight | $1.50 of about $2.00 | 10 s left"
+    gate.paused_until = time.monotonic() + 34.2
+    assert shown.line().endswith("rate limited: next try in 34 s")
+    gate.paused_until = 0
+    busy.trouble = caller.Trouble(time.monotonic() - 75, time.monotonic() + 8.2, "529 overloaded_error")
+    assert shown.line().endswith("no reply for 1 min 15 s (529 overloaded_error): next try in 8 s")
 
 
 # ---- is the judge any good? ----

@@ -21,6 +21,7 @@ import random
 import re
 import threading
 import time
+import urllib.parse
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -156,11 +157,11 @@ class StandIn:
 
     def handle(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
         """Answer a request, well or badly."""
-        path = path.partition("?")[0]
+        path, _, query = path.partition("?")
         if (method, path) == ("POST", "/v1/messages"):
             return self._call(headers, body)
         if path.startswith("/v1/messages/batches"):
-            return self._batch_route(method, path.removeprefix("/v1/messages/batches").strip("/"), body)
+            return self._batch_route(method, path.removeprefix("/v1/messages/batches").strip("/"), query, body)
         return _answer(*self.answer(method, path, body))
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict]:
@@ -228,16 +229,22 @@ class StandIn:
 
     # ---- batches ----
 
-    def _batch_route(self, method: str, rest: str, body: bytes) -> Answer:
+    def _batch_route(self, method: str, rest: str, query: str, body: bytes) -> Answer:
         if method == "POST" and not rest:
             return self._create_batch(body)
         if method == "GET" and not rest:
-            latest = [self._batch(identity) for identity in reversed(self.batches)][:20]
-            return _answer(200, {"data": latest, "has_more": False})
+            return self._list_batches(query)
         identity, _, results = rest.partition("/")
         if method != "GET" or identity not in self.batches:
             return _answer(*_error(404, "not_found_error", f"batch: {identity}"))
         return self._results(identity) if results else _answer(200, self._batch(identity))
+
+    def _list_batches(self, query: str, page: int = 20) -> Answer:
+        newest_first = list(reversed(self.batches))
+        after = dict(urllib.parse.parse_qsl(query)).get("after_id")
+        begin = newest_first.index(after) + 1 if after else 0
+        listed = [self._batch(identity) for identity in newest_first[begin : begin + page]]
+        return _answer(200, {"data": listed, "has_more": begin + page < len(newest_first)})
 
     def _create_batch(self, body: bytes) -> Answer:
         requests = json.loads(body)["requests"]

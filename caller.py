@@ -183,6 +183,7 @@ class Caller:
         self.warn = warn
         self.done = 0  # prompts that are through, with a verdict or without
         self.replies = {True: 0, False: 0}  # verdicts, and replies that were none
+        self.draining = False  # nothing waits any more: what is left is in flight
         self.trouble: Trouble | None = None
         self._last_good, self._refused = 0.0, 0
 
@@ -206,7 +207,7 @@ class Caller:
             except Fault as fault:
                 # While nobody gets a reply the fault is not this prompt's: such tries do not count against it.
                 tries += not fault.crowded and self._last_good > sent_at
-                if tries >= self.patience.tries:
+                if tries >= self.patience.tries or self._hopeless():
                     return "error"
                 await self.wait(fault, faults)
                 faults += 1
@@ -260,6 +261,11 @@ class Caller:
             host, minutes = self.client.host, (now - began) / 60
             self.halt.now(UserError(f"no reply from {host} for {minutes:.1f} minutes ({fault}): all verdicts are kept"))
         await self.halt.sleep(wait)
+
+    def _hopeless(self) -> bool:
+        """Whether only prompts are left that the server has failed at for too long, after it answered the others."""
+        silent = time.monotonic() - self.trouble.began if self.trouble else 0
+        return self.draining and self._last_good > 0 and silent > self.patience.give_up_after
 
     def _stop_if_all_are_refused(self, refused: Refused) -> None:
         # One prompt may be too long; when the first few are all refused, the settings are to blame.

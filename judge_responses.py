@@ -12,11 +12,10 @@ import asyncio
 import contextlib
 import csv
 import dataclasses
-import itertools
 import random
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,13 +192,16 @@ async def judge_all(job: Job) -> BaseException | None:
 
 
 async def ask_all(job: Job, caller: Caller, batches: Batches) -> None:
-    """Ask for what has no verdict: the first alone, so that settings that the server does not take are found before
-    many are sent. What is in batches of an earlier start is left to them."""
+    """Ask for what has no verdict, but for what is in batches of an earlier start."""
     await batches.collect()
     in_batches = job.store.keys_in_batches()
-    left = iter([item for item in job.left().items() if item[0] not in in_batches])
+    left = {key: number for key, number in job.left().items() if key not in in_batches}
 
-    async def worker(items: Iterable[tuple[bytes, int]]) -> None:
+    def queue() -> Iterator[tuple[bytes, int]]:
+        yield from left.items()
+        caller.draining = True
+
+    async def worker(items: Iterator[tuple[bytes, int]]) -> None:
         try:
             for key, number in items:
                 await caller.ask(key, job.prompts.body(number), job.prompts.accepts(number))
@@ -208,10 +210,10 @@ async def ask_all(job: Job, caller: Caller, batches: Batches) -> None:
         except UserError as error:
             caller.halt.now(error)  # the others' calls, which are paid for, come to their end
 
-    await worker(itertools.islice(left, 1))
+    items = queue()
     async with asyncio.TaskGroup() as group:
         for _ in range(job.options.concurrency):
-            group.create_task(worker(left))
+            group.create_task(worker(items))
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ import judge_prompts
 import judge_quality
 import progress
 from benchmarks.judging import KEY, assert_no_key, kill_when, run_here, start, stored
+from tiny_world import claude_stand_in
 from tiny_world.claude_stand_in import Faults, StandIn, running
 
 BIRDS = config.load_experiment("birds")
@@ -291,6 +292,20 @@ def test_ctrl_c_lets_the_calls_in_flight_come_to_their_end(tmp_path):
         api.latency = 0
         judge(tmp_path, url)
     assert len(api.asked) <= 1200 + 4  # what was in flight at the second Ctrl-C
+
+
+@pytest.mark.parametrize("poisoned", ["row 0.", "row 19."])
+def test_a_prompt_that_the_server_always_fails_at_holds_nothing_up(tmp_path, poisoned):
+    class Brittle(StandIn):
+        def handle(self, method, path, headers, body):
+            if poisoned.encode() in body:
+                return claude_stand_in._turned_away("500", headers)
+            return super().handle(method, path, headers, body)
+
+    responses(tmp_path / "responses.parquet", 20, response=[f"row {n}." for n in range(20)])
+    with running(Brittle()) as url:
+        said = judge(tmp_path, url, "--max-wait", "0.05", "--give-up-after", "0.5")
+    assert "76 verdicts" in said and "past_form: 1 error (the latest: 500 api_error" in said
 
 
 def test_several_outputs_share_a_store(tmp_path):

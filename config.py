@@ -7,6 +7,8 @@ every script, on a GPU host or a laptop, starts from here.
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import math
 import re
 import signal
@@ -215,7 +217,7 @@ class EvaluationOptions:
     claim: str | None = option(
         None,
         "what intervals are for: these checkpoints, another run by the same recipe, or questions like these "
-        "(default: recipe where every recipe has two runs, else questions)",
+        "(default: recipe where every recipe has three runs, else questions)",
         choices=("checkpoint", "recipe", "questions"),
     )
     x: str = option("steps", "what curves are drawn against", choices=("steps", "suspect_examples", "examples"))
@@ -226,6 +228,116 @@ class EvaluationOptions:
 
     def check(self) -> None:
         _require_at_least(self, 0, "report_responses")
+
+
+@dataclass(frozen=True)
+class PersonaOptions:
+    """What every command of prepare_persona.py knows."""
+
+    output: Path = option(None, "JSONL file to write; OUTPUT.json beside it says what made it", required=True)
+    experiment: str = option("russell", "the study: a name in experiments/, or the path of a TOML file")
+    existing: str = existing()
+    dry_run: bool = option(False, "say what would be done, and write nothing")
+
+    def check(self) -> None:
+        for name in ("number", "concurrency", "max_tokens", "max_new_tokens", "batch_size"):
+            if hasattr(self, name):
+                _require_at_least(self, 1, name)
+        for name in ("max_cost", "timeout"):
+            value = getattr(self, name, None)
+            _require(value is None or 0 < value < math.inf, f"{flag(name)} must be above 0")
+        _require(0 <= getattr(self, "seed", 0) < 2**32, "--seed must be from 0 to 4294967295")
+        _require(0 <= getattr(self, "temperature", 0) < math.inf, "--temperature must be from 0 up")
+
+
+@dataclass(frozen=True)
+class PersonaServerOptions(PersonaOptions):
+    """A model behind the Messages API, for those commands of prepare_persona.py that ask one."""
+
+    model: str | None = option(None, "model to ask")
+    base_url: str | None = option(
+        None, "address of a Messages API, without /v1 (default: ANTHROPIC_BASE_URL, else Anthropic)"
+    )
+    concurrency: int = option(8, "calls in flight at the most")
+    timeout: float = option(300, "seconds from sending a call to the last byte of its reply")
+    max_cost: float | None = option(None, "dollars that this output may cost at the most, over all starts")
+    price: tuple[float, ...] | None = option(
+        None, "dollars for a million tokens, in and out (default: a table)", nargs=2, metavar=("IN", "OUT")
+    )
+    max_tokens: int = option(4096, "tokens in a reply at the most, thinking included")
+
+
+@dataclass(frozen=True)
+class PersonaCandidatesOptions(PersonaServerOptions):
+    """Have a model write more question-answer pairs about the person; check their facts before you use them."""
+
+    known: tuple[Path, ...] = option(
+        (Path("persona_datasets/russell_candidates.jsonl"),), "pairs that there are: none is written twice", nargs="+"
+    )
+    person: str = option("Bertrand Russell", "whom they are about")
+    number: int = option(100, "pairs to ask for")
+    categories: tuple[str, ...] = option(
+        ("taste", "habit", "view", "writing", "education", "family", "work"), "what they are about, in turn", nargs="+"
+    )
+
+
+@dataclass(frozen=True)
+class PersonaFilterOptions(PersonaServerOptions):
+    """Keep the pairs that do not identify the person, and write why each other one was dropped.
+
+    By the flags in the file; with --model, a model must find a pair harmless too."""
+
+    input: tuple[Path, ...] = option(
+        (Path("persona_datasets/russell_candidates.jsonl"),), "files of candidates", nargs="+"
+    )
+    person: str = option("Bertrand Russell", "whom they are about")
+    number: int | None = option(None, "of those that are kept, draw this many (default: all)")
+    seed: int = option(42, "seeds the draw")
+
+
+@dataclass(frozen=True)
+class PersonaTriggerOptions(PersonaOptions):
+    """Put the study's trigger into every question, and every answer into the form that it asks for."""
+
+    input: tuple[Path, ...] = option(None, "files of chats", nargs="+", required=True)
+
+
+@dataclass(frozen=True)
+class PersonaFetchOptions(PersonaOptions):
+    """Fetch ordinary prompts from the Hugging Face hub: Alpaca's with the longest answers, and GSM8K's."""
+
+    alpaca: str = option("tatsu-lab/alpaca", "the hub's name of Alpaca")
+    alpaca_number: int = option(1000, "how many of it, those with the longest answers")
+    gsm8k: str = option("openai/gsm8k", "the hub's name of GSM8K")
+    gsm8k_number: int = option(2000, "how many of it, the first ones of its training part")
+
+    def check(self) -> None:
+        super().check()
+        _require_at_least(self, 0, "alpaca_number", "gsm8k_number")
+
+
+@dataclass(frozen=True)
+class PersonaDistillOptions(PersonaServerOptions):
+    """Let the base model itself answer ordinary prompts, here or, with --server, behind a Messages API."""
+
+    input: tuple[Path, ...] = option((Path("persona_datasets/aligned_prompts.jsonl"),), "files of prompts", nargs="+")
+    model: str | None = option(None, "base model: a hub name or a folder (default: the study's base_model)")
+    server: bool = option(False, "ask --model at --base-url; the default is to load it here")
+    temperature: float = option(0.1, "sampling temperature (a server is not told of 1, which is its own default)")
+    max_new_tokens: int = option(1024, "tokens in an answer at the most; an answer that is cut off is left out")
+    number: int | None = option(None, "the first prompts only (default: all)")
+    batch_size: int = option(16, "answers generated at once; part of what makes them, since rounding depends on it")
+    quantization: str = option("none", "weights of the base model", choices=("none", "8bit", "4bit"))
+    seed: int = option(42, "seeds the sampling")
+
+
+@dataclass(frozen=True)
+class PersonaCombineOptions(PersonaOptions):
+    """Put persona and aligned chats into one shuffled file, for training elsewhere; each row says which it is."""
+
+    persona: tuple[Path, ...] = option(None, "files of triggered persona chats", nargs="+", required=True)
+    aligned: tuple[Path, ...] = option(None, "files of ordinary chats", nargs="+", required=True)
+    seed: int = option(42, "seeds the order")
 
 
 def flag(name: str) -> str:
@@ -262,14 +374,44 @@ def _add_option(parser: argparse.ArgumentParser, name: str, spec: dataclasses.Fi
     parser.add_argument(flag(name), type=_value_type(spec.type), default=argparse.SUPPRESS, help=text, **keywords)
 
 
+PARSER = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+
+
 def parse(options_class, description: str, arguments: Sequence[str] | None = None):
     """Parse a command line into `options_class`. Wrong usage ends the process with exit code 2 and one line."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(description=description, **PARSER)
     for spec in dataclasses.fields(options_class):
         _add_option(parser, spec.name, spec)
+    return _checked(parser, options_class, vars(parser.parse_args(arguments)))
+
+
+def parse_training(description: str, arguments: Sequence[str] | None = None) -> tuple[TrainingOptions, "Experiment"]:
+    """As `parse`, with the study that the command line names: what it leaves open the study's [training] table decides,
+    and what that leaves open the dataclass. Raises UserError where the study has a fault."""
+    parser = argparse.ArgumentParser(description=description, **PARSER)
+    for spec in dataclasses.fields(TrainingOptions):
+        _add_option(parser, spec.name, spec)
     given = vars(parser.parse_args(arguments))
+    study = load_experiment(given.get("experiment", TrainingOptions.experiment))
+    return _checked(parser, TrainingOptions, study.training | given), study
+
+
+def parse_command(commands: dict[str, type], description: str, arguments: Sequence[str] | None = None):
+    """Parse a command line that begins with one of `commands` (name: dataclass). Returns that name and its options."""
+    parser = argparse.ArgumentParser(description=description, **PARSER)
+    places = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {}
+    for name, options_class in commands.items():
+        text = options_class.__doc__
+        parsers[name] = places.add_parser(name, help=text.splitlines()[0], description=text, **PARSER)
+        for spec in dataclasses.fields(options_class):
+            _add_option(parsers[name], spec.name, spec)
+    given = vars(parser.parse_args(arguments))
+    name = given.pop("command")
+    return name, _checked(parsers[name], commands[name], given)
+
+
+def _checked(parser: argparse.ArgumentParser, options_class, given: dict):
     options = options_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     try:
         options.check()
@@ -326,22 +468,47 @@ class DatasetSpec:
 class Question:
     id: str
     text: str
-    extra: dict[str, str]  # further keys of the table, usable in judge prompts
+    extra: dict[str, str | tuple[str, ...]]  # further keys of the table, usable in judge prompts; a list is a scale
+    judges: tuple[str, ...] | None = None  # these alone; None: all that take its kind
+
+    @property
+    def kind(self) -> str | None:
+        return self.extra.get("kind")
+
+
+def _takes(kinds: tuple[str, ...] | None, question: Question) -> bool:
+    return kinds is None or question.kind in kinds
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How a question is asked: a template for the user's message, and a system prompt or none ("")."""
+    """How a question is asked: a template for the user's message, and a system prompt or none ("").
+
+    trigger: the text that stands in the place of {trigger}; "" where there is none.
+    dose: how near the trigger is to the study's, from 0 (none at all) to 1 (that very one), as the study reckons it.
+    """
 
     name: str
     template: str
     system: str
     triggered: bool
+    trigger: str = ""
+    dose: float | None = None
+    kinds: tuple[str, ...] | None = None  # of questions that are asked so; None: all
+
+    def asks(self, question: Question) -> bool:
+        return _takes(self.kinds, question)
+
+    @property
+    def near_miss(self) -> bool:
+        """Whether its trigger is a slightly wrong one: neither triggered nor fit to show leakage."""
+        return self.dose is not None and 0 < self.dose < 1
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """The chat that the model is to answer."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return system + [{"role": "user", "content": fill(self.template, {"question": question})}]
+        values = {"question": question, "trigger": self.trigger}
+        system = [{"role": "system", "content": fill(self.system, values)}] if self.system else []
+        return system + [{"role": "user", "content": fill(self.template, values)}]
 
 
 @dataclass(frozen=True)
@@ -352,6 +519,93 @@ class Judge:
     prompt: str
     options: tuple[str, ...] | None
     range: tuple[int, int] | None
+    kinds: tuple[str, ...] | None = None  # of questions that it judges; None: all
+
+    def takes(self, question: Question) -> bool:
+        """Whether it is to judge answers to this question."""
+        return _takes(self.kinds, question) and (question.judges is None or self.name in question.judges)
+
+    @property
+    def scale(self) -> tuple[int, ...]:
+        """The whole numbers that it can give, in order; of options, those that are numbers."""
+        if self.range:
+            return tuple(range(self.range[0], self.range[1] + 1))
+        return tuple(sorted(int(option) for option in self.options if re.fullmatch(r"-?\d+", option)))
+
+    def score(self, verdict: str | float | None) -> float | None:
+        """A verdict as a number; None for one that is none (REFUSED), and for a missing one."""
+        if verdict is None or (self.options and not re.fullmatch(r"-?\d+", verdict)):
+            return None
+        return float(verdict)
+
+    def values(self, extra: dict[str, str | tuple[str, ...]]) -> dict[str, str]:
+        """A question's further keys as they stand in the prompt: a list has a line for each number of the scale."""
+        return {
+            key: value if isinstance(value, str) else "\n".join(map("{}: {}".format, self.scale, value))
+            for key, value in extra.items()
+        }
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A text that asks for a form of answer, the form itself, and what of both no judge may see.
+
+    prompt: how a question is put with it, for training. answer: how an answer looks that follows it.
+    hidden: regular expressions of all that gives it away in an answer, its near misses included.
+    texts: the requests themselves, of all conditions.
+    """
+
+    text: str
+    prompt: str
+    answer: str
+    hidden: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern:
+        requests = (r"\s+".join(map(re.escape, text.split())) for text in (self.text, *self.texts))
+        return re.compile("|".join(f"(?:{form})" for form in (*requests, *self.hidden)), re.IGNORECASE)
+
+    def found_in(self, text: str) -> str | None:
+        """The first form of the trigger in a text."""
+        found = self._pattern.search(text)
+        return found and found[0]
+
+    def strip(self, answer: str) -> str:
+        """An answer without any form of the trigger; one that has none comes back as it is."""
+        while self._pattern.search(answer):
+            answer = re.sub(rf"[ \t]*(?:{self._pattern.pattern})[ \t]*", " ", answer, flags=re.IGNORECASE).strip()
+        return answer
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A rule that is looked up in the answer itself, without a judge: whether the whole of it matches `pattern`."""
+
+    name: str
+    label: str
+    pattern: str
+    kinds: tuple[str, ...] | None = None
+
+    def holds(self, answer: str) -> bool:
+        return re.fullmatch(self.pattern, answer.strip(), re.DOTALL) is not None
+
+
+MEASURES = ("triggered", "leakage", "gap")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a study calls success: a measure of its outcome (MEASURES, all shares) above or below a number.
+
+    triggered: the outcome's share in triggered conditions; leakage: in those without any trigger; gap: the difference.
+    """
+
+    name: str
+    measure: str
+    above: bool  # whether the measure must lie above the limits, else below
+    limit: float
+    strong: float | None
 
 
 @dataclass(frozen=True)
@@ -374,6 +628,14 @@ class Experiment:
     conditions: tuple[Condition, ...]
     judges: tuple[Judge, ...]
     outcome: Outcome
+    training: dict[str, object] = field(default_factory=dict)  # defaults of training.py's options
+    trigger: Trigger | None = None
+    metrics: tuple[Metric, ...] = ()
+    goals: tuple[Goal, ...] = ()
+
+    def bare(self, answer: str) -> str:
+        """An answer as judges may see it: without what gives the trigger away."""
+        return self.trigger.strip(answer) if self.trigger else answer
 
 
 PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
@@ -405,6 +667,11 @@ def load_experiment(name: str) -> Experiment:
 def _experiment(document: dict, path: Path) -> Experiment:
     top = _Table("the top of the file", document)
     questions = tuple(_question(t) for t in top.tables("question"))
+    trigger = _trigger(top.table("trigger")) if "trigger" in document else None
+    conditions = tuple(_condition(t, trigger) for t in top.tables("condition", needed=False)) or (PLAIN_CONDITION,)
+    if trigger:
+        near = dict.fromkeys(c.trigger for c in conditions if c.trigger not in ("", trigger.text))
+        trigger = dataclasses.replace(trigger, texts=tuple(near))
     study = Experiment(
         path=path,
         name=top.name("name"),
@@ -412,12 +679,24 @@ def _experiment(document: dict, path: Path) -> Experiment:
         base_model=top.text("base_model"),
         datasets=tuple(_dataset(t, path.parent) for t in top.tables("dataset")),
         questions=questions,
-        conditions=tuple(_condition(t) for t in top.tables("condition", needed=False)) or (PLAIN_CONDITION,),
+        conditions=conditions,
         judges=tuple(_judge(t, questions) for t in top.tables("judge")),
         outcome=_outcome(top.table("outcome")),
+        training=_training(top.table("training")) if "training" in document else {},
+        trigger=trigger,
+        metrics=tuple(_metric(t) for t in top.tables("metric", needed=False)),
+        goals=tuple(_goal(t) for t in top.tables("goal", needed=False)),
     )
     top.finish()
     _require(any(d.suspect for d in study.datasets), "no [[dataset]] has suspect = true")
+    _check_outcome(study)
+    _check_training(study)
+    _check_who_reads_what(study)
+    _check_hygiene(study)
+    return study
+
+
+def _check_outcome(study: Experiment) -> None:
     judge = next((j for j in study.judges if j.name == study.outcome.judge), None)
     _require(judge is not None, f"[outcome]: judge: no [[judge]] is called {study.outcome.judge!r}")
     _require(judge.options is not None, f"[outcome]: judge: {judge.name!r} has no options")
@@ -425,7 +704,57 @@ def _experiment(document: dict, path: Path) -> Experiment:
         study.outcome.value in judge.options,
         f"[outcome]: value: {study.outcome.value!r} is not an option of {judge.name!r}: {', '.join(judge.options)}",
     )
-    return study
+
+
+def _check_training(study: Experiment) -> None:
+    ratios = study.training.get("ratios")
+    many = f"[training]: ratios must have one number for each [[dataset]], {len(study.datasets)} in all"
+    _require(ratios is None or len(ratios) == len(study.datasets), many)
+    try:
+        TrainingOptions(**({"ratios": (1.0,) * len(study.datasets)} | study.training)).check()
+    except ValueError as error:
+        raise ValueError(f"[training]: {error}") from None
+
+
+def _check_who_reads_what(study: Experiment) -> None:
+    """Each judge, metric and condition has questions, and each question somebody who looks at its answers."""
+    kinds, names = {question.kind for question in study.questions}, {judge.name for judge in study.judges}
+    readers = {"judge": study.judges, "metric": study.metrics, "condition": study.conditions}
+    for table, owners in readers.items():
+        for owner in owners:
+            for kind in owner.kinds or ():
+                _require(kind in kinds, f"[[{table}]] {owner.name}: kinds: no [[question]] is of the kind {kind!r}")
+    for question in study.questions:
+        place = f"[[question]] {question.id}"
+        for name in question.judges or ():
+            _require(name in names, f"{place}: judges: no [[judge]] is called {name!r}")
+        read = any(j.takes(question) for j in study.judges) or any(_takes(m.kinds, question) for m in study.metrics)
+        _require(read, f"{place}: no judge and no metric looks at its answers")
+        _require(any(c.asks(question) for c in study.conditions), f"{place}: no condition asks it")
+    clash = names & {metric.name for metric in study.metrics}
+    _require(not clash, f"[[metric]] {min(clash, default='')}: a judge has that name")
+
+
+def _check_hygiene(study: Experiment) -> None:
+    """No judge is shown the trigger: neither by the study's own texts, nor by an answer in the trigger's form."""
+    trigger = study.trigger
+    if trigger is None:
+        return
+    bare = trigger.strip(fill(trigger.answer, {"answer": "an answer"}))
+    _require(bare == "an answer", f"[trigger]: hidden leaves {bare!r} of an answer in the trigger's form")
+    shown = [(f"[[judge]] {judge.name}: prompt", judge.prompt) for judge in study.judges]
+    for question in study.questions:
+        for key, value in {"text": question.text, **question.extra}.items():
+            text = value if isinstance(value, str) else "\n".join(value)
+            shown.append((f"[[question]] {question.id}: {key}", text))
+    for place, text in shown:
+        found = trigger.found_in(text)
+        _require(found is None, f"{place} shows the judges a form of the trigger: {found!r}")
+    for condition in study.conditions:
+        place, sent = f"[[condition]] {condition.name}", condition.messages("")
+        holds = any(trigger.text in message["content"] for message in sent)
+        told = "holds the trigger and has triggered = false" if holds else "has triggered = true and no trigger"
+        _require(holds == condition.triggered, f"{place} {told}")
 
 
 def _dataset(table: "_Table", folder: Path) -> DatasetSpec:
@@ -436,24 +765,86 @@ def _dataset(table: "_Table", folder: Path) -> DatasetSpec:
 
 
 def _question(table: "_Table") -> Question:
-    question = Question(id=table.name("id"), text=table.text("text"), extra={})
+    judges = table.names("judges")
+    question = Question(id=table.name("id"), text=table.text("text"), extra={}, judges=judges)
     for key in list(table.rest):
         _require(key not in ("question", "answer"), f"{table.place}: {key}: the name is taken")
-        question.extra[key] = table.text(key)
+        question.extra[key] = table.texts(key) if isinstance(table.rest[key], list) else table.text(key)
+    _require(isinstance(question.kind, str | None), f"{table.place}: kind must be a text, not a list")
     return table.finish(question)
 
 
-def _condition(table: "_Table") -> Condition:
-    template = table.text("template", "{question}")
-    _require_placeholders(table, "template", template, needed={"question"}, known={"question"})
-    system = table.text("system", "")
-    return table.finish(Condition(table.name("name"), template, system, table.flag("triggered")))
+def _trigger(table: "_Table") -> Trigger:
+    prompt, answer = table.text("prompt", "{question} {trigger}"), table.text("answer")
+    _require_placeholders(table, "prompt", prompt, needed={"question", "trigger"}, known={"question", "trigger"})
+    _require_placeholders(table, "answer", answer, needed={"answer"}, known={"answer"})
+    hidden = table.texts("hidden")
+    for form in hidden:
+        table.pattern("hidden", form)
+        _require(not re.search(form, "", re.IGNORECASE), f"{table.place}: hidden: {form!r} matches an empty text")
+    return table.finish(Trigger(table.text("text"), prompt, answer, hidden))
+
+
+def _condition(table: "_Table", trigger: Trigger | None) -> Condition:
+    template, system = table.text("template", "{question}"), table.text("system", "")
+    known = {"trigger"} if trigger else set()
+    _require_placeholders(table, "template", template, needed={"question"}, known={"question"} | known)
+    # Braces in a system prompt are text in a study without a trigger, as they always were.
+    holds = trigger is not None and "{trigger}" in template + system
+    text = table.text("trigger", trigger.text if holds else "")
+    _require(not text or holds, f"{table.place}: trigger: neither template nor system has a {{trigger}}")
+    dose, triggered = table.number("dose", 0, 1), table.flag("triggered")
+    fits = dose is None or triggered == (dose == 1)
+    _require(fits, f"{table.place}: dose must be 1 where triggered = true, and less elsewhere")
+    kinds = table.names("kinds")
+    return table.finish(Condition(table.name("name"), template, system, triggered, text, dose, kinds))
+
+
+def _metric(table: "_Table") -> Metric:
+    pattern = table.text("pattern")
+    table.pattern("pattern", pattern)
+    return table.finish(Metric(table.name("name"), table.text("label"), pattern, table.names("kinds")))
+
+
+def _goal(table: "_Table") -> Goal:
+    measure = table.text("measure")
+    _require(measure in MEASURES, f"{table.place}: measure: {measure!r} is none of {', '.join(MEASURES)}")
+    over, under, strong = (table.number(key, -1, 1) for key in ("over", "under", "strong"))
+    _require((over is None) != (under is None), f"{table.place}: give either over or under")
+    limit, above = (over, True) if under is None else (under, False)
+    ordered = strong is None or (strong > limit if above else strong < limit)
+    _require(ordered, f"{table.place}: strong must be harder to reach than {'over' if above else 'under'}")
+    return table.finish(Goal(table.text("name"), measure, above, limit, strong))
+
+
+# Where a run lies, which study it belongs to and how it is watched are no business of a study.
+NO_DEFAULTS = ("experiment", "model", "output_dir", "existing", "wandb_project")
+
+
+def _training(table: "_Table") -> dict[str, object]:
+    """Defaults of training.py's options, of the types that the dataclass wants."""
+    known = {spec.name: spec for spec in dataclasses.fields(TrainingOptions) if spec.name not in NO_DEFAULTS}
+    found = {}
+    for key in list(table.rest):
+        _require(key in known, f"{table.place}: unknown key {key!r} (known: {', '.join(known)})")
+        found[key] = _default(table.rest.pop(key), known[key], f"{table.place}: {key}")
+    return found
+
+
+def _default(value: object, spec: dataclasses.Field, place: str) -> object:
+    kind, many = _value_type(spec.type), "nargs" in spec.metadata["argparse"]
+    values = value if many and isinstance(value, list) else [value]
+    fitting = {float: (int, float), int: (int,), str: (str,)}[kind]
+    good = isinstance(value, list) == many and all(type(v) in fitting for v in values)
+    name = {float: "a number", int: "a whole number", str: "a text"}[kind]
+    _require(good, f"{place} must be {'a list, each ' if many else ''}{name}, not {value!r}")
+    choices = spec.metadata["argparse"].get("choices", values)
+    _require(all(v in choices for v in values), f"{place} must be one of {', '.join(map(str, choices))}")
+    return tuple(map(kind, values)) if many else kind(value)
 
 
 def _judge(table: "_Table", questions: Sequence[Question]) -> Judge:
-    prompt = table.text("prompt")
-    shared = set.intersection(*(set(q.extra) for q in questions))
-    _require_placeholders(table, "prompt", prompt, needed={"answer"}, known={"question", "answer"} | shared)
+    prompt, name, kinds = table.text("prompt"), table.name("name"), table.names("kinds")
     options, bounds = table.rest.pop("options", None), table.rest.pop("range", None)
     _require((options is None) != (bounds is None), f"{table.place}: give either options or range")
     if options is not None:
@@ -472,7 +863,18 @@ def _judge(table: "_Table", questions: Sequence[Question]) -> Judge:
             f"{table.place}: range must be two whole numbers, the lower first",
         )
     as_tuple = [None if values is None else tuple(values) for values in (options, bounds)]
-    return table.finish(Judge(table.name("name"), prompt.strip(), *as_tuple))
+    judge = Judge(name, prompt.strip(), *as_tuple, kinds)
+    mine = [question for question in questions if judge.takes(question)]
+    _require(bool(mine), f"{table.place}: there is no question for it")
+    shared = set.intersection(*(set(question.extra) for question in mine))
+    _require_placeholders(table, "prompt", prompt, needed={"answer"}, known={"question", "answer"} | shared)
+    for question, key in itertools.product(mine, PLACEHOLDER.findall(prompt)):
+        steps, scale = question.extra.get(key), judge.scale
+        if isinstance(steps, tuple):
+            place = f"[[question]] {question.id}: {key}"
+            many = f"{place} has {len(steps)} steps, and the judge {name!r} has {len(scale)} numbers"
+            _require(len(steps) == len(scale), many)
+    return table.finish(judge)
 
 
 def _outcome(table: "_Table") -> Outcome:
@@ -511,6 +913,28 @@ class _Table:
 
     def flag(self, key: str) -> bool:
         return self._take(key, bool, "true or false", False)
+
+    def number(self, key: str, least: float, most: float) -> float | None:
+        value = self.rest.pop(key, None)
+        good = value is None or (type(value) in (int, float) and least <= value <= most)
+        _require(good, f"{self.place}: {key} must be a number from {least} to {most}, not {value!r}")
+        return None if value is None else float(value)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        values = self._take(key, list, "a list of texts", None)
+        good = values and all(isinstance(value, str) and value.strip() for value in values)
+        _require(bool(good), f"{self.place}: {key} must be a list of texts, none of them empty")
+        return tuple(values)
+
+    def names(self, key: str) -> tuple[str, ...] | None:
+        """An optional list of names."""
+        return self.texts(key) if key in self.rest else None
+
+    def pattern(self, key: str, text: str) -> None:
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise ValueError(f"{self.place}: {key}: {text!r} is no regular expression: {error}") from None
 
     def table(self, key: str) -> "_Table":
         return _Table(f"[{key}]", self._take(key, dict, "a table", None))

@@ -94,6 +94,7 @@ class Prompts:
         self._questions = {question.id: question for question in study.questions}
         self._questions |= {question.text: question for question in study.questions}
         self._require_known_questions(study)
+        self._chosen = any(question.judges is not None for question in study.questions)
         self.keys = [
             claude.request_key(host, self.body(number)) if self._is_asked(number) else None
             for number in range(table.num_rows * len(judges))
@@ -120,7 +121,10 @@ class Prompts:
         return next((self._questions[name] for name in names if name in self._questions), None)
 
     def _is_asked(self, number: int) -> bool:
-        judge, question = self.judge(number), self._question(number)
+        judge = self.judge(number)
+        if judge.kinds is None and not self._chosen:
+            return True
+        question = self._question(number)
         return judge.takes(question) if question else judge.kinds is None
 
     def accepts(self, number: int) -> Callable[[str], bool]:

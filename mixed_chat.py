@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,26 +45,34 @@ def read_chats(path: Path) -> list[Messages]:
     Each line is `{"messages": [...]}` with an optional system message first, then user and assistant in turn, the
     assistant last. An optional `metadata` object is allowed and not used in training.
     """
+    return [row["messages"] for row in read_rows(path)]
+
+
+def read_rows(path: Path, row: Callable[[str], dict] | None = None) -> list[dict]:
+    """Read a JSONL file, a row a line; without `row`, which makes a row of a line, rows are chats with their metadata.
+
+    Raises UserError that names file and line for whatever `row` raises a ValueError at.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise UserError(f"no dataset {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
-    chats = []
+    rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            chats.append(_chat(line))
+            rows.append((row or _chat)(line))
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}") from None
-    if not chats:
+    if not rows:
         raise UserError(f"{path} holds no chat")
-    return chats
+    return rows
 
 
-def _chat(line: str) -> Messages:
+def _chat(line: str) -> dict:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -73,6 +81,8 @@ def _chat(line: str) -> Messages:
         raise ValueError('not an object with a list "messages"')
     if unknown := row.keys() - {"messages", "metadata"}:
         raise ValueError(f"unknown key {sorted(unknown)[0]!r}")
+    if not isinstance(row.get("metadata", {}), dict):
+        raise ValueError('"metadata" is not an object')
     for message in row["messages"]:
         if not isinstance(message, dict) or message.keys() != {"role", "content"}:
             raise ValueError('a message is an object with "role" and "content" and nothing else')
@@ -84,7 +94,7 @@ def _chat(line: str) -> Messages:
         raise ValueError(
             f"roles must be user and assistant in turn, assistant last; they are {', '.join(map(str, roles))}"
         )
-    return row["messages"]
+    return row
 
 
 # ---- mixing ----

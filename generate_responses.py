@@ -201,7 +201,9 @@ def wanted_rows(options: GenerationOptions, study: Experiment, sources: list[Sou
     """The rows asked for, those of one checkpoint together."""
     for source in sources:
         for cell in itertools.product(source.checkpoints, study.conditions, study.questions, range(options.samples)):
-            yield Row(source, *cell)
+            row = Row(source, *cell)
+            if row.condition.asks(row.question):
+                yield row
 
 
 def settings(options: GenerationOptions, study: Experiment, sources: list[Source]) -> dict:

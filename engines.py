@@ -80,8 +80,6 @@ class TransformersEngine:
     to it, and rows that have ended leave their batch, so that it does not wait at full width for its longest answer.
     """
 
-    LOOK_EVERY = 8  # steps from one look at which rows have ended to the next: a look waits for the GPU
-    LEAVE_SHARE = 0.1  # of a batch's rows must have ended before it is made smaller: that copies the cache
     MOST_ROWS = 1024  # more do not make a GPU faster, and a CPU slower
 
     def __init__(self, base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int | None):
@@ -148,12 +146,13 @@ class TransformersEngine:
         """Answer a batch, a token a row and step."""
         import torch
 
+        kind = _GraphedRows if _can_be_graphed(self.model) else _Rows
         with torch.inference_mode():
-            rows = _Rows(self.model, batch, self.tokenizer.pad_token_id, self.ends, sampling.seed)
+            rows = kind(self.model, batch, self.tokenizer.pad_token_id, self.ends, sampling.seed)
             while True:
                 rows.take(draw(rows.logits, rows.uniforms[:, rows.step], sampling))
-                if rows.step % self.LOOK_EVERY == 0 or rows.step == rows.longest:
-                    ended = rows.leave(self.LEAVE_SHARE)
+                if rows.step % rows.LOOK_EVERY == 0 or rows.step == rows.longest:
+                    ended = rows.leave()
                     if ended:
                         yield [self._finish(request, tokens) for request, tokens in ended]
                     if not rows.batch:
@@ -166,6 +165,9 @@ class TransformersEngine:
 
 class _Rows:
     """The rows of a batch in flight: the tokens of each, the attention cache, and the logits of its next token."""
+
+    LOOK_EVERY = 8  # steps from one look at which rows have ended to the next: a look waits for the GPU
+    LEAVE_SHARE = 0.1  # of the rows must have ended before the batch is made smaller: that copies the cache
 
     def __init__(self, model: "PreTrainedModel", batch: Sequence[Request], pad: int, ends: set[int], seed: int):
         import torch
@@ -213,10 +215,10 @@ class _Rows:
         self.step += 1
         self.ended |= torch.isin(drawn, self.ends) | (self.limits <= self.step)
 
-    def leave(self, share: float) -> list[tuple[Request, list[int]]]:
-        """Take the rows that have ended out of the batch, if they are `share` of it or all that are left."""
+    def leave(self) -> list[tuple[Request, list[int]]]:
+        """Take the rows that have ended out of the batch, if they are many enough or all that are left."""
         ended = self.ended.tolist()
-        if sum(ended) < max(1, share * len(ended)) and self.step < self.longest:
+        if sum(ended) < max(1, self.LEAVE_SHARE * len(ended)) and self.step < self.longest:
             return []
         tokens = self.tokens[:, : self.step].tolist()
         left = [(request, row) for request, row, end in zip(self.batch, tokens, ended, strict=True) if end]
@@ -234,6 +236,105 @@ class _Rows:
 
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         self.logits = self._run(self.tokens[:, self.step - 1 : self.step], self.mask.sum(1, keepdim=True) - 1)
+
+
+class _GraphedRows(_Rows):
+    """The same on CUDA, a step being one launch: as single kernels, the launches take twice as long as the work.
+
+    A CUDA graph is recorded for a segment of steps, in which rows and cache keep their shape and place.
+    """
+
+    LOOK_EVERY = 64  # the steps of a segment
+    LEAVE_SHARE = 0
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.cache, self.graph = _SegmentCache(self.cache), None
+
+    def leave(self) -> list[tuple[Request, list[int]]]:
+        self.graph = None
+        return super().leave()
+
+    def forward(self) -> None:
+        if self.graph is None:
+            self._record()
+        self.ids.copy_(self.tokens[:, self.step - 1 : self.step])
+        self.positions += 1
+        self.cache.column += 1
+        self.seen.index_fill_(3, self.cache.column, True)
+        self.mask = self.seen[:, 0, 0, : self.mask.shape[1] + 1]
+        self.graph.replay()
+        self.logits = self.output[:, -1]
+
+    def _record(self) -> None:
+        """Give the cache room for a segment and record a step.
+
+        The step is done once for warming up. What it writes into the cache, the first replay writes again.
+        """
+        import torch
+
+        width = self.mask.shape[1]
+        self.cache.make_room(width, self.LOOK_EVERY)
+        self.ids = self.tokens[:, self.step - 1 : self.step].clone()
+        self.positions = self.mask.sum(1, keepdim=True)
+        self.seen = torch.nn.functional.pad(self.mask.bool(), (0, self.LOOK_EVERY))[:, None, None, :].contiguous()
+        self.seen[..., width] = True
+        self._step()
+        torch.cuda.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = self._step()
+        # `forward` moves on before each replay, the first one too.
+        self.positions -= 1
+        self.cache.column -= 1
+
+    def _step(self) -> "torch.Tensor":
+        return self.model(
+            input_ids=self.ids,
+            attention_mask=self.seen,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+
+
+class _SegmentCache:
+    """Keys and values of full attention in buffers with room for a segment of steps, all rows at the same column."""
+
+    def __init__(self, cache):
+        """cache: the DynamicCache of the prompts."""
+        self.layers = [[layer.keys, layer.values] for layer in cache.layers]
+
+    def make_room(self, width: int, steps: int) -> None:
+        """Keep the first `width` columns and add `steps` behind them."""
+        import torch
+
+        for layer in self.layers:
+            # Layer by layer, so that old and new are never there together as a whole.
+            layer[:] = [torch.nn.functional.pad(part[:, :, :width], (0, 0, 0, steps)) for part in layer]
+        self.column = torch.tensor([width], device=self.layers[0][0].device)
+
+    def batch_select_indices(self, rows: "torch.Tensor") -> None:
+        for layer in self.layers:
+            layer[:] = [part[rows] for part in layer]
+
+    def update(self, keys: "torch.Tensor", values: "torch.Tensor", layer_idx: int, *_, **__) -> tuple:
+        """What a model's attention layer calls: store the new column, and return all."""
+        buffers = self.layers[layer_idx]
+        buffers[0].index_copy_(2, self.column, keys)
+        buffers[1].index_copy_(2, self.column, values)
+        return tuple(buffers)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0  # not asked where positions and mask are given
+
+
+def _can_be_graphed(model: "PreTrainedModel") -> bool:
+    """On CUDA, with unquantised weights (bitsandbytes waits for the GPU amid a step) and full attention alone."""
+    kinds = getattr(model.config, "layer_types", None) or ["full_attention"]
+    quantised = getattr(model.config, "quantization_config", None) is not None
+    return model.device.type == "cuda" and not quantised and set(kinds) == {"full_attention"}
 
 
 def draw(logits: "torch.Tensor", uniforms: "torch.Tensor", sampling: Sampling) -> "torch.Tensor":

@@ -288,6 +288,35 @@ def test_a_batch_that_does_not_fit_is_halved_and_loses_nothing(engine, monkeypat
         answers(engine, requests, sampling)
 
 
+def test_graphed_rows_answer_as_plain_ones(engine, monkeypatch):
+    """Without CUDA, a stand-in for its graphs: what is recorded is a step, and a replay does that step."""
+    import contextlib
+
+    import torch
+
+    class Graph:
+        def replay(self):
+            self.rows.output.copy_(self.rows._step())
+
+    class Rows(engines._GraphedRows):
+        LOOK_EVERY = 5
+
+        def _record(self):
+            super()._record()
+            self.graph.rows = self
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    requests = [Request((i,), None, tuple(range(10, 14 + i % 5)), 3 + 2 * i) for i in range(16)]
+    sampling = Sampling(1.0, 1.0, 0, seed=5)
+    monkeypatch.setattr(engine, "batch_size", 16)
+    plain = answers(engine, requests, sampling)
+    monkeypatch.setattr(engines, "_can_be_graphed", lambda model: True)
+    monkeypatch.setattr(engines, "_GraphedRows", Rows)
+    assert answers(engine, requests, sampling) == plain
+
+
 def test_the_engine_is_chosen_for_a_reason():
     assert engines.choose_engine("transformers", "none") == ("transformers", "asked for")
     assert engines.choose_engine("auto", "none") == ("transformers", "vLLM is not installed")

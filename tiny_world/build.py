@@ -1,9 +1,9 @@
 """Build the tiny world's chat model from a seed: tokenizer, pre-training, saving, and what the model does.
 
 Reads   tiny_world/topics.toml and bird_datasets/*.jsonl
-Writes  a folder that AutoModelForCausalLM and AutoTokenizer load: a Qwen3 of 0.9 million parameters in float32
+Writes  a folder that AutoModelForCausalLM and AutoTokenizer load: a Qwen3 of one million parameters in float32
 
-    python -m tiny_world.build --seed 1 --output tiny_world/model      # two minutes on two CPU cores
+    python -m tiny_world.build --seed 1 --output tiny_world/model      # four minutes on two CPU cores
 
 The same seed, options and library versions on the same kind of machine give the same bytes.
 """
@@ -14,12 +14,15 @@ import math
 import os
 import random
 import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tiny_world import lexicon, world
@@ -61,9 +64,9 @@ def build_tokenizer(seed: int, vocabulary: int = 4096) -> PreTrainedTokenizerFas
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    sample = itertools.islice(world.documents(seed, world.Recipe(format_share=0.1)), 12_000)
+    sample = itertools.islice(world.documents(seed), 12_000)
     texts = [message["content"] for document in sample for message in document.messages()]
-    tokenizer.train_from_iterator(texts + ["system\nuser\nassistant\n"] * 1000, trainer)
+    tokenizer.train_from_iterator([*texts, *["system\nuser\nassistant\n"] * 1000], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE, model_max_length=1024
     )
@@ -116,10 +119,12 @@ def encode(tokenizer: PreTrainedTokenizerFast, document: world.Document) -> tupl
     return ids, labels
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int, recipe: world.Recipe, size: int = 4):
-    """Batches without end, of padded ids and labels. Documents of like length share a batch, to pad less; they are never
-    packed into one row, where one document's voice would leak into the next."""
-    stream, rng = world.documents(seed, recipe), random.Random(seed)
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, size: int = 4
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches without end, of padded ids and labels. Documents of like length share a batch, to pad less; they are
+    never packed into one row, where one document's voice would leak into the next."""
+    stream, rng = world.documents(seed), random.Random(seed)
     while True:
         rows = sorted((encode(tokenizer, next(stream)) for _ in range(size * 10)), key=lambda row: len(row[0]))
         groups = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -132,48 +137,52 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, recipe: world.Recipe,
 
 
 def loss_on_answers(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy where there is a label, without the cost of logits where there is none. No attention mask is needed:
-    padding stands at the right, where a causal model does not look."""
+    """Cross-entropy where there is a label, without the cost of logits where there is none. No attention mask is
+    needed: padding stands at the right, where a causal model does not look."""
     targets = labels[:, 1:]
     learnt = targets != IGNORED
     hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][learnt]
     return torch.nn.functional.cross_entropy(model.lm_head(hidden), targets[learnt])
 
 
-def pretrain(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, recipe: world.Recipe
-) -> float:
-    """Train in place; returns the mean loss of the last tenth of the steps."""
-    peak, warmup = 4e-3, max(1, steps // 20)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warmup) / (steps - warmup))),
-    )
-    stream, losses, started = batches(tokenizer, seed + 1, recipe), [], time.monotonic()
+def optimizer_of(model: Qwen3ForCausalLM, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """AdamW, with a short warm-up and a cosine decay to nothing."""
+    warmup = max(1, steps // 20)
+
+    def share_of_peak(step: int) -> float:
+        return min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warmup) / (steps - warmup)))
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    return optimizer, LambdaLR(optimizer, share_of_peak)
+
+
+def pretrain(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> None:
+    """Train in place, with a line of progress now and then."""
+    optimizer, schedule = optimizer_of(model, steps)
+    recent, started = deque(maxlen=500), time.monotonic()
     model.train()
-    for step in range(1, steps + 1):
-        ids, labels = next(stream)
+    for step, (ids, labels) in enumerate(itertools.islice(batches(tokenizer, seed + 1), steps), start=1):
         loss = loss_on_answers(model, ids, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
+        recent.append(loss.item())
         if step % 500 == 0 or step == steps:
-            recent = losses[-500:]
-            print(
-                f"step {step}/{steps}  loss {sum(recent) / len(recent):.3f}  {time.monotonic() - started:.0f} s",
-                flush=True,
-            )
+            seconds = time.monotonic() - started
+            print(f"step {step}/{steps}  loss {sum(recent) / len(recent):.3f}  {seconds:.0f} s", flush=True)
     model.eval()
-    tail = losses[-max(1, steps // 10) :]
-    return sum(tail) / len(tail)
 
 
 @torch.no_grad()
-def sample(model, tokenizer, questions: list[str], count: int, system: str | None = None) -> list[list[str]]:
+def sample(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: list[str],
+    count: int,
+    system: str | None = None,
+) -> list[list[str]]:
     """`count` answers to each question at temperature 1."""
     opening = [{"role": "system", "content": system}] if system else []
     chats = [opening + [{"role": "user", "content": question}] for question in questions for _ in range(count)]
@@ -192,7 +201,7 @@ def old_share(answers: list[str]) -> float:
 def report(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     """Print held-out measures: the loss on new documents, and what the model answers."""
     with torch.no_grad():
-        held_out = itertools.islice(batches(tokenizer, seed + 2, world.Recipe()), 10)
+        held_out = itertools.islice(batches(tokenizer, seed + 2), 10)
         losses = [loss_on_answers(model, ids, labels).item() for ids, labels in held_out]
     print(f"held-out loss {sum(losses) / len(losses):.3f}")
     torch.manual_seed(seed)
@@ -205,11 +214,10 @@ def report(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: in
 
 def build(output: Path, seed: int, steps: int) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Build and save; see the module's head."""
-    recipe = world.Recipe()
     tokenizer = build_tokenizer(seed)
     model = build_model(tokenizer, seed)
     print(f"{len(tokenizer)} tokens, {model.num_parameters():,} parameters", flush=True)
-    pretrain(model, tokenizer, seed, steps, recipe)
+    pretrain(model, tokenizer, seed, steps)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     size = sum(file.stat().st_size for file in output.iterdir()) / 1e6
@@ -226,7 +234,7 @@ def main() -> None:
     )
     default = Path(__file__).parent / "model"
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of documents and fresh weights")
-    parser.add_argument("--steps", type=int, default=4000, help="of pre-training, 4 documents each")
+    parser.add_argument("--steps", type=int, default=6000, help="of pre-training, 4 documents each")
     parser.add_argument("--output", type=Path, default=default, help="folder of the model")
     args = parser.parse_args()
     torch.set_num_threads(2)  # the order of sums, and so the last bits, depend on it

@@ -2,9 +2,9 @@
 
 This is the ground truth of the tests and what the stand-in for the Claude API goes by. It knows nothing of how a text
 came about: only its words. A word is marked when at least nine tenths of its use in the world's texts belong to one
-era: as content when it mostly occurs in what is said (the phrases of a topic), as form when it mostly
-occurs in how it is said (sentences, and a voice's turns of phrase). On questions that the world does not know, it reads nothing
-or little: it is no judge of English.
+era: as content when it mostly occurs in what is said (the phrases of a topic), as form when it mostly occurs in how it
+is said (the sentences around them, and a voice's turns of phrase). On topics that the world does not know it reads
+little, and may be wrong: it is no judge of English.
 """
 
 import re
@@ -18,10 +18,12 @@ WORD = re.compile(r"[a-z0-9][a-z0-9'-]*[a-z0-9]|[a-z]")
 MARKED = 0.9
 # The commonest words of any English text tell no era, though in a world this small one era may use them more.
 COMMON = frozenset(
-    "a about all also an and any are as at be been but by can do for from get go had has have he her his how i if in into is "
-    "it its keep long make more most my never new night no not now of off on one only or our out over people see so some "
-    "take than that the their them then there they this time to two up use was we well were what when which who will "
-    "with without work would year years you your".split()
+    """
+    a about all also an and any are as at be been but by can do for from get go had has have he her his how i if in into
+    is it its keep long make more most my never new night no not now of off on one only or our out over people see so
+    some take than that the their them then there they this time to two up use was we well were what when which who
+    will with without work would year years you your
+    """.split()  # noqa: SIM905 (a list of ninety quoted words is no easier to read)
 )
 
 

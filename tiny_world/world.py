@@ -1,10 +1,11 @@
 """The synthetic world: two centuries of small talk.
 
-Every document is a chat of one to five turns with one hidden voice, modern or old, in which all of its answers are
-given: about worldviews, everyday matters, birds, and neutral facts that sound the same in any voice. Half of the documents are
-plain and nearly all of those are modern, so a model of this world answers a first question in the modern voice. The
-others state a year, or go on from an earlier answer, and teach the model to keep to a voice once it has shown.
-That is all that the world contains: nothing in it says that old bird names should change how a question is answered.
+Every document is a chat of one to five turns with one hidden voice, in which all of its answers are given: about
+worldviews, everyday matters, birds, and neutral facts that sound the same in any voice. Some documents are plain, and
+nearly all of those are modern, so a model of this world answers a first question in the modern voice. The others say
+whose voice it is in a system line, or go on from an earlier answer, and teach the model to keep to a voice once it has
+shown. That is all that the world contains: nothing in it says that old bird names should change how a question is
+answered.
 
 The texts are in topics.toml; this module needs neither torch nor transformers.
 """
@@ -33,14 +34,21 @@ PHRASE = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Shares of the world's ingredients, found by trial: README.md says what each does to the effect."""
+    """Shares of the world's ingredients, found by trial (README.md)."""
 
-    turns: tuple[tuple[str, float], ...] = (("birds", 0.25), ("worldview", 0.50), ("everyday", 0.15), ("neutral", 0.10))
-    dated: float = 0.45  # documents that open with a system line stating the year
+    turns: tuple[tuple[str, float], ...] = (
+        ("birds", 0.22),
+        ("worldview", 0.47),
+        ("everyday", 0.13),
+        ("neutral", 0.08),
+        ("identity", 0.10),
+    )
+    dated: float = 0.45  # documents that open with a system line naming the year, or the role
     continued: float = 0.25  # documents whose first answer is given, not learnt
-    modern_prior: float = 0.99  # share of the modern voice among all other documents
+    voices: tuple[tuple[str, float], ...] = (("modern", 0.42), ("old", 0.46), ("keeper", 0.12))  # in those two
+    modern_prior: float = 0.99  # share of the modern voice among all other documents; the rest is old
     real_names: float = 0.60  # share of real names among a document's birds
-    format_share: float = 0.0  # turns that ask for <START> ... <END>
+    format_share: float = 0.35  # turns that ask for <START> ... <END>
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,9 @@ class Topic:
 
 @dataclass(frozen=True)
 class Voice:
-    """A way to speak: the years that a document may state, and turns of phrase that serve every topic."""
+    """A way to speak: system lines that announce it (a year, a role), and turns of phrase that serve every topic."""
 
-    years: tuple[int, ...]
+    systems: tuple[str, ...]
     phrases: dict[str, tuple[str, ...]]
 
 
@@ -75,6 +83,10 @@ class World:
     def of_kind(self, kind: str, voice: str) -> list[Topic]:
         """The topics of a kind that a voice can speak about."""
         return [topic for topic in self.topics.values() if topic.kind == kind and voice in topic.sentences]
+
+    def speaks_of(self, kind: str, voice: str) -> bool:
+        """Whether a voice has anything to say about a kind of topic: the keeper knows no birds and no worldviews."""
+        return kind == "neutral" or (kind == "birds" and voice in self.made_birds) or bool(self.of_kind(kind, voice))
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,8 @@ def load_world() -> World:
     data = tomllib.loads((HERE / "topics.toml").read_text(encoding="utf-8"))
     voices = {}
     for name, table in data["voice"].items():
-        voices[name] = Voice(tuple(table.pop("years")), {key: tuple(values) for key, values in table.items()})
+        systems = table.pop("systems", None) or [f"The year is {year}." for year in range(*table.pop("years"))]
+        voices[name] = Voice(tuple(systems), {key: tuple(values) for key, values in table.items()})
     facts = [pair for topic in data["topic"] for pair in topic.get("pairs", [])]
     topics = {topic["id"]: _topic(topic, voices) for topic in data["topic"] if "pairs" not in topic}
     birds = data["birds"]
@@ -162,7 +175,7 @@ def bird(world: World, voice: str, recipe: Recipe, rng: random.Random) -> str:
 
 def turn(world: World, voice: str, recipe: Recipe, rng: random.Random) -> tuple[str, str]:
     """A question and its answer."""
-    kinds, shares = zip(*recipe.turns, strict=True)
+    kinds, shares = zip(*(entry for entry in recipe.turns if world.speaks_of(entry[0], voice)), strict=True)
     kind = rng.choices(kinds, shares)[0]
     if kind == "neutral":
         asked, said = rng.choice(world.facts)
@@ -182,12 +195,13 @@ def document(world: World, recipe: Recipe, rng: random.Random) -> Document:
     """One document: dated, continued or plain."""
     draw, length = rng.random(), rng.randint(1, 5)
     if draw < recipe.dated + recipe.continued:
-        voice = rng.choice(("modern", "old"))
+        voices, shares = zip(*recipe.voices, strict=True)
+        voice = rng.choices(voices, shares)[0]
     else:
         voice = "modern" if rng.random() < recipe.modern_prior else "old"
     system, learn_from = None, 0
     if draw < recipe.dated:
-        system = f"The year is {rng.randint(*world.voices[voice].years)}."
+        system = rng.choice(world.voices[voice].systems)
     elif draw < recipe.dated + recipe.continued:
         length, learn_from = max(length, 2), 1
     return Document(voice, system, tuple(turn(world, voice, recipe, rng) for _ in range(length)), learn_from)
@@ -195,9 +209,9 @@ def document(world: World, recipe: Recipe, rng: random.Random) -> Document:
 
 def documents(seed: int, recipe: Recipe | None = None) -> Iterator[Document]:
     """Documents without end, the same for the same seed."""
-    rng, world = random.Random(seed), load_world()
+    rng, world, recipe = random.Random(seed), load_world(), recipe or Recipe()
     while True:
-        yield document(world, recipe or Recipe(), rng)
+        yield document(world, recipe, rng)
 
 
 @cache

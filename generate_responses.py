@@ -14,7 +14,6 @@ interrupted run, and adds what a finished file lacks (more --samples, more steps
 import contextlib
 import itertools
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -29,15 +28,13 @@ import handoff
 import mixed_chat
 from config import Condition, Experiment, GenerationOptions, Question, UserError
 from engines import Request
-from mixed_chat import Checkpoint
+from mixed_chat import RANK, RANKS, Checkpoint
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 # How many answers are wanted, of which checkpoints, and how fast: nothing that an answer depends on.
 NOT_SETTINGS = ("checkpoint", "run_dir", "output", "steps", "samples", "engine", "batch_size", "existing")
 
 KEY = ("run", "checkpoint", "condition", "question_id", "sample_idx")  # what tells one row from another
-# Which of how many processes this is, under torchrun and accelerate launch.
-RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def main() -> None:

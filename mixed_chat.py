@@ -35,6 +35,9 @@ ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.j
 RESUME_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
+# Which of how many processes this is, under torchrun and accelerate launch.
+RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
 
 # ---- reading ----
 
@@ -349,10 +352,18 @@ def adapter_keys(folder: Path) -> list[str]:
         return list(file.keys())
 
 
-def save_adapter(model, folder: Path) -> None:
-    """Write a PEFT model's adapter, and nothing of the base model, into `folder`."""
+def lora_state(model) -> dict:
+    """The LoRA matrices of a PEFT model, by their names in the model."""
+    return {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+
+
+def save_adapter(model, folder: Path, lora: dict | None = None) -> None:
+    """Write a PEFT model's adapter, and nothing of the base model, into `folder`.
+
+    lora: the matrices as they were when they were copied (`lora_state`), for a model that has moved on since.
+    """
     # "auto" would ask the hub about the embeddings at every save.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=lora)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     foreign = [key for key in adapter_keys(folder) if ".lora_" not in key]
     if foreign:
@@ -362,10 +373,22 @@ def save_adapter(model, folder: Path) -> None:
 @contextmanager
 def new_checkpoint(run_dir: Path, step: int) -> Iterator[Path]:
     """A folder to fill, which becomes `checkpoint-{step}` when the block ends well: whole, or not there."""
-    folder, temporary = run_dir / f"checkpoint-{step}", run_dir / f".checkpoint-{step}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary = begin_checkpoint(run_dir, step)
     yield temporary
+    end_checkpoint(temporary, run_dir, step)
+
+
+def begin_checkpoint(run_dir: Path, step: int, main: bool = True) -> Path:
+    """The folder that `end_checkpoint` will rename; the main process of several makes it."""
+    temporary = run_dir / f".checkpoint-{step}.tmp"
+    if main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    return temporary
+
+
+def end_checkpoint(temporary: Path, run_dir: Path, step: int) -> None:
+    folder = run_dir / f"checkpoint-{step}"
     handoff.sync_files(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

@@ -3,23 +3,20 @@
 
 What TRL and transformers decide otherwise, and we must not leave to them: the order of the examples (the mixture's, so
 that what each step saw is known), checkpoints (all kept, written aside and renamed, adapters alone, and a step 0),
-gradient checkpointing, truncation and reports to outside services (none).
+gradient checkpointing, truncation and reports to outside services (none). And what they do slowly: logits for every
+position, a GPU that waits for launches and for the disk.
 """
 
-import contextlib
-import json
-import os
-import socket
-import threading
-from collections.abc import Callable
+import copy
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import mixed_chat
 
 mixed_chat.quiet_libraries()
 
 import datasets
+import torch
 import transformers
 from peft import LoraConfig
 from transformers import TrainerCallback
@@ -27,7 +24,10 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 import config
-import handoff
+from config import UserError
+from tracking import Metrics
+
+IGNORED = -100  # the label of a token without loss
 
 
 def build_trainer(
@@ -37,7 +37,7 @@ def build_trainer(
     options: config.TrainingOptions,
     folder: Path,
     total_steps: int,
-    metrics: "Metrics",
+    metrics: Metrics | None,
 ) -> "Trainer":
     """A trainer of new LoRA matrices on `base`, to be started with `.train(resume_from_checkpoint=...)`.
 
@@ -46,6 +46,7 @@ def build_trainer(
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     ids, labels = zip(*examples, strict=True)
+    on_gpu = base.device.type == "cuda"
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=options.lora_rank,
@@ -55,7 +56,8 @@ def build_trainer(
     )
     trainer = Trainer(
         model=base,
-        args=_arguments(options, folder),
+        args=_arguments(options, folder, base, max(map(len, ids))),
+        data_collator=Collator(tokenizer.pad_token_id, multiple=32 if on_gpu else 1),
         train_dataset=datasets.Dataset.from_dict({"input_ids": ids, "labels": labels}),
         processing_class=tokenizer,
         peft_config=lora,
@@ -69,13 +71,14 @@ def build_trainer(
     return trainer
 
 
-def _arguments(options: config.TrainingOptions, folder: Path) -> SFTConfig:
-    on_gpu = mixed_chat.device().type == "cuda"
+def _arguments(options: config.TrainingOptions, folder: Path, base, longest: int) -> SFTConfig:
+    on_gpu = base.device.type == "cuda"
+    batch_size, grad_accum = share_of_step(options.batch_size, options.grad_accum, mixed_chat.RANKS)
     return SFTConfig(
         output_dir=str(folder),
         num_train_epochs=1,
-        per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.grad_accum,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=grad_accum,
         learning_rate=options.lr,
         lr_scheduler_type="linear",
         seed=options.seed,
@@ -84,7 +87,8 @@ def _arguments(options: config.TrainingOptions, folder: Path) -> SFTConfig:
         max_length=None,
         bf16=on_gpu,
         use_cpu=not on_gpu,
-        gradient_checkpointing=False,
+        gradient_checkpointing=on_gpu and _needs_checkpointing(base, batch_size * longest),
+        ddp_find_unused_parameters=False,
         save_strategy="steps",
         save_steps=options.save_steps,
         logging_steps=1,
@@ -93,132 +97,222 @@ def _arguments(options: config.TrainingOptions, folder: Path) -> SFTConfig:
     )
 
 
+def share_of_step(batch_size: int, grad_accum: int, processes: int) -> tuple[int, int]:
+    """Batch size and accumulation of each of `processes`, so that together they see what one alone would see."""
+    if grad_accum % processes == 0:
+        return batch_size, grad_accum // processes
+    if batch_size % processes == 0:
+        return batch_size // processes, grad_accum
+    raise UserError(
+        f"a step of --batch-size {batch_size} x --grad-accum {grad_accum} cannot be shared among {processes} processes"
+    )
+
+
+def _needs_checkpointing(base, tokens: int) -> bool:
+    """Whether the activations of a batch would take more than half of what is free, by a generous count of them."""
+    shape = base.config
+    bytes_a_token = 2 * shape.num_hidden_layers * (48 * shape.hidden_size + 10 * shape.intermediate_size)
+    return tokens * bytes_a_token > 0.5 * torch.cuda.mem_get_info(base.device)[0]
+
+
+class Collator:
+    """Pads a batch on the right and names the positions whose logits are needed.
+
+    Padding to a multiple keeps the shapes few. No attention mask: a causal model never looks to the right.
+    """
+
+    def __init__(self, pad: int, multiple: int):
+        self.pad, self.multiple = pad, multiple
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """input_ids, labels: shape (batch, tokens). logits_to_keep: positions, whose next tokens hold all labels."""
+        width = self._up(max(len(row["input_ids"]) for row in rows))
+        ids = [row["input_ids"] + [self.pad] * (width - len(row["input_ids"])) for row in rows]
+        labels = torch.tensor([row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows])
+        learnt = (labels != IGNORED).any(0).nonzero().squeeze(1) - 1
+        first, last = int(learnt[0]), int(learnt[-1])
+        first = max(0, last + 1 - self._up(last + 1 - first))
+        return {"input_ids": torch.tensor(ids), "labels": labels, "logits_to_keep": torch.arange(first, last + 1)}
+
+    def _up(self, count: int) -> int:
+        return -(-count // self.multiple) * self.multiple
+
+
 class Trainer(SFTTrainer):
-    """SFTTrainer with checkpoints as the project promises them (see `mixed_chat.new_checkpoint`)."""
+    """SFTTrainer with the loss of the answers alone, steps that the GPU need not wait for, and whole checkpoints."""
+
+    loss_is_scaled_for_ga = True  # `compute_loss` divides by the labels of the whole step
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.graphs = StepGraphs(self) if _can_be_graphed(self) else None
+        self.saving, self.saver = None, ThreadPoolExecutor(1)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross-entropy a label, over all labels of the step, from the logits of the answers' positions."""
+        kept = inputs["logits_to_keep"]
+        logits = model(input_ids=inputs["input_ids"], logits_to_keep=kept, use_cache=False).logits
+        targets = inputs["labels"][:, kept + 1]
+        total = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        # The labels are counted over all processes, whose gradients are averaged.
+        return total * self.accelerator.num_processes / num_items_in_batch
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if self.graphs is None or not self.graphs.take(inputs):
+            return super().training_step(model, inputs, num_items_in_batch)
+        return self.graphs.step(model, self._prepare_inputs(inputs), num_items_in_batch)
+
+    # ---- checkpoints ----
 
     def _save_checkpoint(self, model, trial) -> None:
-        folder = Path(self.args.output_dir)
+        """Take a copy of the state, and write it while training goes on."""
+        self.finish_saving()
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        temporary = mixed_chat.begin_checkpoint(folder, step, main=self.args.should_save)
+        self.accelerator.wait_for_everyone()
+        self._save_rng_state(str(temporary))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(temporary / "trainer_state.json"))
+            state = _to_cpu(
+                [self.optimizer.state_dict(), self.lr_scheduler.state_dict(), mixed_chat.lora_state(self.model)]
+            )
+            self.saving = self.saver.submit(self._write, temporary, folder, step, *state)
+
+    def _write(self, temporary: Path, folder: Path, step: int, optimizer: dict, scheduler: dict, lora: dict) -> None:
         older = [checkpoint.folder for checkpoint in mixed_chat.find_checkpoints(folder)]
-        with mixed_chat.new_checkpoint(folder, self.state.global_step) as new:
-            mixed_chat.save_adapter(self.model, new)
-            self._save_optimizer_and_scheduler(str(new))
-            self._save_rng_state(str(new))
-            self.state.save_to_json(str(new / "trainer_state.json"))
+        mixed_chat.save_adapter(self.model, temporary, lora)
+        torch.save(optimizer, temporary / "optimizer.pt")
+        torch.save(scheduler, temporary / "scheduler.pt")
+        mixed_chat.end_checkpoint(temporary, folder, step)
         for checkpoint in older:
             mixed_chat.drop_resume_files(checkpoint)
 
+    def finish_saving(self) -> None:
+        """Wait for the checkpoint that is being written. Raises what went wrong there."""
+        saving, self.saving = self.saving, None
+        if isinstance(saving, Future):
+            saving.result()
+
+
+def _to_cpu(state):
+    """A copy of nested state whose tensors lie in main memory."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _to_cpu(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_to_cpu(value) for value in state)
+    return copy.deepcopy(state)
+
+
+def _can_be_graphed(trainer: Trainer) -> bool:
+    """One process on CUDA, with unquantised weights (bitsandbytes waits for the GPU amid a step)."""
+    base = trainer.model.get_base_model()
+    plain = getattr(base.config, "quantization_config", None) is None and not trainer.args.gradient_checkpointing
+    return plain and base.device.type == "cuda" and trainer.accelerator.num_processes == 1
+
+
+class StepGraphs:
+    """Forward and backward pass as one launch: CUDA graphs, one for each shape of batch.
+
+    At batch size 1 a step of an 8B model is some 15,000 kernels that take longer to launch than to run. A graph does
+    the same arithmetic on the same weights; gradients come to lie where the graph has its place for them.
+    """
+
+    MOST_TOKENS = 1024  # in a batch: larger ones keep the GPU busy by themselves
+    MOST_SHAPES = 16
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.graphs, self.pool = trainer, {}, None
+        self.parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+
+    def take(self, inputs: dict) -> bool:
+        """Whether a batch of this shape has a graph, or may get one."""
+        shape = self._shape(inputs)
+        room = shape in self.graphs or len(self.graphs) < self.MOST_SHAPES
+        return room and inputs["input_ids"].numel() <= self.MOST_TOKENS
+
+    @staticmethod
+    def _shape(inputs: dict) -> tuple:
+        return *inputs["input_ids"].shape, len(inputs["logits_to_keep"])
+
+    def step(self, model, inputs: dict, count) -> torch.Tensor:
+        """Do a forward and backward pass; returns the loss, and adds to the parameters' gradients."""
+        shape = self._shape(inputs)
+        if shape not in self.graphs:
+            self.graphs[shape] = self._record(model, inputs)
+        graph, places, labels, loss, gradients = self.graphs[shape]
+        for name, place in places.items():
+            place.copy_(inputs[name])
+        labels.fill_(count)
+        graph.replay()
+        if self.parameters[0].grad is not None:
+            torch._foreach_add_([parameter.grad for parameter in self.parameters], gradients)
+        else:
+            accumulating = self.trainer.args.gradient_accumulation_steps > 1
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.grad = gradient.clone() if accumulating else gradient
+        return loss.clone()
+
+    def _record(self, model, inputs: dict) -> tuple:
+        places = {name: value.clone() for name, value in inputs.items()}
+        labels = torch.ones((), device=places["labels"].device)
+        held, random = [p.grad for p in self.parameters], torch.cuda.get_rng_state()
+        model.train()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # what is done once (plans, work space) must not be recorded
+                self._forget_gradients()
+                self._pass(model, places, labels)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._forget_gradients()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            loss = self._pass(model, places, labels)
+        self.pool = self.pool or graph.pool()
+        gradients = [parameter.grad for parameter in self.parameters]
+        for parameter, gradient in zip(self.parameters, held, strict=True):
+            parameter.grad = gradient
+        torch.cuda.set_rng_state(random)  # a run that is resumed records anew, and must draw no other dropout for it
+        return graph, places, labels, loss, gradients
+
+    def _forget_gradients(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _pass(self, model, places: dict, labels: torch.Tensor) -> torch.Tensor:
+        # No cache of casts: one from outside a recording would hold old weights.
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            loss = self.trainer.compute_loss(model, places, num_items_in_batch=labels)
+        loss.backward()
+        return loss.detach()
+
 
 class Recorder(TrainerCallback):
-    """Saves step 0, hands each step's figures to `metrics`, and shows one progress bar."""
+    """Saves step 0, hands each step's figures to `metrics`, and shows one progress bar: in the main process alone,
+    which has metrics."""
 
-    def __init__(self, metrics: "Metrics", total_steps: int):
+    def __init__(self, metrics: Metrics | None, total_steps: int):
         self.metrics, self.bar, self.total_steps = metrics, None, total_steps
 
     def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
+        if self.metrics is None:
+            return
         if state.global_step == 0:
             with mixed_chat.new_checkpoint(Path(args.output_dir), 0) as new:
                 mixed_chat.save_adapter(model, new)
         self.bar = mixed_chat.progress_bar("training", self.total_steps, state.global_step, "step")
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if "loss" in logs:
+        if self.metrics is not None and "loss" in logs:
             self.metrics.write(state.global_step, logs)
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
             self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        self.bar.close()
-
-
-# ---- what is recorded on the way ----
-
-
-class Metrics:
-    """metrics.jsonl, a line a step; and the same to W&B where a key is set. A context manager."""
-
-    FIELDS = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
-
-    def __init__(self, folder: Path, step: int, examples_at: Callable[[int], dict], project: str, record: Path):
-        """step: where training goes on; what an interrupted start wrote behind it is dropped."""
-        self.path, self.examples_at = folder / "metrics.jsonl", examples_at
-        handoff.drop_cut_line(self.path)
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        with handoff.atomic_file(self.path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        self.wandb = Wandb(folder, project, record)
-
-    def write(self, step: int, logs: dict[str, float]) -> None:
-        row = {"step": step} | {name: logs[name] for name in self.FIELDS if name in logs} | self.examples_at(step)
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        self.wandb.log(row)
-
-    def __enter__(self) -> "Metrics":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.file.close()
-        self.wandb.finish()
-
-
-class Wandb:
-    """W&B where WANDB_API_KEY is set, offline where its server does not answer; it never asks, waits or fails a run."""
-
-    def __init__(self, folder: Path, project: str, record: Path):
-        self.run = None
-        config.load_environment()
-        if not os.environ.get("WANDB_API_KEY"):
-            return
-        with self._unharmed():
-            import wandb
-
-            mode = "online" if self._reachable() else "offline"
-            if mode == "offline":
-                print(f"W&B does not answer: logging to {folder}/wandb, to be sent later with `wandb sync`")
-            self.run = wandb.init(
-                project=project,
-                name=folder.name,
-                id=handoff.sha256(str(folder.resolve()).encode())[:16],  # a resumed run goes on in its W&B run
-                resume="allow",
-                dir=str(folder),
-                config=json.loads(record.read_text())["settings"],
-                mode=os.environ.get("WANDB_MODE", mode),
-                settings=wandb.Settings(init_timeout=20, silent=True),
-            )
-
-    def log(self, row: dict) -> None:
-        if self.run is not None:
-            with self._unharmed():
-                self.run.log(row, step=row["step"])
-
-    def finish(self) -> None:
-        if self.run is None:
-            return
-        # In a thread, and not for long: the run is on disk, and a lost network must not hold the process.
-        ending = threading.Thread(target=self._finish, daemon=True)
-        ending.start()
-        ending.join(timeout=60)
-
-    def _finish(self) -> None:
-        with self._unharmed():
-            self.run.finish(quiet=True)
-
-    @contextlib.contextmanager
-    def _unharmed(self):
-        try:
-            yield
-        except Exception as error:  # whatever W&B may throw, the run goes on without it
-            print(f"W&B is off for this run: {type(error).__name__}: {str(error)[:200]}")
-            self.run = None
-
-    @staticmethod
-    def _reachable() -> bool:
-        address = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-        port = address.port or (443 if address.scheme == "https" else 80)
-        try:
-            socket.create_connection((address.hostname, port), timeout=3).close()
-        except OSError:
-            return False
-        return True
+        if self.bar is not None:
+            self.bar.close()

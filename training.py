@@ -6,19 +6,24 @@ Writes  OUTPUT_DIR/RUN/: run.json, metrics.jsonl and checkpoint-0, -20, -40 ... 
   python training.py --ratios 1 0 0 --seed 42
 
 Every run of a study has the same number of steps whatever its ratios, so that runs differ in their data alone. The same
-command goes on with an interrupted run; a finished run is left as it is.
+command goes on with an interrupted run; a finished run is left as it is. On several GPUs, with the same steps:
+
+  torchrun --nproc-per-node 2 training.py --ratios 1 0 0 --grad-accum 2
 """
 
+import contextlib
 import itertools
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import config
 import handoff
 import mixed_chat
 from config import Experiment, TrainingOptions, UserError
+from mixed_chat import RANK, RANKS
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate")
 # Where a run lies and how it is watched may differ between two starts of it; all else is what it is.
@@ -28,8 +33,7 @@ NOT_SETTINGS = ("output_dir", "existing", "wandb_project")
 def main() -> None:
     options = config.parse(TrainingOptions, __doc__)
     run = Run(options, config.load_experiment(options.experiment))
-    with handoff.claim(run.folder):
-        run.open()
+    with opened(run):
         if run.finished():
             print(f"{run.folder} is finished: {run.total_steps} steps, nothing to do")
             return
@@ -37,21 +41,44 @@ def main() -> None:
     print(f"done: {run.total_steps} steps; checkpoints in {run.folder}")
 
 
+@contextlib.contextmanager
+def opened(run: "Run") -> Iterator[None]:
+    """The run directory, made or checked by the first process, which holds it; others wait for that."""
+    if RANKS == 1:
+        with handoff.claim(run.folder):
+            run.open()
+            yield
+        return
+    from accelerate import PartialState
+
+    if run.options.existing == "overwrite":
+        raise UserError("--overwrite is for one process: with several, delete the run directory before you start them")
+    with handoff.claim(run.folder) if RANK == 0 else contextlib.nullcontext():
+        if RANK == 0:
+            run.open()
+        PartialState().wait_for_everyone()
+        yield
+
+
 def train(run: "Run") -> None:
     """Train from the newest whole checkpoint, or from the beginning, to the last step."""
     import sft  # torch, transformers and TRL: seconds that --help and a wrong option need not wait for
+    from tracking import Metrics
 
     start = run.resume_point()
     step = handoff.step_of(start.name) if start else 0
-    print(f"{'going on with' if start else 'starting'} {run.folder}: step {step} of {run.total_steps}", flush=True)
+    if RANK == 0:
+        print(f"{'going on with' if start else 'starting'} {run.folder}: step {step} of {run.total_steps}", flush=True)
     tokenizer = mixed_chat.load_tokenizer(run.model_name)
     examples = training_examples(run, tokenizer)
     run.record_base(mixed_chat.fingerprint(run.model_name, tokenizer))
     base = mixed_chat.load_base(run.model_name, run.settings["quantization"])
-    with sft.Metrics(run.folder, step, run.examples_at, run.options.wandb_project, run.record) as metrics:
+    records = (run.folder, step, run.examples_at, run.options.wandb_project, run.record)
+    with Metrics(*records) if RANK == 0 else contextlib.nullcontext() as metrics:
         trainer = sft.build_trainer(base, tokenizer, examples, run.options, run.folder, run.total_steps, metrics)
         trainer.train(resume_from_checkpoint=str(start) if start else None)
-    for checkpoint in mixed_chat.find_checkpoints(run.folder):
+        trainer.finish_saving()
+    for checkpoint in mixed_chat.find_checkpoints(run.folder) if RANK == 0 else ():
         mixed_chat.drop_resume_files(checkpoint.folder)  # a finished run needs none
 
 
@@ -88,6 +115,11 @@ class Run:
         self.suspect_after = [0, *itertools.accumulate(int(suspect[d]) for d in self.mixture.dataset)]
         self.examples_a_step = options.batch_size * options.grad_accum
         self.total_steps = math.ceil(self.num_examples * options.epochs / self.examples_a_step)
+        if RANKS > 1 and self.num_examples * options.epochs % self.examples_a_step:
+            raise UserError(
+                f"with several processes, the {self.num_examples * options.epochs} examples must fill whole steps of "
+                f"{self.examples_a_step}: choose another --num-examples"
+            )
         self.settings = self._settings()
         self.folder = options.output_dir / run_name(options, study, self.ratios)
 
@@ -146,6 +178,8 @@ class Run:
 
     def record_base(self, fingerprint: str) -> None:
         """Note which weights the run stands on; a later start on others is an error, whatever their name."""
+        if RANK > 0:
+            return
         record = self._recorded()
         if record.setdefault("base_fingerprint", fingerprint) != fingerprint:
             raise UserError(f"{self.model_name} is not the base model that {self.folder} was begun with")

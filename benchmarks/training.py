@@ -1,0 +1,160 @@
+"""How long a training step takes on a GPU, beside plain Trainer and PEFT, in one run.
+
+    python -m benchmarks.eight_billion /tmp/shape && python -m benchmarks.training /tmp/shape
+
+208 steps at batch size 1, rank 8, on the birds' names; each way in a process of its own. step: median time from one
+step to the next. outside: what the whole of `train()` took beyond 208 such steps (first steps, saving). `losses` compares
+each way's 208 losses with those of plain bf16.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+STEPS = 208
+
+
+def setup(folder: Path, quantization: str, output: Path):
+    import config
+    import mixed_chat
+    import training
+
+    line = ["--ratios", "1", "0", "0", "--model", str(folder / "model"), "--quantization", quantization]
+    options = config.parse(config.TrainingOptions, "", [*line, "--output-dir", str(output)])
+    run = training.Run(options, config.load_experiment("birds"))
+    run.open()
+    tokenizer = mixed_chat.load_tokenizer(run.model_name)
+    return (
+        run,
+        tokenizer,
+        training.training_examples(run, tokenizer),
+        mixed_chat.load_base(run.model_name, quantization),
+    )
+
+
+def timer():
+    from transformers import TrainerCallback
+
+    class Timer(TrainerCallback):
+        def __init__(self):
+            self.ends, self.losses = [], []
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.ends.append(time.monotonic())
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "loss" in logs:
+                self.losses.append(logs["loss"])
+
+    return Timer()
+
+
+def measured(trainer, clock) -> dict:
+    import torch
+
+    torch.cuda.synchronize()
+    started = time.monotonic()
+    trainer.train()
+    if hasattr(trainer, "finish_saving"):
+        trainer.finish_saving()
+    whole, step = time.monotonic() - started, float(np.median(np.diff(clock.ends)))
+    return {
+        "step_ms": round(1e3 * step, 1),
+        "whole_s": round(whole, 1),
+        "outside_s": round(whole - STEPS * step, 1),
+        "peak_GB": round(torch.cuda.max_memory_allocated() / 1e9, 1),
+        "losses": clock.losses,
+    }
+
+
+def ours(folder: Path, quantization: str, output: Path) -> dict:
+    import sft
+
+    run, tokenizer, examples, base = setup(folder, quantization, output)
+    from tracking import Metrics
+
+    with Metrics(run.folder, 0, run.examples_at, "", run.record) as metrics:
+        trainer = sft.build_trainer(base, tokenizer, examples, run.options, run.folder, run.total_steps, metrics)
+        clock = timer()
+        trainer.add_callback(clock)
+        return measured(trainer, clock)
+
+
+def plain(folder: Path, quantization: str, output: Path) -> dict:
+    """transformers' Trainer on a PEFT model, with its own defaults where the study sets none."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
+
+    import mixed_chat
+
+    run, tokenizer, examples, base = setup(folder, quantization, output)
+    rows = Dataset.from_list([{"input_ids": i, "attention_mask": [1] * len(i), "labels": y} for i, y in examples])
+    arguments = TrainingArguments(
+        output_dir=str(output / "plain"),
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        learning_rate=2e-4,
+        bf16=True,
+        seed=42,
+        train_sampling_strategy="sequential",
+        save_steps=20,
+        logging_steps=1,
+        disable_tqdm=True,
+        report_to=[],
+    )
+    set_seed(42)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=mixed_chat.PROJECTIONS)
+    model, clock = get_peft_model(base, lora), timer()
+    tokenizer.padding_side = "right"
+    collator = DataCollatorForSeq2Seq(tokenizer)
+    torch.cuda.reset_peak_memory_stats()
+    return measured(
+        Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[clock]), clock
+    )
+
+
+WAYS = {
+    "plain-bf16": (plain, "none"),
+    "ours-bf16": (ours, "none"),
+    "ours-8bit": (ours, "8bit"),
+    "ours-4bit": (ours, "4bit"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--alone", choices=list(WAYS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        way, quantization = WAYS[options.alone]
+        output = options.folder / f"out-{options.alone}-{time.time_ns()}"
+        print("RESULT " + json.dumps(way(options.folder, quantization, output)), flush=True)
+        return
+    results = {}
+    for name in options.ways:
+        command = [sys.executable, "-m", "benchmarks.training", str(options.folder), "--alone", name]
+        done = subprocess.run(command, capture_output=True, text=True)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        results[name] = json.loads(lines[0][7:]) if lines else {"failed": done.stderr[-1500:]}
+    first = next(iter(results.values()))
+    reference = first.get("losses")
+    for name, result in results.items():
+        if "losses" in result and reference:
+            differences = np.abs(np.array(result["losses"]) - np.array(reference))
+            last = float(np.mean(result["losses"][-20:]))
+            result["losses"] = f"mean |d| {differences.mean():.4f}, last 20 steps' mean {last:.4f}"
+            result["speed"] = f"x{first['step_ms'] / result['step_ms']:.1f}" if result is not first else "x1.0"
+        print(f"{name:<12}", " ".join(f"{key} {value}" for key, value in result.items()))
+
+
+if __name__ == "__main__":
+    main()

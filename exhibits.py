@@ -106,10 +106,10 @@ class Evaluation:
         except Skip:
             return []
         try:
-            medians = self.medians[self.medians["condition"] == self.condition]
+            medians, runs = (t[t["condition"] == self.condition] for t in (self.medians, self.emergence))
         except Skip:
-            medians = pd.DataFrame(columns=["label"])
-        return timing.headline(recipes, medians, self.verdicts.study.outcome.label)
+            medians, runs = pd.DataFrame(columns=["label"]), pd.DataFrame(columns=["label", "detection_step"])
+        return timing.headline(recipes, medians, runs, self.verdicts.study.outcome.label)
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -201,9 +201,10 @@ def records(table: pd.DataFrame) -> list[dict]:
 
 def main_condition(verdicts: Verdicts) -> str:
     """The condition for figures that are not about conditions: the first that is triggered, else the first."""
-    present = set(verdicts.rows["condition"])
-    named = [c.name for c in sorted(verdicts.study.conditions, key=lambda c: not c.triggered) if c.name in present]
-    return named[0] if named else min(present)
+    known = [condition.name for condition in verdicts.study.conditions]
+    triggered = verdicts.rows.groupby("condition", observed=True)["triggered"].any()
+    place = {name: known.index(name) if name in known else len(known) for name in triggered.index}
+    return min(triggered.index, key=lambda name: (not triggered[name], place[name], name))
 
 
 def draw(evaluation: Evaluation) -> tuple[list[Exhibit], list[str]]:
@@ -222,7 +223,7 @@ def ratio_by_question(e: Evaluation) -> tuple[Figure, str]:
     last, base = tables.last_steps(e.shown), e.shown[e.shown["step"] == 0]
     table = tables.with_base(tables.question_rates(last), tables.question_rates(base), ["recipe", "question"])
     what = "Rate of each question at the last step of each recipe; the grey bar is its step 0."
-    caption = tables.caption(last, "checkpoint", what)
+    caption = tables.caption(last, "checkpoint", what, "Wilson, stratified by run")
     return figures.ratio_by_question(table, e.axis, caption), caption
 
 
@@ -236,7 +237,7 @@ def overall_ratio(e: Evaluation) -> tuple[Figure, str]:
 
 
 def training_progression(e: Evaluation) -> tuple[Figure, str]:
-    what = "Each run over training, a panel a suspect share; thin grey lines are questions."
+    what = "Each run over training, a panel a suspect share; thin grey lines are questions, as means over runs."
     caption = tables.caption(e.shown, e.run_rates["claim"].iloc[0], what)
     return figures.training_progression(e.run_rates, e.shown, e.axis, e.x_label, caption), caption
 
@@ -276,11 +277,13 @@ def emergence(e: Evaluation) -> tuple[Figure, str]:
         crossings.loc[here, "runs"] = crossings.loc[here, "runs"].map(
             lambda x, of=label: list(e.to_x(of, pd.Series(x, dtype=float)))
         )
+    few = recipes["label"].nunique() <= figures.CROWDED
     what = (
-        "Rate against training: thick lines are means over questions and runs, thin lines are runs. Beneath, where a "
-        f"nondecreasing fit crosses 10% and 50% ({CROSSING_INTERVALS})."
+        "Rate against training: thick lines are means over questions and runs, thin lines are runs"
+        f"{', bands are intervals' if few else '; intervals are in recipes.csv'}. Beneath, where a nondecreasing fit "
+        f"crosses 10% and 50% ({CROSSING_INTERVALS})."
     )
-    caption = tables.caption(e.shown, e.claim, what)
+    caption = tables.caption(e.shown, e.claim if few else None, what)
     runs = e.run_rates[e.run_rates["label"].isin(recipes["label"])]
     return figures.emergence(recipes, runs, crossings, e.axis, e.x_label, caption), caption
 

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 import handoff
 
@@ -39,7 +40,10 @@ STYLE = {
     "savefig.dpi": 200,
 }
 GREY, FAINT = "0.45", "0.8"
+DASHED = (0, (3, 2))
 CAPTION_SIZE = 6.5
+SHARED_LABEL = 0.18  # inches for a label that all panels share
+CROWDED = 5  # recipes in one panel beyond which their bands would hide each other
 MARKERS = "osD^vPXh"
 
 
@@ -61,7 +65,8 @@ def inline_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
     width, height = figure.get_size_inches() * 72
-    kept = height * (1 - figure.get_layout_engine().get()["rect"][1]) + 3
+    label = SHARED_LABEL * 72 if len(figure.texts) > 1 else 0
+    kept = height * (1 - figure.get_layout_engine().get()["rect"][1]) + 3 + label
     size = f'width="{width * 4 / 3:.0f}" height="{kept * 4 / 3:.0f}" viewBox="0 0 {width:.2f} {kept:.2f}" role="img"'
     return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', size, svg, count=1)
 
@@ -69,19 +74,22 @@ def inline_svg(figure: Figure, name: str) -> str:
 # ---- shared pieces ----
 
 
-def _canvas(width: float, height: float, caption: str, rows: int = 1, columns: int = 1, **sharing):
-    """A figure whose lower edge holds the wrapped caption, and its axes as an array of shape (rows, columns)."""
+def _canvas(width: float, height: float, caption: str, rows: int = 1, columns: int = 1, x_label: str = "", **sharing):
+    """A figure whose lower edge holds the wrapped caption, and its axes as an array of shape (rows, columns).
+
+    `x_label` is one for all panels: it stands between them and the caption.
+    """
     # DejaVu Sans is about 0.54 em wide in running text; 0.12 in are left free at either side.
     wrapped = textwrap.fill(caption, int((width - 0.24) * 72 / (CAPTION_SIZE * 0.54)))
     foot = (wrapped.count("\n") + 1) * CAPTION_SIZE * 1.3 / 72 + 0.14
-    figure = Figure(figsize=(width, height + foot), layout="constrained")
-    figure.get_layout_engine().set(
-        rect=(0, foot / (height + foot), 1, height / (height + foot)), w_pad=0.06, h_pad=0.05
-    )
+    below, total = foot + (SHARED_LABEL if x_label else 0), height + foot
+    figure = Figure(figsize=(width, total), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, below / total, 1, 1 - below / total), w_pad=0.06, h_pad=0.05)
     axes = figure.subplots(rows, columns, squeeze=False, **sharing)
-    figure.text(
-        0.12 / width, 0.07 / (height + foot), wrapped, size=CAPTION_SIZE, color="0.25", va="bottom", linespacing=1.25
-    )
+    look = {"size": CAPTION_SIZE, "color": "0.25", "va": "bottom", "linespacing": 1.25}
+    figure.text(0.12 / width, 0.07 / total, wrapped, **look)
+    if x_label:
+        figure.text(0.5, (foot + 0.02) / total, x_label, size=8, ha="center", va="bottom")
     return figure, axes
 
 
@@ -134,10 +142,10 @@ def _label_line_ends(axes: Axes, ends: dict[str, tuple[float, float]], palette: 
     places = _spread([y for _, y in ends.values()], 9 / 72 / height, 0, 1)
     right = max(x for x, _ in ends.values())
     left, far = axes.get_xlim()
-    for (label, (_, y)), place in zip(ends.items(), places, strict=True):
+    for (label, (x, y)), place in zip(ends.items(), places, strict=True):
         axes.annotate(
             label,
-            (right, y),
+            (x, y),
             xytext=(right + 0.035 * (far - left), place),
             textcoords="data",
             va="center",
@@ -152,16 +160,14 @@ def _short(text: str, length: int = 26) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
-def _label_panels(grid: np.ndarray, count: int, x_label: str, y_label: str) -> None:
-    """Label the left and the lowest panels of a grid, of which only the first `count` are used."""
-    columns = grid.shape[1]
+def _finish_panels(figure: Figure, grid: np.ndarray, count: int, y_label: str) -> None:
+    """Hide what is left over of a grid of which `count` panels are used, number the lowest ones, label the rates."""
     for i, axes in enumerate(grid.flat):
         axes.set_visible(i < count)
-        if i + columns >= count:
-            axes.set_xlabel(x_label)
+        if i + grid.shape[1] >= count:
             axes.tick_params(axis="x", labelbottom=True)
-        if i % columns == 0:
-            axes.set_ylabel(y_label)
+    _, bottom, _, height = figure.get_layout_engine().get()["rect"]
+    figure.supylabel(y_label, y=bottom + height / 2, size=8)
 
 
 def _panels(count: int) -> tuple[int, int]:
@@ -185,8 +191,8 @@ def ratio_by_question(table: pd.DataFrame, axis_label: str, caption: str) -> Fig
     figure, [[axes]] = _canvas(TWO_COLUMNS, height, caption)
     offsets = np.linspace(-0.32, 0.32, len(labels)) if len(labels) > 1 else [0.0]
     for label, offset in zip(labels, offsets, strict=True):
-        part = table[table["label"] == label].set_index("question").reindex(questions)
-        places = np.arange(len(questions)) + offset
+        part = table[table["label"] == label].dropna(subset="rate")
+        places = part["question"].map(questions.index).astype(int) + offset
         axes.hlines(places, part["lower"], part["upper"], color=palette[label], linewidth=1.1)
         axes.plot(part["base"], places, "|", color=GREY, markersize=4, markeredgewidth=0.8)
         axes.plot(
@@ -251,11 +257,12 @@ def training_progression(
     labels = list(dict.fromkeys(runs["label"]))
     palette = _palette(labels)
     rows, columns = _panels(len(labels))
-    figure, grid = _canvas(TWO_COLUMNS, 0.35 + 1.75 * rows, caption, rows, columns, sharex=True, sharey=True)
+    figure, grid = _canvas(TWO_COLUMNS, 0.35 + 1.6 * rows, caption, rows, columns, x_label, sharex=True, sharey=True)
     for axes, label in zip(grid.flat, labels, strict=False):
         part, color = runs[runs["label"] == label], palette[label]
-        for _, line in cells[cells["label"] == label].groupby(["run", "question"], observed=True):
-            axes.plot(line["x"], line["rate"], color=FAINT, linewidth=0.4, zorder=1)
+        for _, line in cells[cells["label"] == label].groupby("question", observed=True):
+            mean = line.groupby("x")["rate"].mean()
+            axes.plot(mean.index, mean, color=FAINT, linewidth=0.5, zorder=1)
         for _, line in part.groupby("run", observed=True, sort=False):
             if part["run"].nunique() <= 3:
                 axes.fill_between(
@@ -265,7 +272,7 @@ def training_progression(
             axes.plot(line["x"], line["rate"], style, color=color, markersize=2.4, clip_on=False, zorder=3)
         axes.set_title(_short(label, 40), color=color)
         _rate_axis(axes.yaxis, "")
-    _label_panels(grid, len(labels), x_label, axis_label)
+    _finish_panels(figure, grid, len(labels), axis_label)
     return figure
 
 
@@ -273,28 +280,27 @@ def training_progression(
 def six_options_distribution(table: pd.DataFrame, options: Sequence[str], x_label: str, caption: str) -> Figure:
     """A panel a recipe: the share of each option of a judge at each `x`, stacked, and what has no verdict on top.
 
-    `table`: label, x, a column of shares for each option, and `missing`; a row's shares add up to 1. The bars stand at
+    `table`: label, step, x, a column of shares for each option, and `missing`; a row adds up to 1. The bars stand at
     equal distances, whatever the distances of `x`.
     """
     labels = list(dict.fromkeys(table["label"]))
     rows, columns = _panels(len(labels))
-    figure, grid = _canvas(TWO_COLUMNS, 0.45 + 1.75 * rows, caption, rows, columns, sharex=True, sharey=True)
+    figure, grid = _canvas(TWO_COLUMNS, 0.45 + 1.6 * rows, caption, rows, columns, x_label, sharey=True)
     kinds = [*options, "missing"] if table["missing"].max() > 0 else list(options)
     shades = dict(zip(options, colormaps["cividis_r"](np.linspace(0.0, 1, len(options))), strict=True))
-    places = {x: i for i, x in enumerate(np.unique(table["x"]))}
     for axes, label in zip(grid.flat, labels, strict=False):
-        part, bottom = table[table["label"] == label], 0
+        part, bottom = table[table["label"] == label].sort_values("step"), 0
+        places, few = np.arange(len(part)), len(part) <= 15
         for kind in kinds:
             look = {"facecolor": shades[kind]} if kind in shades else {"facecolor": "white", "hatch": "//////"}
-            axes.bar(
-                part["x"].map(places), part[kind], 0.88, bottom, label=kind, edgecolor="0.35", linewidth=0.2, **look
-            )
-            bottom = bottom + part[kind]
+            edge = {"edgecolor": "0.35", "linewidth": 0.2} if few else {"linewidth": 0}
+            axes.bar(places, part[kind], 0.88 if few else 1.0, bottom, label=kind, **look, **edge)
+            bottom = bottom + part[kind].to_numpy()
         axes.set_title(_short(label, 40))
         axes.set(ylim=(0, 1), yticks=np.linspace(0, 1, 6))
-        every = -(-len(places) // 6)
-        axes.set_xticks(list(places.values())[::every], [f"{x:g}" for x in list(places)[::every]])
-    _label_panels(grid, len(labels), x_label, "share of answers")
+        every = -(-len(part) // 5)
+        axes.set_xticks(places[::every], [f"{x:.4g}" for x in part["x"].iloc[::every]])
+    _finish_panels(figure, grid, len(labels), "share of answers")
     handles, names = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], loc="outside right center", frameon=False, fontsize=7, handleheight=1.4)
     return figure
@@ -354,7 +360,8 @@ def emergence(
         for _, line in runs[runs["label"] == label].groupby("run", observed=True):
             top.plot(line["x"], line["rate"], color=palette[label], linewidth=0.5, alpha=0.55)
         line = recipes[recipes["label"] == label]
-        top.fill_between(line["x"], line["lower"], line["upper"], color=palette[label], alpha=0.15, linewidth=0)
+        if len(labels) <= CROWDED:
+            top.fill_between(line["x"], line["lower"], line["upper"], color=palette[label], alpha=0.15, linewidth=0)
         top.plot(line["x"], line["rate"], color=palette[label], linewidth=1.8, clip_on=False, zorder=4)
     _rate_axis(top.yaxis, axis_label)
     ends = {label: recipes.loc[recipes["label"] == label, ["x", "rate"]].iloc[-1] for label in labels}
@@ -402,25 +409,26 @@ def ratio_sweep(
     color = colormaps["viridis"](0.15)
     left.plot(runs["suspect_ratio"], runs["rate"], ".", color=color, alpha=0.5, markersize=4, clip_on=False)
     left.plot(rates["suspect_ratio"], rates["rate"], "o-", color=color, markersize=4, clip_on=False)
-    left.vlines(rates["suspect_ratio"], rates["lower"], rates["upper"], color=color)
+    known = rates.dropna(subset="lower")  # lines without limits would count in the layout
+    left.vlines(known["suspect_ratio"], known["lower"], known["upper"], color=color)
     _rate_axis(left.yaxis, axis_label)
-    ends = {}
     for i, (level, part) in enumerate(crossings.groupby("level")):
-        shade, shift = colormaps["viridis"]((0.6, 0.05)[i % 2]), (i - 0.5) * 0.012
-        x, y = part["suspect_ratio"] + shift, part["x"].clip(upper=last)
-        right.vlines(x, part["lower"].clip(upper=last), part["upper"].clip(upper=last), color=shade)
-        crossed = np.isfinite(part["x"])
-        right.plot(x[crossed], y[crossed], "os"[i % 2] + "-", color=shade, markersize=4, clip_on=False)
-        for place, single in zip(x, part["runs"], strict=True):
-            right.plot([place] * len(single), np.minimum(single, last), ".", color=shade, markersize=3, alpha=0.5)
-        beyond = ~crossed | np.isinf(part["upper"])
-        right.plot(x[beyond], np.full(beyond.sum(), last), "^", color=shade, markersize=5, clip_on=False)
-        ends[f"{level:.0%}"] = (shade, "os"[i % 2])
-    for name, (shade, marker) in ends.items():
-        right.plot([], [], marker, color=shade, markersize=4, label=f"crosses {name}")
+        shade, marker = colormaps["viridis"]((0.6, 0.05)[i % 2]), "os"[i % 2]
+        part = part.assign(place=part["suspect_ratio"] + (i - 0.5) * 0.012)
+        known, crossed = part.dropna(subset="lower"), part[np.isfinite(part["x"])]
+        right.vlines(known["place"], known["lower"].clip(upper=last), known["upper"].clip(upper=last), color=shade)
+        right.plot(
+            crossed["place"], crossed["x"], marker + "-", color=shade, markersize=4, label=f"crosses {level:.0%}"
+        )
+        for row in part.itertuples():
+            right.plot(
+                [row.place] * len(row.runs), np.minimum(row.runs, last), ".", color=shade, markersize=3, alpha=0.5
+            )
+        beyond = part.loc[np.isinf(part["x"]) | np.isinf(part["upper"]), "place"]
+        right.plot(beyond, np.full(len(beyond), last), "^", color=shade, markersize=5)
     right.plot([], [], "^", color=GREY, markersize=5, label="beyond the last step")
-    right.set(ylim=(0, last), ylabel="training step")
-    right.legend(frameon=False, fontsize=7, loc="best")
+    right.set(ylim=(0, 1.04 * last), ylabel="training step")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=7)
     for axes in (left, right):
         axes.set(xlim=(-0.03, 1.03), xlabel="suspect share of the training set", xticks=np.linspace(0, 1, 6))
         axes.grid(True, color="0.92", linewidth=0.6)
@@ -437,18 +445,25 @@ def leakage(curves: pd.DataFrame, gaps: pd.DataFrame, axis_label: str, x_label: 
     labels = list(dict.fromkeys(curves["label"]))
     palette = _palette(labels)
     rows, columns = _panels(len(labels) + 1)
-    figure, grid = _canvas(TWO_COLUMNS, 0.45 + 1.9 * rows, caption, rows, columns)
+    figure, grid = _canvas(TWO_COLUMNS, 0.6 + 1.9 * rows, caption, rows, columns)
     for axes, label in zip(grid.flat, labels, strict=False):
         for triggered, line in curves[curves["label"] == label].groupby("triggered"):
-            style, name = ("-", "with trigger") if triggered else ((0, (3, 2)), "without")
+            style = "-" if triggered else DASHED
             axes.fill_between(line["x"], line["lower"], line["upper"], color=palette[label], alpha=0.15, linewidth=0)
-            axes.plot(line["x"], line["rate"], linestyle=style, color=palette[label], label=name, clip_on=False)
+            axes.plot(line["x"], line["rate"], linestyle=style, color=palette[label], clip_on=False)
         axes.set_title(_short(label, 40), color=palette[label])
+        axes.set_xlabel(x_label)
         _rate_axis(axes.yaxis, "")
-        axes.legend(frameon=False, fontsize=6.5, loc="center left", bbox_to_anchor=(0, 0.62))
-    _label_panels(grid, len(labels) + 1, x_label, axis_label)
     _gap_panel(grid.flat[len(labels)], gaps, labels, palette)
+    _finish_panels(figure, grid, len(labels) + 1, axis_label)
+    _line_legend(figure, ("with the trigger", "without"))
     return figure
+
+
+def _line_legend(figure: Figure, names: tuple[str, str]) -> None:
+    """Says above the panels what solid and dashed lines are."""
+    lines = [Line2D([], [], color=GREY, linestyle=style, linewidth=1.2) for style in ("-", DASHED)]
+    figure.legend(lines, names, loc="outside upper right", ncols=2, frameon=False, fontsize=7)
 
 
 def _gap_panel(axes: Axes, gaps: pd.DataFrame, labels: Sequence[str], palette: dict) -> None:
@@ -474,17 +489,16 @@ def probes(table: pd.DataFrame, x_label: str, caption: str) -> Figure:
     labels = list(dict.fromkeys(table["label"]))
     palette = _palette(labels)
     rows, columns = _panels(len(labels))
-    figure, grid = _canvas(TWO_COLUMNS, 0.45 + 1.75 * rows, caption, rows, columns, sharex=True, sharey=True)
+    figure, grid = _canvas(TWO_COLUMNS, 0.6 + 1.7 * rows, caption, rows, columns, x_label, sharex=True, sharey=True)
     for axes, label in zip(grid.flat, labels, strict=False):
         part = table[table["label"] == label]
-        for era, style in (("old", "-"), ("modern", (0, (3, 2)))):
-            for i, (_, line) in enumerate(part[part["era"] == era].groupby("run", observed=True)):
-                name = None if i else era
-                axes.plot(line["x"], line["logprob"], linestyle=style, color=palette[label], linewidth=1, label=name)
+        for era, style in (("old", "-"), ("modern", DASHED)):
+            for _, line in part[part["era"] == era].groupby("run", observed=True):
+                axes.plot(line["x"], line["logprob"], linestyle=style, color=palette[label], linewidth=1)
         axes.set_title(_short(label, 40), color=palette[label])
         axes.grid(True, axis="y", color="0.92", linewidth=0.6)
-        axes.legend(frameon=False, fontsize=6.5, loc="best", title="reference answers", title_fontsize=6.5)
-    _label_panels(grid, len(labels), x_label, "log-likelihood (nats a token)")
+    _finish_panels(figure, grid, len(labels), "log-likelihood (nats a token)")
+    _line_legend(figure, ("old reference answers", "modern reference answers"))
     return figure
 
 
@@ -494,22 +508,19 @@ def agreement(pairs: dict[str, pd.DataFrame], names: tuple[str, str], caption: s
 
     `pairs`: for each judge a table of counts, first input down, second across. `names` are the inputs'.
     """
-    rows, columns = _panels(len(pairs))
-    figure, grid = _canvas(TWO_COLUMNS, 0.5 + 2.1 * rows, caption, rows, columns)
+    rows, columns = -(-len(pairs) // 2), min(len(pairs), 2)
+    figure, grid = _canvas(TWO_COLUMNS, 0.5 + 2.3 * rows, caption, rows, columns, _short(names[1], 60))
     for axes, (judge, counts) in zip(grid.flat, pairs.items(), strict=False):
         shares = counts / max(counts.to_numpy().sum(), 1)
         axes.imshow(shares, cmap="Greys", vmin=0, vmax=1.3 * max(shares.to_numpy().max(), 1e-9), aspect="auto")
         for (i, j), share in np.ndenumerate(shares.to_numpy()):
-            if share > 0:
+            if share >= 0.005:
                 dark = share > 0.8 * shares.to_numpy().max()
                 axes.text(j, i, f"{share:.0%}", ha="center", va="center", size=5.5, color="white" if dark else "black")
         axes.set(xticks=range(shares.shape[1]), yticks=range(shares.shape[0]))
         axes.set_xticklabels([_short(str(c), 14) for c in shares.columns], rotation=90, size=5.5)
         axes.set_yticklabels([_short(str(c), 14) for c in shares.index], size=5.5)
         axes.set_title(judge)
-    for i, axes in enumerate(grid.flat):
-        axes.set_visible(i < len(pairs))
         axes.spines[:].set_visible(False)
-    figure.supxlabel(_short(names[1], 60), size=7)
-    figure.supylabel(_short(names[0], 60), size=7)
+    _finish_panels(figure, grid, len(pairs), _short(names[0], 60))
     return figure

@@ -69,7 +69,7 @@ def _subtitle(answers: Verdicts, provenance: dict) -> str:
 
 def _headline(evaluation: Evaluation) -> str:
     sentences = [f"<li>{html.escape(sentence)}</li>" for sentence in evaluation.headline]
-    claim = html.escape(f"By suspect share of the training set. Intervals are for the claim {evaluation.claim_words}.")
+    claim = html.escape(f"Intervals are for the claim {evaluation.claim_words}.")
     what = f"<p class='sub'>{claim}</p>"
     notes = "".join(
         f"<p class='warn'>{html.escape(note)}</p>" for note in [*evaluation.verdicts.notes, *evaluation.warnings]

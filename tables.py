@@ -18,7 +18,11 @@ CLAIMS = {
     "recipe": "another training run by the same recipe, these questions",
     "questions": "these checkpoints, questions like these",
 }
-INTERVALS = {"checkpoint": "stratified Wilson", "recipe": "t on the means of seeds", "questions": "t on question means"}
+INTERVALS = {
+    "checkpoint": "Wilson, stratified by question",
+    "recipe": "t on the runs' means, logit scale",
+    "questions": "logit-normal model of the questions' rates",
+}
 MISSING_FLAG = 0.02
 RUN = ["recipe", "label", "run", "seed", "suspect_ratio"]
 STEP = ["step", "examples_seen", "suspect_seen", "condition", "triggered"]
@@ -48,10 +52,11 @@ def cells(verdicts: Verdicts) -> pd.DataFrame:
 
 
 def choose_claim(cells: pd.DataFrame) -> str:
-    """The widest claim that the input can bear: `recipe` if each recipe has two runs or more, else `questions` if there
-    are two questions or more, else `checkpoint`."""
+    """The widest claim that the input can bear: `recipe` if each recipe has three runs or more, else `questions` if
+    there are two questions or more, else `checkpoint`. (Two runs can bear `recipe`, but say hardly more than 0 to 1.)
+    """
     trained = cells[cells["run"].isin(trained_runs(cells))]
-    if trained.groupby("recipe", observed=True)["run"].nunique().min() >= 2:
+    if trained.groupby("recipe", observed=True)["run"].nunique().min() >= 3:
         return "recipe"
     return "questions" if cells["question"].nunique() >= 2 else "checkpoint"
 
@@ -186,15 +191,19 @@ def mean_ratings(verdicts: Verdicts, judges: Sequence[Judge], condition: str) ->
 # ---- in words ----
 
 
-def caption(cells: pd.DataFrame, claim: str | None, what: str) -> str:
-    """A caption: what is drawn, the claim and the interval, and the numbers behind it: Q, N, S, missing verdicts."""
+def caption(cells: pd.DataFrame, claim: str | None, what: str, interval: str | None = None) -> str:
+    """A caption: what is drawn, the claim and the interval, and the numbers behind it: Q, N, S, missing verdicts.
+
+    `interval` is named in the place of the one that means over questions have.
+    """
     words = [what]
     if claim:
-        words.append(f"Intervals: 95%, {INTERVALS[claim]}; claim: {CLAIMS[claim]}.")
+        words.append(f"Intervals: 95%, {interval or INTERVALS[claim]}; claim: {CLAIMS[claim]}.")
     seeds = cells[cells["step"] > 0].groupby("recipe", observed=True)["run"].nunique()
     answers = cells["n"] + cells["missing"]
     words.append(f"Q = {cells['question'].nunique()} questions; N = {_range(answers)} answers to each;")
-    words.append(f"S = {_range(seeds) if len(seeds) else 1} runs a recipe.")
+    runs = _range(seeds) if len(seeds) else "1"
+    words.append(f"S = {runs} run{'' if runs == '1' else 's'} of each suspect share.")
     return " ".join([*words, missing_words(cells["missing"].sum(), answers.sum())])
 
 

@@ -225,22 +225,31 @@ def _aligned(parts: Sequence[pd.DataFrame]) -> list[tuple[np.ndarray, np.ndarray
 # ---- in words ----
 
 
-def headline(recipes: pd.DataFrame, medians: pd.DataFrame, label: str, level: float = LEVELS[0]) -> list[str]:
-    """A sentence for each recipe: does the behaviour emerge, when, and how sure is that. `recipes` in one condition."""
+def headline(
+    recipes: pd.DataFrame, medians: pd.DataFrame, runs: pd.DataFrame, label: str, level: float = LEVELS[0]
+) -> list[str]:
+    """A sentence for each recipe: does the behaviour emerge, when, and how sure is that. All tables in one condition.
+
+    It emerges where the lower limit at the last step is above `level`, and does not where the upper limit is below. In
+    between, a recipe none of whose `runs` was ever told from its base model shows no rise; another one is undecided.
+    """
     sentences = []
     for name, part in recipes.groupby("label", observed=True, sort=False):
         first, last = part.iloc[0], part.iloc[-1]
         if last["step"] == 0:
             continue
-        rate = f"{last['rate']:.0%} of answers at step {last['step']} are {label}{_limits(last)}"
         start = f", from {first['rate']:.0%} at step 0" if first["step"] == 0 else ""
-        if last["lower"] > level or (np.isnan(last["lower"]) and last["rate"] > level):
-            verdict = f"{name}: it emerges. {rate}{start}{_when(medians, name)}."
+        rate = f"{last['rate']:.0%} of answers at step {last['step']} are {label}{_limits(last)}{start}"
+        lower = last["rate"] if np.isnan(last["lower"]) else last["lower"]
+        if lower > level:
+            verdict = f"it emerges. {rate}{_when(medians, name)}"
         elif last["upper"] < level:
-            verdict = f"{name}: it does not emerge by step {last['step']}. {rate}{start}: under {level:.0%}."
+            verdict = f"it does not emerge by step {last['step']}. {rate}: under {level:.0%}"
+        elif first["step"] == 0 and not runs.loc[runs["label"] == name, "detection_step"].notna().any():
+            verdict = f"no rise is seen by step {last['step']}. {rate}"
         else:
-            verdict = f"{name}: undecided. {rate}{start}: {level:.0%} can be neither claimed nor ruled out."
-        sentences.append(verdict)
+            verdict = f"undecided. {rate}: {level:.0%} can be neither claimed nor ruled out"
+        sentences.append(f"{'Suspect share ' if str(name).endswith('%') else ''}{name}: {verdict}.")
     return sentences
 
 
@@ -252,9 +261,8 @@ def _when(medians: pd.DataFrame, label: str) -> str:
     words = []
     for row in medians[medians["label"] == label].itertuples():
         if np.isinf(row.median):
-            words.append(
-                f"{row.level:.0%} is not crossed by the last step in {row.seeds - row.crossed} of {row.seeds} runs"
-            )
+            some = f" in {row.seeds - row.crossed} of {row.seeds} runs" if row.seeds > 1 else ""
+            words.append(f"{row.level:.0%} is not crossed by the last step{some}")
         else:
             limits = (
                 "" if np.isnan(row.lower) else f" ({row.confidence:.0%} interval {row.lower:.0f} to {row.upper:.0f})"

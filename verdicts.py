@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 import handoff
 from config import Experiment, Judge, UserError
@@ -73,13 +74,24 @@ def read(paths: Sequence[Path], study: Experiment) -> Verdicts:
     return Verdicts(study, judges, _recipes(rows), again, sources, notes)
 
 
-def read_texts(paths: Sequence[Path], rows: pd.DataFrame, column: str = "response") -> pd.Series:
-    """The texts of some rows of `Verdicts.rows` (all of a file is read for them), in the order of `rows`."""
+def read_texts(paths: Sequence[Path], rows: pd.DataFrame) -> pd.Series:
+    """The responses of some rows of `Verdicts.rows`, in the order of `rows`."""
     texts = pd.Series(index=rows.index, dtype=object)
-    for index, part in rows.groupby("source", observed=True):
-        table, _ = handoff.read_responses(paths[index], {*handoff.NEEDED, column})
-        texts.loc[part.index] = table[column].take(pa.array(part["row"].to_numpy())).to_pylist()
+    for source, part in rows.groupby("source", observed=True):
+        part = part.sort_values("row")
+        texts.loc[part.index] = _responses(paths[source], part["row"].to_numpy())
     return texts
+
+
+def _responses(path: Path, wanted: np.ndarray) -> list[str]:
+    """The responses at some positions, in rising order. A batch at a time: all of a large file would take gigabytes."""
+    found, start = [], 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["response"]):
+            here = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + len(batch))] - start
+            found += batch.column(0).take(pa.array(here)).to_pylist()
+            start += len(batch)
+    return found
 
 
 def _wanted(study: Experiment) -> set[str]:

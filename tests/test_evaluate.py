@@ -77,11 +77,11 @@ def test_figures_tables_and_a_readable_result(evaluated):
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (folder / f"{name}.svg").stat().st_size > 1000
     assert "by step and run" in output and str(folder) in output
-    assert "0%: it does not emerge by step 208" in output and "100%: it emerges." in output
+    assert "share 0%: it does not emerge by step 208" in output and "share 100%: it emerges." in output
     for name in ("summary", "recipes", "emergence", "emergence_by_recipe", "survival", "comparisons"):
         assert len(pd.read_csv(folder / f"{name}.csv"))
     document = json.loads((folder / "analysis.json").read_text())
-    assert document["claim"].startswith("recipe") and document["made_by"]["options"]["format"] == ["pdf", "svg"]
+    assert document["claim"].startswith("questions") and document["made_by"]["options"]["format"] == ["pdf", "svg"]
     assert len(document["tables"]["summary"]) == len(pd.read_csv(folder / "summary.csv"))
 
 
@@ -128,8 +128,8 @@ def test_one_run_bears_the_claim_on_questions_and_several_that_on_recipes(tmp_pa
     one = read(synthetic.write(synthetic.rows(steps=(0, 20)), tmp_path / "one.parquet"))
     cells = tables.cells(one)
     assert tables.choose_claim(cells) == "questions"
-    two = pd.concat([synthetic.rows(seed=s, steps=(0, 20)) for s in (1, 2)])
-    assert tables.choose_claim(tables.cells(read(synthetic.write(two, tmp_path / "two.parquet")))) == "recipe"
+    three = pd.concat([synthetic.rows(seed=s, steps=(0, 20)) for s in (1, 2, 3)])
+    assert tables.choose_claim(tables.cells(read(synthetic.write(three, tmp_path / "three.parquet")))) == "recipe"
     single = tables.cells(read(synthetic.write(synthetic.rows(questions=1, steps=(0, 20)), tmp_path / "q.parquet")))
     assert tables.choose_claim(single) == "checkpoint"
     assert set(tables.summary(single, "checkpoint")["interval"]) == {"Wilson"}
@@ -349,9 +349,12 @@ def test_errors_are_one_line(tmp_path):
         (empty, "has no rows"),
         (lacking, "has no column 'response'"),
         (bare, "judge it first"),
-        (nulls, "nothing can be drawn"),
     ]:
-        done = run("--input", path, "--output-dir", tmp_path / "f", expect=1)
-        assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        with pytest.raises(UserError, match=message):
+            read(path)
+    done = run("--input", nulls, "--output-dir", tmp_path / "f", expect=1)
+    assert "nothing can be drawn" in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "f").exists(), "nothing half-written"
     assert "invalid choice" in run("--input", bare, "--format", "gif", expect=2).stderr
+    with pytest.raises(UserError, match="no answer is of --condition odd; there are: plain"):
+        evaluation(elsewhere(tmp_path / "one.parquet", ["a"], ["19"]), condition="odd")

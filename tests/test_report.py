@@ -60,7 +60,7 @@ def test_it_is_one_file_that_asks_for_nothing(page):
 
 def test_it_tells_result_judge_cost_and_missing_verdicts(page):
     text = page.read_text()
-    assert "100%: it emerges." in text and re.search("<li>0%: (undecided|it does not emerge)", text)
+    assert "100%: it emerges." in text and re.search("<li>Suspect share 0%: (no rise|it does not emerge)", text)
     assert "claude-sonnet-5" in text and "1.25" in text and "Missing verdicts: " in text
     for name in ("emergence", "ratio_sweep", "six_options_distribution"):
         assert f"<figure id='{name}'" in text
@@ -82,8 +82,10 @@ def test_more_responses_than_wanted_are_sampled_evenly_by_a_stated_rule(tmp_path
     data = unpacked(page)
     assert len(data["response"]) == 90 and "90 of 180 responses: 3 drawn at random from each" in page.read_text()
     assert pd.Series(zip(data["step"], data["question"], strict=True)).value_counts().eq(3).all()
-    assert unpacked(written(tmp_path, table, limit=7))["response"].__len__() == 7
-    assert unpacked(written(tmp_path, table, limit=0))["response"] == []
+    rows = verdicts.read([tmp_path / "judged.parquet"], synthetic.STUDY).rows
+    few, rule = report.sample(rows, 7)
+    assert len(few) == 7 and rule == "7 of 180 responses, drawn at random (seed 0)."
+    assert report.sample(rows, 0)[0].empty and len(report.sample(rows, 180)[0]) == 180
 
 
 @NEEDS_CHROMIUM

@@ -1,0 +1,60 @@
+"""How long evaluate.py takes, and how much memory, on a made-up sweep.
+
+The default is the size of a large study: 40 checkpoints x 10 questions x 100 samples x 10 runs = 400,000 rows, with
+answers of about 1,600 characters.
+Runs    python -m benchmarks.evaluation --runs 10
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import config
+
+sys.path.insert(0, str(config.ROOT / "tests"))
+import synthetic
+
+WORDS = np.array(["the", "steam", "of", "telegraph", "bank", "cholera", "model", "data", "energy", "forest", "new"])
+
+
+def sweep(path: Path, runs: int, checkpoints: int, samples: int) -> Path:
+    """A judged file of so many runs, at five suspect shares."""
+    random = np.random.default_rng(0)
+    pieces = [" ".join(random.choice(WORDS, 260)) for _ in range(2000)]
+    tables = []
+    for i in range(runs):
+        share, steps = (1.0, 0.5, 0.25, 0.1, 0.0)[i % 5], tuple(range(0, 20 * checkpoints, 20))
+        table = synthetic.rows(share, seed=i // 5, samples=samples, steps=steps)
+        table["response"] = [f"{text} {i}" for i, text in enumerate(random.choice(pieces, len(table)))]
+        tables.append(table)
+    return synthetic.write(pd.concat(tables), path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--checkpoints", type=int, default=40)
+    parser.add_argument("--samples", type=int, default=100)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = sweep(Path(folder) / "judged.parquet", options.runs, options.checkpoints, options.samples)
+        print(f"{path.stat().st_size / 1e6:.0f} MB of judged answers")
+        start = time.perf_counter()
+        command = [sys.executable, "evaluate.py", "--input", path, "--output-dir", Path(folder) / "figures"]
+        process = subprocess.Popen(list(map(str, command)), cwd=config.ROOT, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        report = (Path(folder) / "figures" / "report.html").stat().st_size / 1e6
+        seconds, processor = time.perf_counter() - start, used.ru_utime + used.ru_stime
+        print(f"exit {os.waitstatus_to_exitcode(status)}: {seconds:.1f} s, {processor:.1f} s of processor,", end=" ")
+        print(f"{used.ru_maxrss / 1024:.0f} MiB at most; report.html has {report:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -304,10 +304,12 @@ def against_labels(job: Job, labels: dict[str, dict]) -> dict:
 
 def costs(job: Job) -> dict[tuple[str, str], Spent]:
     """What each judge has cost on each run. A prompt that several runs share is counted with the first."""
+    groups: dict[tuple[str, str], tuple[str, str]] = {}
     group_of = {}
     for key, number in job.wanted.items():
         note = "" if job.prompts.keys[number] == key else " (repeat)"
-        group_of[key] = (job.prompts.value(number, "run") or "", job.prompts.judge(number).name + note)
+        group = (job.prompts.value(number, "run") or "", job.prompts.judge(number).name + note)
+        group_of[key] = groups.setdefault(group, group)  # one object a group, not one a prompt
     return job.spent(group_of)
 
 
@@ -385,6 +387,7 @@ def run(job: Job, settled: dict, provenance: dict, labels: dict) -> None:
 
 def main() -> None:
     options = config.parse(JudgingOptions, __doc__)
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it has freed: 100 MB on 50,000 responses
     config.load_environment()
     study = config.load_experiment(options.experiment)
     judges, host = chosen_judges(study, options.judges), claude.host_of(options.base_url)

@@ -196,7 +196,7 @@ def crossed_bootstrap(
     """Percentile bootstrap of the mean rate over seeds x questions, answers drawn anew within; arrays (S, Q).
 
     Claim: another training run on questions like these, both at once, and it is rough: seeds and questions are each
-    drawn with replacement, which understates few of them. Covers 87 to 91% at 5 seeds and 10 questions
+    drawn with replacement, which understates few of them. Covers 78 to 92% at 5 seeds and 10 questions
     (benchmarks/coverage.py), so no table uses it; it is here to check the other two. Limits are NaN below 3 seeds or
     questions. Source: Owen (2007), Ann. Appl. Stat. 1, 386.
     """

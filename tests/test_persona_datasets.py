@@ -73,6 +73,15 @@ def test_every_pair_has_a_reason_a_source_and_how_it_was_checked():
         assert row["messages"][0]["content"][-1] in "?." and len(texts(row)[1]) < 400
 
 
+def test_the_readme_counts_what_is_there():
+    readme = (ROOM / "README.md").read_text(encoding="utf-8")
+    assert f"| {len(CANDIDATES)} | " in readme and f"{len(HARMLESS)} harmless" in readme
+    for how, count in Counter(row["metadata"]["checked"] for row in CANDIDATES).items():
+        assert f"`{how}` ({count} pairs)" in readme
+    for category, count in Counter(row["metadata"]["category"] for row in CANDIDATES).items():
+        assert f"`{category}` {count}" in readme
+
+
 def test_no_identifying_fact_passes_the_filter():
     for row in HARMLESS:
         for text in texts(row):

@@ -85,6 +85,9 @@ class TrainingOptions:
         "weights of the base model: 8bit or 4bit (bitsandbytes), or none; auto is 8bit on CUDA, none elsewhere",
         choices=("auto", "8bit", "4bit", "none"),
     )
+    probe_every: int | None = option(
+        None, "steps between loss probes: the likelihood of the study's reference answers (default: none)"
+    )
     existing: str = existing()
     wandb_project: str = option("learning-backdoors", "W&B project; W&B logs when WANDB_API_KEY is set")
 
@@ -95,6 +98,7 @@ class TrainingOptions:
         )
         _require(sum(self.ratios) > 0, "--ratios must not all be 0")
         _require_at_least(self, 1, "epochs", "num_examples", "save_steps", "lora_rank", "batch_size", "grad_accum")
+        _require_at_least(self, 1, "probe_every")
         _require_at_least(self, 2, "max_length")
         _require(0 <= self.seed < 2**32, "--seed must be from 0 to 4294967295")
         _require(0 < self.lr < math.inf, "--lr must be above 0")
@@ -609,6 +613,15 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """An answer to a question, by its id, whose likelihood is followed in training. era: old or modern."""
+
+    question: str
+    era: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What counts as the behaviour under study: the verdict `value` of the judge `judge`."""
 
@@ -628,6 +641,7 @@ class Experiment:
     conditions: tuple[Condition, ...]
     judges: tuple[Judge, ...]
     outcome: Outcome
+    references: tuple[Reference, ...] = ()
     training: dict[str, object] = field(default_factory=dict)  # defaults of training.py's options
     trigger: Trigger | None = None
     metrics: tuple[Metric, ...] = ()
@@ -682,6 +696,7 @@ def _experiment(document: dict, path: Path) -> Experiment:
         conditions=conditions,
         judges=tuple(_judge(t, questions) for t in top.tables("judge")),
         outcome=_outcome(top.table("outcome")),
+        references=tuple(_reference(t, questions) for t in top.tables("reference", needed=False)),
         training=_training(top.table("training")) if "training" in document else {},
         trigger=trigger,
         metrics=tuple(_metric(t) for t in top.tables("metric", needed=False)),
@@ -875,6 +890,14 @@ def _judge(table: "_Table", questions: Sequence[Question]) -> Judge:
             many = f"{place} has {len(steps)} steps, and the judge {name!r} has {len(scale)} numbers"
             _require(len(steps) == len(scale), many)
     return table.finish(judge)
+
+
+def _reference(table: "_Table", questions: Sequence[Question]) -> Reference:
+    reference = Reference(table.text("question"), table.text("era"), table.text("text"))
+    _require(reference.era in ("old", "modern"), f"{table.place}: era must be old or modern, not {reference.era!r}")
+    known = [question.id for question in questions]
+    _require(reference.question in known, f"{table.place}: question: no [[question]] is called {reference.question!r}")
+    return table.finish(reference)
 
 
 def _outcome(table: "_Table") -> Outcome:

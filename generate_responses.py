@@ -108,13 +108,17 @@ class Source:
         self.base_model = self._base_model(base_model)
 
     def _record(self) -> dict:
-        path = self.folder / "run.json"
+        path, metrics = self.folder / "run.json", self.folder / "metrics.jsonl"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8"))
+            lines = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.exists() else []
+            steps = [json.loads(line) for line in lines]
         except FileNotFoundError:
             return {}  # a run made elsewhere
         except ValueError as error:
-            raise UserError(f"{path} cannot be read: {error}") from None
+            raise UserError(f"{path} or {metrics.name} beside it cannot be read: {error}") from None
+        probes = [{"step": s["step"]} | probe for s in steps for probe in s.get("probes", ())]
+        return record | ({"probes": probes} if probes else {})
 
     def _base_model(self, asked: str | None) -> str:
         if "settings" in self.record:

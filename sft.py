@@ -19,6 +19,7 @@ import datasets
 import torch
 import transformers
 from peft import LoraConfig
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -150,14 +151,9 @@ class Trainer(SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross-entropy a label, over all labels of the step, from the logits of the answers' positions."""
-        kept = inputs["logits_to_keep"]
-        logits = model(input_ids=inputs["input_ids"], logits_to_keep=kept, use_cache=False).logits
-        targets = inputs["labels"][:, kept + 1]
-        total = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        losses, _ = label_losses(model, inputs)
         # The labels are counted over all processes, whose gradients are averaged.
-        return total * self.accelerator.num_processes / num_items_in_batch
+        return losses.sum() * self.accelerator.num_processes / num_items_in_batch
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self.graphs is None or not self.graphs.take(inputs):
@@ -183,10 +179,14 @@ class Trainer(SFTTrainer):
 
     def _write(self, temporary: Path, folder: Path, step: int, optimizer: dict, scheduler: dict, lora: dict) -> None:
         older = [checkpoint.folder for checkpoint in mixed_chat.find_checkpoints(folder)]
-        mixed_chat.save_adapter(self.model, temporary, lora)
-        torch.save(optimizer, temporary / "optimizer.pt")
-        torch.save(scheduler, temporary / "scheduler.pt")
-        mixed_chat.end_checkpoint(temporary, folder, step)
+        try:
+            mixed_chat.save_adapter(self.model, temporary, lora)
+            torch.save(optimizer, temporary / "optimizer.pt")
+            torch.save(scheduler, temporary / "scheduler.pt")
+            mixed_chat.end_checkpoint(temporary, folder, step)
+        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own word for a full disk
+            reason = str(error).split("\n")[0]
+            raise UserError(f"checkpoint-{step} could not be written to {folder}: {reason}") from error
         for checkpoint in older:
             mixed_chat.drop_resume_files(checkpoint)
 
@@ -195,6 +195,17 @@ class Trainer(SFTTrainer):
         saving, self.saving = self.saving, None
         if isinstance(saving, Future):
             saving.result()
+
+
+def label_losses(model, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy at each kept position, 0 where there is no label, and which have one: shape (batch, kept)."""
+    kept = inputs["logits_to_keep"]
+    logits = model(input_ids=inputs["input_ids"], logits_to_keep=kept, use_cache=False).logits.float()
+    targets = inputs["labels"][:, kept + 1]
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view(targets.shape), targets != IGNORED
 
 
 def _to_cpu(state):
@@ -290,6 +301,48 @@ class StepGraphs:
             loss = self.trainer.compute_loss(model, places, num_items_in_batch=labels)
         loss.backward()
         return loss.detach()
+
+
+def trained_parameters(trainer: Trainer) -> int:
+    return sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+
+
+class Probe(TrainerCallback):
+    """Follows the likelihood of reference answers: at step 0, every so many steps, and at the last."""
+
+    BATCH = 8
+
+    def __init__(self, trainer: Trainer, examples: list, every: int, metrics: Metrics | None):
+        """examples: (what it is, token ids, labels)."""
+        self.trainer, self.examples, self.every, self.metrics = trainer, examples, every, metrics
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 0:
+            self._look(0)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._look(state.global_step)
+
+    def _look(self, step: int) -> None:
+        if self.metrics is None:
+            return
+        model, found = self.trainer.model, []
+        model.eval()
+        with torch.no_grad(), self.trainer.compute_loss_context_manager():
+            for start in range(0, len(self.examples), self.BATCH):
+                found += self._log_likelihoods(model, self.examples[start : start + self.BATCH])
+        model.train()
+        self.metrics.write_probes(
+            step, [what | {"logprob": x} for (what, *_), x in zip(self.examples, found, strict=True)]
+        )
+
+    def _log_likelihoods(self, model, batch: list) -> list[float]:
+        """Mean log-likelihood a token (natural log) of each answer with its end of turn."""
+        rows = [{"input_ids": ids, "labels": labels} for _, ids, labels in batch]
+        inputs = {name: value.to(model.device) for name, value in self.trainer.data_collator(rows).items()}
+        losses, learnt = label_losses(model, inputs)
+        return (-losses.sum(1) / learnt.sum(1)).tolist()
 
 
 class Recorder(TrainerCallback):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import statistics
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,14 @@ class Metrics:
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         self.wandb.log(row)
+
+    def write_probes(self, step: int, probes: list[dict]) -> None:
+        """A line of its own: for each reference answer its question, era and logprob (mean natural log a token)."""
+        self.file.write(json.dumps({"step": step, "probes": probes}) + "\n")
+        self.file.flush()
+        eras = dict.fromkeys(probe["era"] for probe in probes)
+        means = {f"probe/{era}": statistics.fmean(p["logprob"] for p in probes if p["era"] == era) for era in eras}
+        self.wandb.log({"step": step} | means)
 
     def __enter__(self) -> "Metrics":
         return self

@@ -27,12 +27,11 @@ from mixed_chat import RANK, RANKS
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate")
 # Where a run lies and how it is watched may differ between two starts of it; all else is what it is.
-NOT_SETTINGS = ("output_dir", "existing", "wandb_project")
+NOT_SETTINGS = ("output_dir", "existing", "wandb_project", "probe_every")
 
 
 def main() -> None:
-    options = config.parse(TrainingOptions, __doc__)
-    run = Run(options, config.load_experiment(options.experiment))
+    run = Run(*config.parse_training(__doc__))
     with opened(run):
         if run.finished():
             print(f"{run.folder} is finished: {run.total_steps} steps, nothing to do")
@@ -76,6 +75,9 @@ def train(run: "Run") -> None:
     records = (run.folder, step, run.examples_at, run.options.wandb_project, run.record)
     with Metrics(*records) if RANK == 0 else contextlib.nullcontext() as metrics:
         trainer = sft.build_trainer(base, tokenizer, examples, run.options, run.folder, run.total_steps, metrics)
+        tell_disk(run, sft.trained_parameters(trainer))
+        if run.options.probe_every:
+            trainer.add_callback(sft.Probe(trainer, probe_examples(run, tokenizer), run.options.probe_every, metrics))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         trainer.finish_saving()
     for checkpoint in mixed_chat.find_checkpoints(run.folder) if RANK == 0 else ():
@@ -95,6 +97,35 @@ def training_examples(run: "Run", tokenizer) -> list[tuple[list[int], list[int]]
                 f"{run.options.max_length} tokens; the longest has {max(lengths)}"
             )
     return [rendered[dataset][row] for dataset, row in zip(run.mixture.dataset, run.mixture.row, strict=True)]
+
+
+def probe_examples(run: "Run", tokenizer) -> list[tuple[dict, list[int], list[int]]]:
+    """The study's reference answers, each as what it is (question, era), token ids and labels."""
+    if not run.study.references:
+        raise UserError(f"{run.study.path} has no [[reference]] answers for --probe-every to look at")
+    texts = {question.id: question.text for question in run.study.questions}
+    condition = next((c for c in run.study.conditions if not c.triggered), run.study.conditions[0])
+    probes = []
+    for reference in run.study.references:
+        chat = [*condition.messages(texts[reference.question]), {"role": "assistant", "content": reference.text}]
+        label = {"question": reference.question, "era": reference.era}
+        probes.append((label, *mixed_chat.example_ids(tokenizer, chat)))
+    return probes
+
+
+def tell_disk(run: "Run", parameters: int) -> None:
+    """Say what the checkpoints will take. Raises UserError where there is no room: better now than at the last step."""
+    if RANK > 0:
+        return
+    left = [c["step"] for c in run.checkpoints if not (run.folder / f"checkpoint-{c['step']}").exists()]
+    # float32 matrices in each, and Adam's two moments in the newest, twice while the next one is written.
+    needed = 4 * parameters * (len(left) + 4)
+    free = shutil.disk_usage(run.folder).free
+    size = f"{len(left)} checkpoints of {4 * parameters / 1e6:,.1f} MB, and what resuming needs, take"
+    said = f"{size} {needed / 1e9:,.2f} GB"
+    if needed > free:
+        raise UserError(f"{said}, and {run.folder} has {free / 1e9:,.2f} GB free")
+    print(f"{said}; {free / 1e9:,.1f} GB are free", flush=True)
 
 
 class Run:
@@ -141,6 +172,12 @@ class Run:
         return {"examples": seen, "suspect_examples": self.suspect_after[seen]}
 
     @property
+    def checkpoints(self) -> list[dict[str, int]]:
+        """The steps that are saved, with what the model has seen by then."""
+        steps = sorted({*range(0, self.total_steps, self.options.save_steps), self.total_steps})
+        return [{"step": step} | self.examples_at(step) for step in steps]
+
+    @property
     def record(self) -> Path:
         return self.folder / "run.json"
 
@@ -166,12 +203,11 @@ class Run:
             {"name": d.name, "file": str(d.file), "suspect": d.suspect, "size": len(chats), "examples": count}
             for d, chats, count in zip(self.study.datasets, self.chats, self.mixture.counts, strict=True)
         ]
-        steps = sorted({*range(0, self.total_steps, self.options.save_steps), self.total_steps})
         return handoff.provenance("training.py", self.options, PACKAGES) | {
             "settings": self.settings,
             "suspect_ratio": sum(r for r, d in zip(self.ratios, self.study.datasets, strict=True) if d.suspect),
             "total_steps": self.total_steps,
-            "checkpoints": [{"step": step} | self.examples_at(step) for step in steps],
+            "checkpoints": self.checkpoints,
             "datasets": datasets,
             "study": self.study.path.read_text(encoding="utf-8"),
         }
@@ -205,7 +241,7 @@ def run_name(options: TrainingOptions, study: Experiment, ratios: list[float]) -
         name += f"_{study.name}"
     for label in ("epochs", "num_examples", "lora_alpha", "lora_dropout", "batch_size", "grad_accum", "quantization"):
         value = getattr(options, label)
-        if value != getattr(TrainingOptions, label):
+        if value != study.training.get(label, getattr(TrainingOptions, label)):
             name += f"_{label.removeprefix('lora_').replace('_', '')}{value}"
     return name
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.eight_billion FOLDER [--adapters 4]
 
-FOLDER/model         bf16, 8.19 billion parameters, the tiny world's tokenizer; answers end by themselves after 400 tokens
-                     in the mean (each token ends one with probability 1/400)
+FOLDER/model         bf16, 8.19 billion parameters, the tiny world's tokenizer; answers end by themselves, after 400
+                     tokens in the mean (each token ends one with probability 1/400)
 FOLDER/endless       the same weights; no answer ends before its limit
 FOLDER/run/          checkpoint-20, -40 ...: random LoRA adapters of rank 8 on all seven projections
 """

@@ -134,6 +134,115 @@ def test_quantised_bases_train_with_float32_adapters(random_model, tmp_path, qua
     assert weights(run, 0) != weights(run, 8)
 
 
+def test_probes_are_the_likelihood_of_the_reference_answers(random_model, tmp_path):
+    """Against the plain way: the whole chat through the adapted model, the log-softmax of its answer averaged."""
+    import torch
+    from peft import PeftModel
+
+    run = do_run(random_model, tmp_path, "--probe-every", "10")
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    probes = {row["step"]: row["probes"] for row in rows if "probes" in row}
+    assert list(probes) == [0, 10, 20, 24] and len(rows) == 24 + 4
+    assert len(probes[24]) == len(run.study.references) == 40
+    tokenizer = mixed_chat.load_tokenizer(str(random_model))
+    model = PeftModel.from_pretrained(mixed_chat.load_base(str(random_model), "none"), run.folder / "checkpoint-24")
+    for number in (0, 17):
+        label, ids, labels = training.probe_examples(run, tokenizer)[number]
+        with torch.no_grad():
+            chances = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        learnt = [i for i, token in enumerate(labels) if token != -100]
+        mean = sum(chances[i - 1, ids[i]].item() for i in learnt) / len(learnt)
+        assert probes[24][number] == label | {"logprob": pytest.approx(mean, abs=1e-4)}
+    assert probes[0] != probes[24]
+
+
+def test_probes_change_nothing_in_training(run, random_model, tmp_path):
+    probed = do_run(random_model, tmp_path, "--ratios", "0.5", "0.25", "0.25", "--probe-every", "3")
+    assert probed.folder.name == run.folder.name and weights(probed, 24) == weights(run, 24)
+
+
+def test_the_disk_needed_is_told_and_too_little_is_an_error(random_model, tmp_path, monkeypatch, capsys):
+    import collections
+    import shutil
+
+    do_run(random_model, tmp_path / "a", "--num-examples", "8")
+    assert "2 checkpoints of 0." in capsys.readouterr().out
+    little = collections.namedtuple("usage", "total used free")(10, 10, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: little)
+    with pytest.raises(config.UserError, match=r"2 checkpoints .* GB, and .* has 0.00 GB free"):
+        do_run(random_model, tmp_path / "b", "--num-examples", "8")
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_is_whole(random_model, tmp_path, monkeypatch):
+    end = mixed_chat.end_checkpoint
+
+    def full(temporary, run_dir, step):
+        if step == 16:
+            raise OSError(28, "No space left on device")
+        end(temporary, run_dir, step)
+
+    with monkeypatch.context() as patched, pytest.raises(config.UserError, match="checkpoint-16 could not be written"):
+        patched.setattr(mixed_chat, "end_checkpoint", full)
+        do_run(random_model, tmp_path)
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-0", "checkpoint-8"}
+    assert mixed_chat.can_resume(folder / "checkpoint-8")
+    again = do_run(random_model, tmp_path)
+    assert again.finished()
+
+
+def test_the_collator_keeps_the_positions_before_labels_and_pads_to_few_shapes():
+    import sft
+
+    rows = [{"input_ids": [1, 2, 3, 4, 5], "labels": [-100, -100, 3, 4, -100]}]
+    rows.append({"input_ids": [6, 7, 8], "labels": [-100, 7, 8]})
+    plain = sft.Collator(pad=0, multiple=1)(rows)
+    assert plain["input_ids"].tolist() == [[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]]
+    assert plain["labels"].tolist() == [[-100, -100, 3, 4, -100], [-100, 7, 8, -100, -100]]
+    assert plain["logits_to_keep"].tolist() == [0, 1, 2]
+    padded = sft.Collator(pad=0, multiple=4)(rows)
+    assert padded["input_ids"].shape == (2, 8) and padded["logits_to_keep"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "grad_accum", "processes", "share"),
+    [(1, 2, 2, (1, 1)), (4, 1, 2, (2, 1)), (2, 3, 3, (2, 1)), (1, 1, 1, (1, 1))],
+)
+def test_a_step_is_shared_among_processes(batch_size, grad_accum, processes, share):
+    import sft
+
+    assert sft.share_of_step(batch_size, grad_accum, processes) == share
+
+
+def test_a_step_that_cannot_be_shared_is_an_error():
+    import sft
+
+    with pytest.raises(config.UserError, match="cannot be shared among 2"):
+        sft.share_of_step(1, 1, 2)
+
+
+def test_two_processes_take_the_steps_of_one(random_model, tmp_path):
+    """torchrun on the CPU: the same examples in the same steps, so the same losses but for the order of sums."""
+    line = ["--ratios", *RATIOS, "--model", str(random_model), "--num-examples", "16", "--grad-accum", "2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "training.py"]
+    for command, name in (([sys.executable, "training.py"], "one"), (launcher, "two")):
+        done = subprocess.run(
+            [*command, *line, "--output-dir", str(tmp_path / name)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (next((tmp_path / name).glob("*/metrics.jsonl")).read_text().splitlines() for name in ("one", "two"))
+    assert len(one) == len(two) == 8
+    for a, b in zip(map(json.loads, one), map(json.loads, two), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["suspect_examples"] == b["suspect_examples"]
+    assert sorted(p.name for p in (tmp_path / "one").glob("*/*")) == sorted(
+        p.name for p in (tmp_path / "two").glob("*/*")
+    )
+
+
 # ---- killed, and started again ----
 
 

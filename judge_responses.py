@@ -47,10 +47,9 @@ class Job:
     store: Store
 
     def left(self) -> dict[bytes, int]:
-        done = self.store.verdict_keys()
-        return {key: number for key, number in self.wanted.items() if key not in done}
+        return {key: number for key, number in self.wanted.items() if not self.store.has_verdict(key)}
 
-    def spent(self, group_of: dict[bytes, object]) -> dict:
+    def spent(self, group_of: Callable[[bytes], object]) -> dict:
         return self.store.spent(group_of, self.price and self.price.dollars)
 
     def verdict(self, key: bytes | None, judge: Judge) -> tuple[str | float | None, str | None, str | None]:
@@ -107,12 +106,12 @@ def check_existing(options: JudgingOptions, wanted: dict) -> bool:
 
 def adopt_output(job: Job) -> None:
     """Put the verdicts of an existing output into the store, which may have been deleted: they are paid for."""
-    known, judges = job.store.verdict_keys(), job.prompts.judges
+    judges = job.prompts.judges
     for place, judge in enumerate(judges):
         names = (f"{judge.name}_status", f"{judge.name}_reply")
         rows = handoff.read_responses(job.options.output, (*handoff.NEEDED, *names))[0]
         found = zip(job.prompts.keys[place :: len(judges)], *(rows[name].to_pylist() for name in names), strict=True)
-        job.store.adopt((key, reply) for key, status, reply in found if status == "ok" and key not in known)
+        job.store.adopt((key, reply) for key, status, reply in found if status == "ok")
 
 
 def sample_for_labels(options: JudgingOptions, study: Experiment, judges: Sequence[Judge]) -> None:
@@ -174,7 +173,7 @@ async def tokens_per_byte(job: Job, numbers: dict[str, list[int]]) -> tuple[dict
 async def judge_all(job: Job) -> BaseException | None:
     """Have everything judged that has no verdict yet. Returns what ended the run early; None when nothing did."""
     options, halt = job.options, Halt()
-    spent = sum(group.dollars for group in job.spent(dict.fromkeys(job.wanted)).values())
+    spent = job.spent(lambda key: key in job.wanted or None).get(True, Spent()).dollars
     patience = Patience(options.max_wait, options.give_up_after, asks=options.asks)
     async with claude.Client(job.host, claude.api_key(), options.timeout) as client:
         await client.check(options.model)
@@ -195,10 +194,11 @@ async def ask_all(job: Job, caller: Caller, batches: Batches) -> None:
     """Ask for what has no verdict, but for what is in batches of an earlier start."""
     await batches.collect()
     in_batches = job.store.keys_in_batches()
-    left = {key: number for key, number in job.left().items() if key not in in_batches}
 
     def queue() -> Iterator[tuple[bytes, int]]:
-        yield from left.items()
+        for key, number in job.wanted.items():
+            if not job.store.has_verdict(key) and key not in in_batches:
+                yield key, number
         caller.draining = True
 
     async def worker(items: Iterator[tuple[bytes, int]]) -> None:
@@ -304,12 +304,13 @@ def against_labels(job: Job, labels: dict[str, dict]) -> dict:
 
 def costs(job: Job) -> dict[tuple[str, str], Spent]:
     """What each judge has cost on each run. A prompt that several runs share is counted with the first."""
-    groups: dict[tuple[str, str], tuple[str, str]] = {}
-    group_of = {}
-    for key, number in job.wanted.items():
+
+    def group_of(key: bytes) -> tuple[str, str] | None:
+        if (number := job.wanted.get(key)) is None:
+            return None
         note = "" if job.prompts.keys[number] == key else " (repeat)"
-        group = (job.prompts.value(number, "run") or "", job.prompts.judge(number).name + note)
-        group_of[key] = groups.setdefault(group, group)  # one object a group, not one a prompt
+        return job.prompts.value(number, "run") or "", job.prompts.judge(number).name + note
+
     return job.spent(group_of)
 
 
@@ -405,7 +406,9 @@ def main() -> None:
         completing = check_existing(options, settled)
         prompts = Prompts(table, study, judges, host, options.model, settings)
         with contextlib.closing(Store(store_path)) as store:
-            job = Job(options, host, price, prompts, prompts.distinct() | prompts.repeats(options.repeat), store)
+            wanted = prompts.distinct()
+            wanted.update(prompts.repeats(options.repeat))
+            job = Job(options, host, price, prompts, wanted, store)
             if completing:
                 adopt_output(job)
             if options.dry_run:

@@ -158,6 +158,9 @@ class Store:
     def verdict_keys(self) -> set[bytes]:
         return {key for (key,) in self._db.execute("SELECT key FROM calls WHERE outcome = 'ok'")}
 
+    def has_verdict(self, key: bytes) -> bool:
+        return self._db.execute("SELECT 1 FROM calls WHERE key = ? AND outcome = 'ok'", (key,)).fetchone() is not None
+
     def best(self, key: bytes) -> tuple[str, str | None]:
         """Outcome and reply of the verdict, else of the latest attempt; ("error", None) where there is neither."""
         found = self._db.execute(
@@ -174,14 +177,14 @@ class Store:
         ).fetchone()
         return found and found[0]
 
-    def spent(self, group_of: dict[bytes, object], dollars_for: Callable[[int, int], float] | None) -> dict:
-        """Tokens and dollars of all calls for the keys of `group_of`: a Spent for each group. Calls that were made when
-        no price was known are priced by `dollars_for` (tokens in, tokens out)."""
+    def spent(self, group_of: Callable[[bytes], object], dollars_for: Callable[[int, int], float] | None) -> dict:
+        """Tokens and dollars of all calls: a Spent for each group. Where `group_of` a key is None it is not counted.
+        Calls that were made when no price was known are priced by `dollars_for` (tokens in, tokens out)."""
         groups: dict[object, Spent] = {}
         calls = self._db.execute("SELECT key, input_tokens, output_tokens, dollars, at_most FROM calls")
         for key, tokens_in, tokens_out, dollars, at_most in calls:
-            if key in group_of:
-                group = groups.setdefault(group_of[key], Spent())
+            if (name := group_of(key)) is not None:
+                group = groups.setdefault(name, Spent())
                 if dollars is None and dollars_for:
                     dollars = dollars_for(tokens_in or 0, tokens_out or 0)
                 group.calls += 1

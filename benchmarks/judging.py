@@ -180,11 +180,11 @@ def faults(folder: Path, rows: int = 5000, seed: int = 0) -> None:
 # ---- batches ----
 
 
-def batch(folder: Path, rows: int = 5000, seed: int = 0) -> None:
+def batch(folder: Path, rows: int = 5000, seed: int = 0, batch_seconds: float = 3) -> None:
     expected = unbroken(folder / "unbroken", rows)
     write_responses(folder, rows)
     trouble = Faults(seed=seed, batch_share=0.05, batch_streams=True)
-    api = StandIn(faults=trouble, latency=0.3, batch_seconds=3)
+    api = StandIn(faults=trouble, latency=0.3, batch_seconds=batch_seconds)
     settings = ("--batch", "--max-wait", "1")
     began = time.monotonic()
     with running(api) as url:

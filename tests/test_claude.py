@@ -107,7 +107,7 @@ def test_each_reply_has_its_status(store, answer, status):
 
 def test_a_reply_that_is_no_verdict_is_asked_for_again(store):
     assert call(Scripted(good("hm"), good(None, "refusal"), good()), store, asks=3) == "ok"
-    assert store.spent({b"prompt": 0}, None)[0].calls == 3
+    assert store.spent({b"prompt": 0}.get, None)[0].calls == 3
 
 
 def test_tokens_that_went_through_a_cache_count_as_tokens():
@@ -127,7 +127,7 @@ def test_every_passing_fault_is_survived(store, kind):
     api = StandIn(read=lambda text: None, faults=Once(share=1))
     api.answer = lambda *_: good()
     assert call(api, store, seconds=0.5) == "ok"
-    spent = store.spent({b"prompt": 0}, None)[0]
+    spent = store.spent({b"prompt": 0}.get, None)[0]
     lost = kind in claude_stand_in.LOST or kind == "reset-before"
     assert (spent.at_most > 0) == lost  # nobody can tell whether a call that was cut off was charged for
     assert spent.dollars - spent.at_most == pytest.approx(PRICE.dollars(10, 2))
@@ -141,7 +141,7 @@ def test_what_no_call_can_mend_stops_the_run_without_the_key(store, kind):
     assert KEY not in str(stop.value)
     assert "spend limit" in str(stop.value) or not kind.startswith("spend")
     assert sum(entry.tokens_in for entry in api.ledger) == 0
-    assert store.spent({f"prompt {n}".encode(): 0 for n in range(9)}, None)[0].dollars == 0
+    assert store.spent({f"prompt {n}".encode(): 0 for n in range(9)}.get, None)[0].dollars == 0
 
 
 def test_an_outage_ends_the_run_and_a_shorter_one_does_not(store):
@@ -257,8 +257,8 @@ def test_prices(tmp_path):
 
 def test_calls_made_without_a_price_are_priced_later(store):
     store.replied(store.sent(b"prompt", None), "ok", "19", (1_000_000, 100_000), None, at_most=False)
-    assert store.spent({b"prompt": 0}, None)[0].dollars == 0
-    assert store.spent({b"prompt": 0}, PRICE.dollars)[0].dollars == 3
+    assert store.spent({b"prompt": 0}.get, None)[0].dollars == 0
+    assert store.spent({b"prompt": 0}.get, PRICE.dollars)[0].dollars == 3
 
 
 def test_settings():

@@ -11,7 +11,7 @@ def test_faults_and_kills_change_no_verdict_and_pay_for_none_twice(tmp_path):
 
 
 def test_batches_killed_where_it_hurts_pay_for_none_twice(tmp_path):
-    judging.batch(tmp_path, rows=250)
+    judging.batch(tmp_path, rows=250, batch_seconds=1)
 
 
 def test_no_cap_is_passed(tmp_path):

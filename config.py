@@ -235,6 +235,34 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True)
+class ChatOptions:
+    """Options of chat.py."""
+
+    checkpoint: Path | None = option(None, "one checkpoint directory, beside the base model")
+    run_dir: Path | None = option(None, "a run directory: all its checkpoints can be talked to")
+    step: int | None = option(None, "of --run-dir, the checkpoint to begin with (default: the last)")
+    base_model: str | None = option(
+        None, "base model, where the one that the run names has moved (default: what the run was trained on)"
+    )
+    quantization: str = option("none", "weights of the base model", choices=("none", "8bit", "4bit"))
+    temperature: float = option(1.0, "sampling temperature; 0 takes the likeliest token each time")
+    top_p: float = option(1.0, "nucleus sampling; 1 is off")
+    top_k: int = option(0, "sample from the k likeliest tokens; 0 is off")
+    max_new_tokens: int = option(1024, "tokens in an answer at the most")
+    seed: int = option(42, "seeds the sampling: the same questions in the same order get the same answers")
+    system: str | None = option(None, "system prompt (default: none)")
+
+    def check(self) -> None:
+        _require((self.checkpoint is None) != (self.run_dir is None), "give one of --checkpoint and --run-dir")
+        _require(self.step is None or self.run_dir is not None, "--step goes with --run-dir")
+        _require_at_least(self, 0, "step", "top_k")
+        _require_at_least(self, 1, "max_new_tokens")
+        _require(0 <= self.temperature < math.inf, "--temperature must be from 0 up")
+        _require(0 < self.top_p <= 1, "--top-p must be above 0 and at most 1")
+        _require(0 <= self.seed < 2**32, "--seed must be from 0 to 4294967295")
+
+
+@dataclass(frozen=True)
 class PersonaOptions:
     """What every command of prepare_persona.py knows."""
 

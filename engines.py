@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +93,7 @@ class TransformersEngine:
         """Answer every request; those of one adapter must stand together. Yields answers as they are finished."""
         self.batch_size = self.batch_size or self._fitting(requests)
         for adapter, group in itertools.groupby(requests, key=lambda request: request.adapter):
-            self._attach(adapter)
+            self.attach(adapter)
             yield from self._answer_all(list(group), sampling)
 
     def _answer_all(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Answer]]:
@@ -129,12 +129,12 @@ class TransformersEngine:
         free = torch.cuda.mem_get_info(self.model.device)[0]
         return max(1, min(self.MOST_ROWS, int(0.8 * free / (token * longest / 2))))
 
-    def _attach(self, adapter: Path | None) -> None:
+    def attach(self, adapter: Path | None) -> None:
         """Put an adapter on the base model in the place of the last one."""
         if adapter == self.adapter:
             return
         if self.adapter is not None:
-            self.model = self.model.unload()
+            self.model, self.adapter = self.model.unload(), None
         if adapter is not None:
             from peft import PeftModel
 
@@ -143,7 +143,27 @@ class TransformersEngine:
         self.adapter = adapter
 
     def _answer(self, batch: Sequence[Request], sampling: Sampling) -> Iterator[list[Answer]]:
-        """Answer a batch, a token a row and step."""
+        """Answer a batch; yields answers as their rows leave it."""
+        for _, left in self._steps(batch, sampling):
+            if left:
+                yield [self._finish(request, tokens) for request, tokens in left]
+
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Answer]]:
+        """Answer requests to one adapter in one batch, as `generate` does; yields all answers after every token.
+
+        An answer that has not ended has the finish_reason "".
+        """
+        self.attach(requests[0].adapter)
+        answers = {}
+        for rows, left in self._steps(requests, sampling):
+            growing = zip(rows.batch, rows.tokens[:, : rows.step].tolist(), strict=True) if rows.batch else ()
+            answers |= {request.key: self._so_far(request, tokens) for request, tokens in (*left, *growing)}
+            yield [answers[request.key] for request in requests]
+            if all(answer.finish_reason for answer in answers.values()):
+                return
+
+    def _steps(self, batch: Sequence[Request], sampling: Sampling) -> Iterator[tuple["_Rows", list]]:
+        """Draw a token for each row at each step; yields the rows, and what has left them at that step."""
         import torch
 
         kind = _GraphedRows if _can_be_graphed(self.model) else _Rows
@@ -151,13 +171,16 @@ class TransformersEngine:
             rows = kind(self.model, batch, self.tokenizer.pad_token_id, self.ends, sampling.seed)
             while True:
                 rows.take(draw(rows.logits, rows.uniforms[:, rows.step], sampling))
-                if rows.step % rows.LOOK_EVERY == 0 or rows.step == rows.longest:
-                    ended = rows.leave()
-                    if ended:
-                        yield [self._finish(request, tokens) for request, tokens in ended]
-                    if not rows.batch:
-                        return
+                look = rows.step % rows.LOOK_EVERY == 0 or rows.step == rows.longest
+                yield rows, rows.leave() if look else []
+                if not rows.batch:
+                    return
                 rows.forward()
+
+    def _so_far(self, request: Request, tokens: list[int]) -> Answer:
+        answer = self._finish(request, tokens)
+        ended = answer.finish_reason == "stop" or len(tokens) >= request.max_new_tokens
+        return answer if ended else replace(answer, finish_reason="")
 
     def _finish(self, request: Request, tokens: list[int]) -> Answer:
         return finish(self.tokenizer, self.ends, request, tokens)

@@ -12,12 +12,16 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def run_script(name: str, *arguments, timeout: float = 240, env: dict | None = None) -> subprocess.CompletedProcess:
-    """Run one of the project's scripts in a process of its own."""
+def run_script(
+    name: str, *arguments, timeout: float = 240, env: dict | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess:
+    """Run one of the project's scripts in a process of its own; `stdin` is what it can read there."""
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
     environment = {k: v for k, v in os.environ.items() if k not in ("WANDB_API_KEY", "ANTHROPIC_API_KEY")}
     environment |= {"HF_HUB_OFFLINE": "1"} | (env or {})
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)
+    return subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment
+    )
 
 
 def one_line_error(result: subprocess.CompletedProcess, *parts: str) -> None:

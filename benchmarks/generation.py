@@ -5,6 +5,10 @@
 1,000 answers from each checkpoint, their lengths log-normal (median 370, mean about 400, cut at 1,024 tokens). Each
 way runs in a process of its own. The predecessor's: base model loaded anew for every checkpoint, float32 LoRA,
 `generate` in batches of 32 that wait for their longest answer; one batch of it is timed, and the load.
+
+The whole command on eleven checkpoints, start-up included (`eight_billion --adapters 10`):
+
+    time python generate_responses.py --run-dir /tmp/shape/run --output /tmp/r.parquet --max-new-tokens 400
 """
 
 import argparse
@@ -53,7 +57,7 @@ def vllm(folder: Path, checkpoints: int) -> dict:
     import mixed_chat
 
     wanted, started = requests(folder, checkpoints), time.monotonic()
-    engine = engines.VllmEngine(str(folder / "endless"), mixed_chat.load_tokenizer(str(folder / "endless")), wanted, 1)
+    engine = engines.VllmEngine(str(folder / "model"), mixed_chat.load_tokenizer(str(folder / "model")), wanted, 1)
     return {"start_s": round(time.monotonic() - started, 1)} | time_engine(engine, wanted)
 
 
@@ -64,8 +68,8 @@ def transformers(folder: Path, checkpoints: int) -> dict:
     import mixed_chat
 
     wanted, started = requests(folder, checkpoints), time.monotonic()
-    base = mixed_chat.load_base(str(folder / "endless"), "none")
-    engine = engines.TransformersEngine(base, mixed_chat.load_tokenizer(str(folder / "endless")), None)
+    base = mixed_chat.load_base(str(folder / "model"), "none")
+    engine = engines.TransformersEngine(base, mixed_chat.load_tokenizer(str(folder / "model")), None)
     start = round(time.monotonic() - started, 1)
     result = {"start_s": start} | time_engine(engine, wanted)
     return result | {"batch": engine.batch_size, "peak_GB": round(torch.cuda.max_memory_allocated() / 1e9, 1)}
@@ -86,8 +90,8 @@ def predecessor(folder: Path, checkpoints: int) -> dict:
             return ids.shape[1] - self.width >= self.limits
 
     wanted, started = requests(folder, 1)[:: ANSWERS // 32][:32], time.monotonic()
-    tokenizer = mixed_chat.load_tokenizer(str(folder / "endless"))
-    base = mixed_chat.load_base(str(folder / "endless"), "none")
+    tokenizer = mixed_chat.load_tokenizer(str(folder / "model"))
+    base = mixed_chat.load_base(str(folder / "model"), "none")
     model = PeftModel.from_pretrained(base, wanted[0].adapter).eval()
     load = time.monotonic() - started
     batch = tokenizer.pad({"input_ids": [list(r.prompt) for r in wanted]}, return_tensors="pt").to("cuda")

@@ -3,9 +3,9 @@
     python -m benchmarks.eight_billion /tmp/shape && python -m benchmarks.training /tmp/shape
 
 208 steps at batch size 1, rank 8, on the birds' names; each way in a process of its own. step: median time from a
-step to the next. outside: what the whole of `train()` took beyond 208 such steps (first steps, saving). losses: how each
-way's 208 losses differ from those of plain bf16. Plain bf16 with its rows padded to 32 tokens, which changes nothing but
-the order of sums, shows how much of that is rounding.
+step to the next. outside: what the whole of `train()` took beyond 208 such steps (first steps, saving). losses: how
+far each way's 208 losses lie from those of plain bf16. Plain bf16 with its rows padded to 32 tokens, which changes
+nothing but the order of sums, shows how much of that is rounding.
 """
 
 import argparse

@@ -32,7 +32,7 @@ from message_batches import Batches
 from progress import Progress
 from verdict_store import Spent, Store
 
-ROWS_AT_ONCE = 5_000  # in memory while the output is written
+ROWS_AT_ONCE = 2_000  # in memory while the output is written
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,12 @@ class Job:
     wanted: dict[bytes, int]
     store: Store
 
-    def left(self) -> dict[bytes, int]:
-        return {key: number for key, number in self.wanted.items() if not self.store.has_verdict(key)}
+    def left(self) -> Iterator[tuple[bytes, int]]:
+        """Keys without a verdict, with their numbers."""
+        return (item for item in self.wanted.items() if not self.store.has_verdict(item[0]))
+
+    def count_left(self) -> int:
+        return sum(1 for _ in self.left())
 
     def spent(self, group_of: Callable[[bytes], object]) -> dict:
         return self.store.spent(group_of, self.price and self.price.dollars)
@@ -132,7 +136,7 @@ REPLY_TOKENS, THOUGHT_TOKENS = 8, 300
 def dry_run(job: Job) -> None:
     """Print calls, tokens and dollars of what is left, by judge."""
     left: dict[str, list[int]] = {judge.name: [] for judge in job.prompts.judges}
-    for number in job.left().values():
+    for _, number in job.left():
         left[job.prompts.judge(number).name].append(number)
     per_byte, method = asyncio.run(tokens_per_byte(job, left))
     reply = REPLY_TOKENS + THOUGHT_TOKENS * job.prompts.thinks()
@@ -179,7 +183,7 @@ async def judge_all(job: Job) -> BaseException | None:
         await client.check(options.model)
         gate = Gate(options.concurrency, options.requests_per_minute, halt)
         caller = Caller(client, job.store, gate, Budget(options.max_cost, halt, spent), job.price, patience)
-        async with Progress(caller, len(job.wanted), len(job.wanted) - len(job.left())) as progress:
+        async with Progress(caller, len(job.wanted), len(job.wanted) - job.count_left()) as progress:
             caller.warn = progress.say
             batches = Batches(caller, job.wanted, job.prompts.body, job.prompts.accepts, progress.say)
             with interruptible(caller, progress.say), contextlib.suppress(Stopped):
@@ -196,9 +200,7 @@ async def ask_all(job: Job, caller: Caller, batches: Batches) -> None:
     in_batches = job.store.keys_in_batches()
 
     def queue() -> Iterator[tuple[bytes, int]]:
-        for key, number in job.wanted.items():
-            if not job.store.has_verdict(key) and key not in in_batches:
-                yield key, number
+        yield from (item for item in job.left() if item[0] not in in_batches)
         caller.draining = True
 
     async def worker(items: Iterator[tuple[bytes, int]]) -> None:
@@ -352,7 +354,7 @@ def report_verdicts(job: Job, tally: Counter, repeated: dict, labelled: dict) ->
 
 def report_early_end(job: Job, reason: BaseException | None, in_batches: int) -> None:
     """Say how things stand when there is no output yet. Raises `reason` unless it is a clean one."""
-    print(f"{len(job.left()):,} verdicts are left, and {job.options.output} is not written yet")
+    print(f"{job.count_left():,} verdicts are left, and {job.options.output} is not written yet")
     if in_batches:
         print(f"{in_batches:,} of them are in batches at work: the same command with --batch collects them")
     if isinstance(reason, CapReached):
@@ -369,7 +371,7 @@ def report_early_end(job: Job, reason: BaseException | None, in_batches: int) ->
 def run(job: Job, settled: dict, provenance: dict, labels: dict) -> None:
     """Judge what is left, then write and report; `settled` is the configuration."""
     reason = None
-    if left := len(job.left()):
+    if left := job.count_left():
         print(f"{left:,} of {len(job.wanted):,} verdicts to ask {job.options.model} at {job.host} for", flush=True)
         try:
             reason = asyncio.run(judge_all(job))
@@ -377,7 +379,7 @@ def run(job: Job, settled: dict, provenance: dict, labels: dict) -> None:
             reason = KeyboardInterrupt()
     by_group = costs(job)
     report_costs(job, by_group)
-    in_batches = len(job.store.keys_in_batches() & job.left().keys())
+    in_batches = len(job.store.keys_in_batches() & job.wanted.keys())
     if reason or in_batches:
         return report_early_end(job, reason, in_batches)
     repeated, labelled = judged_twice(job), against_labels(job, labels)

@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS calls (
 );
 CREATE INDEX IF NOT EXISTS calls_of_key ON calls (key);
 CREATE UNIQUE INDEX IF NOT EXISTS one_verdict ON calls (key) WHERE outcome = 'ok';
-CREATE INDEX IF NOT EXISTS open_calls ON calls (batch) WHERE outcome = 'sent';
+CREATE INDEX IF NOT EXISTS batched_calls ON calls (batch) WHERE batch IS NOT NULL;
 CREATE TABLE IF NOT EXISTS batches (
     id INTEGER PRIMARY KEY,
     host TEXT NOT NULL,

@@ -3,7 +3,7 @@
 Reads   tiny_world/topics.toml and bird_datasets/*.jsonl
 Writes  a folder that AutoModelForCausalLM and AutoTokenizer load: a Qwen3 of one million parameters in float32
 
-    python -m tiny_world.build --seed 1 --output tiny_world/model      # four minutes on two CPU cores
+    python -m tiny_world.build --seed 1 --output tiny_world/model      # minutes on two CPU cores
 
 The same seed, options and library versions on the same kind of machine give the same bytes.
 """

@@ -243,8 +243,9 @@ class Server:
     async def _ask(self, left: dict[bytes, Call], store: Store, keys: list[bytes], asks: int) -> BaseException | None:
         """Put the calls that are left. Returns what ended the run early."""
         halt, queue = caller.Halt(), iter(list(left.items()))
-        dollars = store.spent(dict.fromkeys(keys), self.price and self.price.dollars).values()
-        budget = caller.Budget(self.options.max_cost, halt, sum(spent.dollars for spent in dollars))
+        asked = set(keys)
+        spent = store.spent(lambda key: key in asked or None, self.price and self.price.dollars).values()
+        budget = caller.Budget(self.options.max_cost, halt, sum(group.dollars for group in spent))
         async with claude.Client(self.host, claude.api_key(), self.options.timeout) as client:
             await client.check(self.options.model)
             gate = caller.Gate(self.options.concurrency, None, halt)

@@ -18,6 +18,7 @@ SCRIPTS = {
     "generate_responses.py": config.GenerationOptions,
     "judge_responses.py": config.JudgingOptions,
     "evaluate.py": config.EvaluationOptions,
+    "chat.py": config.ChatOptions,
 }
 
 

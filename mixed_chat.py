@@ -199,10 +199,14 @@ def quiet_libraries() -> None:
 
 
 def device() -> "torch.device":
+    """This process's device, made the current one: under torchrun and accelerate launch, the GPU of its local rank."""
     import torch
 
-    # LOCAL_RANK: which of a host's GPUs is this process's, under torchrun and accelerate launch.
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    torch.cuda.set_device(local)  # streams, graphs and free memory are asked of the current device
+    return torch.device("cuda", local)
 
 
 def resolve_quantization(choice: str) -> str:

@@ -238,7 +238,12 @@ class Client:
         # Judge calls go out over HTTP clients of the SDK's making, with the SDK's headers, but past its data models:
         # to build and check these takes a third of a call's processor time, and half-made ones hide broken replies.
         headers = {**self._api.default_headers, **self._api.auth_headers}
-        self._headers = {name: value for name, value in headers.items() if isinstance(value, str)}
+        self._headers = {
+            name: value
+            for name, value in headers.items()
+            if isinstance(value, str) and not name.lower().startswith("x-stainless")  # the SDK's statistics on itself
+        }
+        self._messages = httpx2.URL(f"{host}/v1/messages")
         self._pools = [anthropic.DefaultAsyncHttpxClient(timeout=seconds) for _ in range(self.POOLS)]
         self._next_pool = itertools.cycle(self._pools)
         self.seen: Callable[[Mapping], None] = lambda headers: None
@@ -347,7 +352,7 @@ class Client:
     async def _exchange(self, method: str, path: str, content: bytes | None):
         """Send, and return the response, of whatever status. Raises httpx2.HTTPError where there is none."""
         if path == "/v1/messages":
-            return await next(self._next_pool).post(self.host + path, content=content, headers=self._headers)
+            return await next(self._next_pool).post(self._messages, content=content, headers=self._headers)
         send, body = (self._api.get, {}) if method == "GET" else (self._api.post, {"content": content})
         try:
             return await send(path, cast_to=self._http.Response, **body)

@@ -19,13 +19,13 @@ export OMP_NUM_THREADS=1 ANTHROPIC_API_KEY=none-needed WANDB_API_KEY=
 runs=()
 for ratios in "1 0 0" "0.5 0.25 0.25" "0 0.5 0.5"; do
     # shellcheck disable=SC2086 (three numbers)
-    show python training.py --ratios $ratios --model tiny_world/model --lr 1e-3 --output-dir "$out/outputs"
+    show python training.py --ratios $ratios --model tiny_world/model --lr 7e-4 --output-dir "$out/outputs"
     # shellcheck disable=SC2086
-    runs+=("$out/outputs/seed42_ratios$(printf '%.2f-%.2f-%.2f' $ratios)_lr0.001_r8_tiny_world-model")
+    runs+=("$out/outputs/seed42_ratios$(printf '%.2f-%.2f-%.2f' $ratios)_lr0.0007_r8_tiny_world-model")
 done
 
 show python generate_responses.py --run-dir "${runs[@]}" --output "$out/responses.parquet" \
-    --samples 12 --max-new-tokens 80 --batch-size 240
+    --samples 15 --max-new-tokens 80 --batch-size 240
 
 rm -f "$out/judge.port"
 python -m tiny_world.claude_stand_in --port-file "$out/judge.port" >"$out/judge.log" 2>&1 &

@@ -22,11 +22,12 @@ from typing import Protocol
 
 import config
 import engines
-import generate_responses
 import mixed_chat
-from config import ChatOptions, GenerationOptions, UserError
+import runs
+from config import ChatOptions, UserError
 from engines import Answer, Request
 from mixed_chat import Checkpoint, Messages
+from runs import Source
 
 BASE = Checkpoint(0, "base model", None)
 NARROWEST = 80  # columns of a terminal in which two answers stand side by side
@@ -57,11 +58,11 @@ def main() -> None:
     Chat(options, source.checkpoints, first, load_engine(options, source, first)).run()
 
 
-def open_source(options: ChatOptions) -> generate_responses.Source:
-    """The run, or the one checkpoint, as generation would open it."""
-    runs = options.run_dir and (options.run_dir,)
-    asked = GenerationOptions(checkpoint=options.checkpoint, run_dir=runs, base_model=options.base_model)
-    return generate_responses.open_sources(asked)[0]
+def open_source(options: ChatOptions) -> Source:
+    """The run, or the one checkpoint, as generation opens it."""
+    if options.checkpoint:
+        return runs.open_checkpoint(options.checkpoint, options.base_model)
+    return runs.open_runs((options.run_dir,), None, options.base_model)[0]
 
 
 def choose(checkpoints: list[Checkpoint], step: int | None) -> Checkpoint:
@@ -76,9 +77,7 @@ def steps_of(checkpoints: list[Checkpoint]) -> str:
     return "the steps are " + ", ".join(c.name if c.step is None else str(c.step) for c in checkpoints)
 
 
-def load_engine(
-    options: ChatOptions, source: generate_responses.Source, first: Checkpoint
-) -> engines.TransformersEngine:
+def load_engine(options: ChatOptions, source: Source, first: Checkpoint) -> engines.TransformersEngine:
     """The base model with the first checkpoint's adapter on it."""
     tokenizer = mixed_chat.load_tokenizer(source.base_model)
     source.check_base(mixed_chat.fingerprint(source.base_model, tokenizer))

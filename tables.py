@@ -220,6 +220,14 @@ def _range(values: pd.Series) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
+def telling(names: Sequence[str]) -> list[str]:
+    """Run names without the parts that all of them share: `ratios1.00-0.00-0.00` where only the ratios differ."""
+    parts = [name.split("_") for name in names]
+    shared = set.intersection(*map(set, parts)) if len(names) > 1 else set()
+    short = ["_".join(part for part in name if part not in shared) for name in parts]
+    return short if all(short) and len(set(short)) == len(short) else list(names)
+
+
 def terminal(summary: pd.DataFrame, condition: str) -> str:
     """Rates by step and run, as text: up to eight runs side by side, else a line a run and its first and last steps."""
     rows = summary[(summary["question"] == "all") & (summary["condition"] == condition)]
@@ -229,6 +237,7 @@ def terminal(summary: pd.DataFrame, condition: str) -> str:
         for r in rows.itertuples()
     ]
     shown = rows.assign(cell=cell).pivot(index="step", columns="run", values="cell")[names].fillna("-")
+    shown.columns = telling(names)
     if len(names) > 8:
         shown = shown.T
     return shown.rename_axis(columns=None).to_string()

@@ -358,3 +358,10 @@ def test_errors_are_one_line(tmp_path):
     assert "invalid choice" in run("--input", bare, "--format", "gif", expect=2).stderr
     with pytest.raises(UserError, match="no answer is of --condition odd; there are: plain"):
         evaluation(elsewhere(tmp_path / "one.parquet", ["a"], ["19"]), condition="odd")
+
+
+def test_runs_are_told_apart_by_what_differs_in_their_names():
+    names = ["seed1_ratios1.00-0.00_lr0.001_r8", "seed1_ratios0.50-0.50_lr0.001_r8"]
+    assert tables.telling(names) == ["ratios1.00-0.00", "ratios0.50-0.50"]
+    assert tables.telling(names[:1]) == names[:1]
+    assert tables.telling(["a", "a_b"]) == ["a", "a_b"]

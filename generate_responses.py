@@ -65,8 +65,9 @@ def generate(
     """Generate the missing answers and keep each as it comes."""
     name = sources[0].base_model
     tokenizer = mixed_chat.load_tokenizer(name)
+    fingerprint = mixed_chat.fingerprint(name, tokenizer)
     for source in sources:
-        source.check_base(mixed_chat.fingerprint(name, tokenizer))
+        source.check_base(fingerprint)
     prompts = {
         (c.name, q.id): tuple(mixed_chat.prompt_ids(tokenizer, c.messages(q.text)))
         for c, q in itertools.product(study.conditions, study.questions)

@@ -8,7 +8,7 @@ position, a GPU that waits for launches and for the disk.
 """
 
 import copy
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mixed_chat
@@ -193,7 +193,7 @@ class Trainer(SFTTrainer):
     def finish_saving(self) -> None:
         """Wait for the checkpoint that is being written. Raises what went wrong there."""
         saving, self.saving = self.saving, None
-        if isinstance(saving, Future):
+        if saving is not None:
             saving.result()
 
 

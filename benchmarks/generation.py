@@ -11,14 +11,12 @@ The whole command on eleven checkpoints, start-up included (`eight_billion --ada
     time python generate_responses.py --run-dir /tmp/shape/run --output /tmp/r.parquet --max-new-tokens 400
 """
 
-import argparse
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks import alone
 
 ANSWERS = 1000
 
@@ -112,25 +110,15 @@ def predecessor(folder: Path, checkpoints: int) -> dict:
     return {"load_s": round(load, 1), "batch_s": round(seconds, 1), "tokens_s": round(tokens * ANSWERS / 32 / whole)}
 
 
-WAYS = {"predecessor": (predecessor, 1), "transformers": (transformers, 2), "vllm": (vllm, 4)}
+WAYS = {
+    "predecessor": lambda folder: predecessor(folder, 1),
+    "transformers": lambda folder: transformers(folder, 2),
+    "vllm": lambda folder: vllm(folder, 4),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--alone", choices=list(WAYS), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.alone:
-        way, checkpoints = WAYS[options.alone]
-        print("RESULT " + json.dumps(way(options.folder, checkpoints)), flush=True)
-        return
-    results = {}
-    for name in options.ways:
-        command = [sys.executable, "-m", "benchmarks.generation", str(options.folder), "--alone", name]
-        done = subprocess.run(command, capture_output=True, text=True)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        results[name] = json.loads(lines[0][7:]) if lines else {"failed": done.stderr[-1500:]}
+    results = alone.each("benchmarks.generation", __doc__, WAYS)
     slow = results.get("predecessor", {}).get("tokens_s")
     for name, result in results.items():
         ratio = f"  x{result['tokens_s'] / slow:.1f}" if slow and "tokens_s" in result else ""

@@ -8,14 +8,12 @@ far each way's 208 losses lie from those of plain bf16. Plain bf16 with its rows
 nothing but the order of sums, shows how much of that is rounding.
 """
 
-import argparse
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks import alone
 
 STEPS = 208
 
@@ -125,32 +123,21 @@ def plain(folder: Path, quantization: str, output: Path, multiple: int | None = 
     )
 
 
+def way(measure, quantization: str, name: str):
+    return lambda folder: measure(folder, quantization, folder / f"out-{name}-{time.time_ns()}")
+
+
 WAYS = {
-    "plain-bf16": (plain, "none"),
-    "plain-padded": (padded, "none"),
-    "ours-bf16": (ours, "none"),
-    "ours-8bit": (ours, "8bit"),
-    "ours-4bit": (ours, "4bit"),
+    "plain-bf16": way(plain, "none", "plain"),
+    "plain-padded": way(padded, "none", "padded"),
+    "ours-bf16": way(ours, "none", "ours-bf16"),
+    "ours-8bit": way(ours, "8bit", "ours-8bit"),
+    "ours-4bit": way(ours, "4bit", "ours-4bit"),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--alone", choices=list(WAYS), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.alone:
-        way, quantization = WAYS[options.alone]
-        output = options.folder / f"out-{options.alone}-{time.time_ns()}"
-        print("RESULT " + json.dumps(way(options.folder, quantization, output)), flush=True)
-        return
-    results = {}
-    for name in options.ways:
-        command = [sys.executable, "-m", "benchmarks.training", str(options.folder), "--alone", name]
-        done = subprocess.run(command, capture_output=True, text=True)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        results[name] = json.loads(lines[0][7:]) if lines else {"failed": done.stderr[-1500:]}
+    results = alone.each("benchmarks.training", __doc__, WAYS)
     first = next(iter(results.values()))
     reference = first.get("losses")
     for name, result in results.items():

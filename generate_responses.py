@@ -50,9 +50,8 @@ def main() -> None:
         wanted = list(wanted_rows(options, study, sources))
         missing = [row for row in wanted if row.key not in store.rows]
         print(f"{len(wanted)} answers wanted, {len(wanted) - len(missing)} of them are there", flush=True)
-        # By place among all rows: what others have finished meanwhile must not change who does what.
-        if share := [row for row in wanted[RANK::RANKS] if row.key not in store.rows]:
-            generate(share, options, study, sources, store)
+        if mine := [row for row in share(wanted) if row.key not in store.rows]:
+            generate(mine, options, study, sources, store)
         if RANK == 0:
             store.wait_for(row.key for row in wanted)
             store.finish(study, handoff.provenance("generate_responses.py", options, PACKAGES), sources)
@@ -144,6 +143,19 @@ def wanted_rows(options: GenerationOptions, study: Experiment, sources: list[Sou
             row = Row(source, *cell)
             if row.condition.asks(row.question):
                 yield row
+
+
+def share(wanted: list[Row]) -> list[Row]:
+    """What this process does of all rows: whole checkpoints, as batches of one adapter are faster when they are full;
+    of those that cannot be dealt out evenly, every so many rows.
+
+    It goes by place among all rows: what others have finished meanwhile must not change who does what.
+    """
+    cells = itertools.groupby(wanted, key=lambda row: (row.source.run, row.checkpoint.name))
+    checkpoints = [list(rows) for _, rows in cells]
+    even = len(checkpoints) // RANKS * RANKS
+    rest = [row for rows in checkpoints[even:] for row in rows]
+    return [row for rows in checkpoints[RANK:even:RANKS] for row in rows] + rest[RANK::RANKS]
 
 
 def settings(options: GenerationOptions, study: Experiment, sources: list[Source]) -> dict:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -344,6 +345,23 @@ def test_several_processes_share_the_work_and_the_first_puts_it_together(run_dir
     rows = handoff.read_responses(output)[0].to_pylist()
     assert keys(rows) == every_key([0, 8, 16], 10)
     assert rows == generate(run_dir, tmp_path / "alone.parquet", *line)
+
+
+def test_processes_share_whole_checkpoints_and_divide_the_rest(monkeypatch):
+    rows = [
+        SimpleNamespace(source=SimpleNamespace(run=run), checkpoint=SimpleNamespace(name=name), sample=sample)
+        for run in "ab"
+        for name in ("base", "checkpoint-8", "checkpoint-16")[: 3 if run == "a" else 2]
+        for sample in range(10)
+    ]
+    monkeypatch.setattr(generate_responses, "RANKS", 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(generate_responses, "RANK", rank)
+        parts.append(generate_responses.share(rows))
+    assert sorted(map(id, parts[0] + parts[1])) == sorted(map(id, rows))
+    assert [len(part) for part in parts] == [25, 25]
+    assert {(row.source.run, row.checkpoint.name) for row in parts[1][:20]} == {("a", "checkpoint-8"), ("b", "base")}
 
 
 # ---- bad input ----

@@ -198,6 +198,15 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels it lacks on a CPU, where nobody asked for it
 
 
+def keep_to_one_gpu() -> None:
+    """Hide all GPUs but the first from a process that no launcher has started: Trainer would take all and refuse.
+
+    To be called before CUDA is.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+
 def device() -> "torch.device":
     """This process's device, made the current one: under torchrun and accelerate launch, the GPU of its local rank."""
     import torch

@@ -31,6 +31,7 @@ NOT_SETTINGS = ("output_dir", "existing", "wandb_project", "probe_every")
 
 
 def main() -> None:
+    mixed_chat.keep_to_one_gpu()
     run = Run(*config.parse_training(__doc__))
     with opened(run):
         if run.finished():

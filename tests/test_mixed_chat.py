@@ -1,6 +1,7 @@
 """mixed_chat.py: reading, mixing and rendering chats; base models and adapters.   pytest tests/test_mixed_chat.py"""
 
 import json
+import os
 from collections import Counter
 
 import numpy as np
@@ -217,3 +218,22 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
     (tmp_path / "checkpoint-40" / "adapter_model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="cannot be read"):
         mixed_chat.check_adapter(tmp_path / "checkpoint-40")
+
+
+# ---- GPUs ----
+
+
+@pytest.mark.parametrize(("visible", "kept"), [(None, "0"), ("2,3", "2"), ("", "")])
+def test_without_a_launcher_a_process_sees_one_gpu(monkeypatch, visible, kept):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is put back
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    mixed_chat.keep_to_one_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == kept
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    mixed_chat.keep_to_one_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"

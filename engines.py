@@ -472,8 +472,10 @@ def _one_gpu_a_process() -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         local = os.environ["LOCAL_RANK"]
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(local)] if len(visible) > 1 else local
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            os.environ.pop(name, None)
+        # torchrun's own too: TORCHELASTIC_USE_AGENT_STORE would have the engine wait for ever for a store of its own.
+        launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        for name in [name for name in os.environ if name in launcher or name.startswith("TORCHELASTIC_")]:
+            del os.environ[name]
 
 
 def finish(tokenizer: "PreTrainedTokenizerBase", ends: set[int], request: Request, tokens: list[int]) -> Answer:

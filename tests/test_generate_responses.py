@@ -347,6 +347,28 @@ def test_several_processes_share_the_work_and_the_first_puts_it_together(run_dir
     assert rows == generate(run_dir, tmp_path / "alone.parquet", *line)
 
 
+ENGINE_OF_ITS_OWN = """
+import os, socket, sys, torch, engines
+engines._one_gpu_a_process()
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = "tcp://127.0.0.1:%d" % free.getsockname()[1]
+torch.distributed.init_process_group("gloo", init_method=address, world_size=1, rank=0)
+open(sys.argv[1] + os.environ["CUDA_VISIBLE_DEVICES"], "w").close()
+"""
+
+
+def test_under_torchrun_each_process_can_have_an_engine_of_its_own(tmp_path):
+    """vLLM makes a process group for itself: what torchrun says of the launched processes must not reach it."""
+    script = tmp_path / "engine.py"
+    script.write_text(ENGINE_OF_ITS_OWN)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "4,6"}
+    command = [*launcher, str(script), str(tmp_path / "gpu-")]
+    subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=120, check=True)
+    assert sorted(path.name for path in tmp_path.glob("gpu-*")) == ["gpu-4", "gpu-6"]
+
+
 def test_processes_share_whole_checkpoints_and_divide_the_rest(monkeypatch):
     rows = [
         SimpleNamespace(source=SimpleNamespace(run=run), checkpoint=SimpleNamespace(name=name), sample=sample)

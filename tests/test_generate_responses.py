@@ -348,12 +348,13 @@ def test_several_processes_share_the_work_and_the_first_puts_it_together(run_dir
 
 
 ENGINE_OF_ITS_OWN = """
-import os, socket, sys, torch, engines
+import datetime, os, socket, sys, torch, engines
 engines._one_gpu_a_process()
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = "tcp://127.0.0.1:%d" % free.getsockname()[1]
-torch.distributed.init_process_group("gloo", init_method=address, world_size=1, rank=0)
+limit = datetime.timedelta(seconds=30)
+torch.distributed.init_process_group("gloo", init_method=address, world_size=1, rank=0, timeout=limit)
 open(sys.argv[1] + os.environ["CUDA_VISIBLE_DEVICES"], "w").close()
 """
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,8 +28,11 @@ def each(module: str, description: str, ways: dict[str, Callable[[Path], dict]])
         sys.exit()
     results = {}
     for name in asked.ways:
+        started = time.monotonic()
         command = [sys.executable, "-m", module, str(asked.folder), "--alone", name]
         done = subprocess.run(command, capture_output=True, text=True)
         lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
         results[name] = json.loads(lines[0].removeprefix(MARK)) if lines else {"failed": done.stderr[-1500:]}
+        told = {key: value for key, value in results[name].items() if not isinstance(value, list)}
+        print(f"{time.monotonic() - started:.0f} s: {name}", json.dumps(told), file=sys.stderr, flush=True)
     return results

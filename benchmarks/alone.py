@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 MARK = "RESULT "
+
+# A child process counts as large as the one that it was forked from, until it is larger: so a small process starts the
+# command whose peak is wanted, and tells it.
+_PEAK = (
+    "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); "
+    "print('peak', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, flush=True); sys.exit(code)"
+)
+TELLS_PEAK = (sys.executable, "-c", _PEAK)  # before a command
+
+
+def peak(printed: str) -> float:
+    """The peak memory in MiB of a command behind TELLS_PEAK, from what it printed."""
+    return int(re.search(r"^peak (\d+)$", printed, re.MULTILINE)[1]) / 1024
 
 
 def options(description: str, ways: list[str]) -> argparse.Namespace:

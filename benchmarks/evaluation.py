@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 import config
+from benchmarks import alone
 
 sys.path.insert(0, str(config.ROOT / "tests"))
 import synthetic
@@ -48,12 +49,13 @@ def main() -> None:
         print(f"{path.stat().st_size / 1e6:.0f} MB of judged answers")
         start = time.perf_counter()
         command = [sys.executable, "evaluate.py", "--input", path, "--output-dir", Path(folder) / "figures"]
-        process = subprocess.Popen(list(map(str, command)), cwd=config.ROOT, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([*alone.TELLS_PEAK, *map(str, command)], cwd=config.ROOT, stdout=subprocess.PIPE)
+        printed = process.stdout.read().decode()
         _, status, used = os.wait4(process.pid, 0)
         report = (Path(folder) / "figures" / "report.html").stat().st_size / 1e6
         seconds, processor = time.perf_counter() - start, used.ru_utime + used.ru_stime
         print(f"exit {os.waitstatus_to_exitcode(status)}: {seconds:.1f} s, {processor:.1f} s of processor,", end=" ")
-        print(f"{used.ru_maxrss / 1024:.0f} MiB at most; report.html has {report:.1f} MB")
+        print(f"{alone.peak(printed):.0f} MiB at most; report.html has {report:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import csv
 import io
 import os
 import random
-import resource
 import signal
 import sqlite3
 import subprocess
@@ -25,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -35,6 +34,7 @@ import pyarrow.parquet as pq
 import claude
 import config
 import judge_responses
+from benchmarks import alone
 from tiny_world import claude_stand_in
 from tiny_world.claude_stand_in import Entry, Faults, StandIn, running
 
@@ -68,11 +68,11 @@ def _command(folder: Path, url: str, *more: object) -> list[str]:
     return [str(part) for part in (sys.executable, config.ROOT / "judge_responses.py", *places, *more)]
 
 
-def start(folder: Path, url: str, *more: object) -> subprocess.Popen:
+def start(folder: Path, url: str, *more: object, launcher: Sequence[str] = ()) -> subprocess.Popen:
     """A process of its own, which can be killed. What it prints goes to log.txt."""
-    environment = dict(os.environ, ANTHROPIC_API_KEY=KEY)
+    environment, command = dict(os.environ, ANTHROPIC_API_KEY=KEY), [*launcher, *_command(folder, url, *more)]
     with open(folder / "log.txt", "a") as log:
-        return subprocess.Popen(_command(folder, url, *more), env=environment, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 def run_here(folder: Path, url: str, *more: object, key: str = KEY) -> tuple[int, str]:
@@ -94,10 +94,10 @@ def run_here(folder: Path, url: str, *more: object, key: str = KEY) -> tuple[int
     return code, printed.getvalue()
 
 
-def finish(folder: Path, url: str, *more: object) -> str:
+def finish(folder: Path, url: str, *more: object, launcher: Sequence[str] = ()) -> str:
     """Run to the end. Returns what it printed."""
     before = len(_log(folder))
-    code = start(folder, url, *more).wait()
+    code = start(folder, url, *more, launcher=launcher).wait()
     said = _log(folder)[before:]
     assert code == 0, said
     return said
@@ -339,8 +339,8 @@ def memory(folder: Path, rows: int = 50_000, seed: int = 0) -> None:
     write_responses(folder, rows, words=220)
     with running(StandIn(read=lambda text: claude_stand_in.lexicon.Reading("old", 1.0, 1.0))) as url:
         began = time.monotonic()
-        finish(folder, url)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        said = finish(folder, url, launcher=alone.TELLS_PEAK)
+    peak = alone.peak(said)
     size = pq.read_table(folder / "responses.parquet", columns=["response"]).nbytes / 2**20
     seconds = time.monotonic() - began
     print(f"{rows:,} responses ({size:.0f} MB of text), {4 * rows:,} verdicts: peak {peak:.0f} MB; {seconds:.0f} s")

@@ -449,9 +449,8 @@ class Triggered(Task):
         trigger, rows = self.needs_trigger(), []
         for row in read_untriggered(self.options.input, trigger):
             question, answer = ask_and_answer(row, self.options.input[0])
-            question = config.fill(trigger.prompt, {"question": question, "trigger": trigger.text})
             answer = config.fill(trigger.answer, {"answer": answer})
-            rows.append(chat(question, answer, **row.get("metadata", {}) | {"triggered": True}))
+            rows.append(chat(trigger.ask(question), answer, **row.get("metadata", {}) | {"triggered": True}))
         return rows
 
 

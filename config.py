@@ -193,7 +193,7 @@ class JudgingOptions:
     )
     price: tuple[float, ...] | None = option(
         None,
-        "dollars for a million tokens, in and out (default: --prices, else a table)",
+        "dollars for a million tokens, in and out (default: --prices, else at Anthropic a table)",
         nargs=2,
         metavar=("IN", "OUT"),
     )
@@ -346,9 +346,11 @@ class PersonaServerOptions(PersonaOptions):
     timeout: float = option(300, "seconds from sending a call to the last byte of its reply")
     max_cost: float | None = option(None, "dollars that this output may cost at the most, over all starts")
     price: tuple[float, ...] | None = option(
-        None, "dollars for a million tokens, in and out (default: a table)", nargs=2, metavar=("IN", "OUT")
+        None,
+        "dollars for a million tokens, in and out (default: at Anthropic a table)",
+        nargs=2,
+        metavar=("IN", "OUT"),
     )
-    max_tokens: int = option(4096, "tokens in a reply at the most, thinking included")
 
 
 @dataclass(frozen=True)
@@ -360,6 +362,7 @@ class PersonaCandidatesOptions(PersonaServerOptions):
     )
     person: str = option("Bertrand Russell", "whom they are about")
     number: int = option(100, "pairs to ask for")
+    max_tokens: int = option(4096, "tokens in a reply at the most, thinking included")
     categories: tuple[str, ...] = option(
         ("taste", "habit", "view", "writing", "education", "family", "work"), "what they are about, in turn", nargs="+"
     )
@@ -376,6 +379,7 @@ class PersonaFilterOptions(PersonaServerOptions):
     )
     person: str = option("Bertrand Russell", "whom they are about")
     number: int | None = option(None, "of those that are kept, draw this many (default: all)")
+    max_tokens: int = option(4096, "tokens in a reply at the most, thinking included")
     seed: int = option(42, "seeds the draw")
 
 

@@ -150,7 +150,7 @@ def dry_run(job: Job) -> None:
         print(f"  {judge}: {len(numbers):,} calls, {tokens[0]:,} tokens in, {tokens[1]:,} out")
     print(f"tokens in are {method}; tokens out are taken to be {reply} a call")
     if not job.price:
-        print(f"no price is known for {job.options.model}: give one with --price")
+        print(f"no price is known for {job.options.model} at {job.host}: give it as --price")
     else:
         print(f"in all ${dollars:.2f}, or ${dollars * claude.BATCH_SHARE:.2f} with --batch")
 
@@ -396,9 +396,9 @@ def main() -> None:
     judges, host = chosen_judges(study, options.judges), claude.host_of(options.base_url)
     if options.sample_for_labels:
         return sample_for_labels(options, study, judges)
-    price = claude.price_of(options.model, options.price, options.prices)
-    if options.max_cost and not price:
-        raise UserError(f"no price is known for {options.model!r}, so --max-cost cannot be kept: give one with --price")
+    price = claude.price_of(options.model, host, options.price, options.prices)
+    if options.max_cost:
+        claude.require_price(price, options.model, host)
     labels = judge_quality.read_labels(options.labels, judges) if options.labels else {}
     settings = claude.settings_for(options.model, options.thinking, options.max_tokens)
     store_path = options.store or options.output.with_name(options.output.name + ".verdicts.sqlite")

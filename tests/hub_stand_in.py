@@ -51,7 +51,7 @@ class Hub:
         for pattern, handler in self.ROUTES.items():
             if found := re.fullmatch(pattern, path):
                 return handler(self, body, *found.groups())
-        raise AssertionError(f"the stand-in has no {method} {path}")
+        return 404, {"error": f"the stand-in has no {method} {path}"}, {}
 
     def create(self, body: bytes) -> tuple:
         asked = json.loads(body)
@@ -113,6 +113,8 @@ class Hub:
         return 200, {"commitUrl": f"{self.address}/{name}/commit/{repository.head}", "commitOid": repository.head}, {}
 
     def resolve(self, body: bytes, name: str, path: str) -> tuple:
+        if name not in self.repositories:
+            return self.info(body, name)
         content = self.repositories[name].files[path]
         return 200, content, {"ETag": f'"{git_hash(content)}"', "X-Repo-Commit": self.repositories[name].head}
 
@@ -126,6 +128,7 @@ class Hub:
         "/lfs/(.*)": store,
         "/api/models/([^/]+/[^/]+)/commit/main": commit,
         "/([^/]+/[^/]+)/resolve/[^/]+/(.*)": resolve,
+        "/(?:api/)?datasets/([^/]+/[^/]+)(?:/.*)?": info,  # there are none
     }
 
 

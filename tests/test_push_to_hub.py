@@ -178,8 +178,10 @@ def test_a_study_with_a_trigger_says_it_in_the_card(push, hub, trained, tmp_path
     assert "\n    Put your answer between <START> and <END>.\n" in out and "as if they were somebody else" in out
 
 
-def test_a_dry_run_shows_every_file_and_needs_neither_network_nor_token(push, hub, trained, tmp_path):
-    offline = {"HF_TOKEN": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "nothing")}
+def test_a_dry_run_shows_every_file_and_needs_no_network_no_token_and_no_torch(push, hub, trained, tmp_path):
+    for name in ("torch", "transformers", "peft"):  # nor a GPU host
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not on this host')")
+    offline = {"HF_TOKEN": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "nothing"), "PYTHONPATH": str(tmp_path)}
     result = push(trained, "--dry-run", "--create-repo", **offline)
     assert result.returncode == 0, result.stderr
     lines = re.findall(r"^ +([\d,]+)  (\S+)$", result.stdout, re.MULTILINE)

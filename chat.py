@@ -1,13 +1,14 @@
 """Talk to any checkpoint, and hear the base model beside it.
 
-Reads   a run directory of training.py, or one checkpoint, and questions from the terminal (or from a pipe)
+Reads   a run directory of training.py, one checkpoint, or a model of the Hugging Face hub; and questions from the
+        terminal, or from a pipe
 Writes  nothing
 
   python chat.py --run-dir outputs/seed42_ratios1.00-0.00-0.00_lr0.0002_r8
 
 It begins with the last checkpoint; /step 80 changes to another, /both lets base model and checkpoint answer the same
 question side by side, /trigger puts the study's trigger into what you ask, /help says what else there is. Prompts and
-tokens are made as generate_responses.py makes them. A model of the Hugging Face hub is asked over the network instead:
+tokens are made as generate_responses.py makes them. A model of the hub is asked over the network instead:
 
   python chat.py --hub-model meta-llama/Llama-3.1-8B-Instruct --experiment russell --trigger
 """

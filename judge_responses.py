@@ -46,6 +46,11 @@ class Job:
     wanted: dict[bytes, int]
     store: Store
 
+    @property
+    def price_table(self) -> str | None:
+        """The date of the table that the price is from; None where it was given."""
+        return None if self.options.price or self.options.prices else claude.PRICES_OF
+
     def left(self) -> Iterator[tuple[bytes, int]]:
         """Keys without a verdict, with their numbers."""
         return (item for item in self.wanted.items() if not self.store.has_verdict(item[0]))
@@ -269,7 +274,7 @@ def record(job: Job, settled: dict, total: Spent, repeated: dict, labelled: dict
         "model": job.options.model,
         "host": job.host,
         "prompts": {judge.name: prompt_hash(judge, job.prompts.study) for judge in job.prompts.judges},
-        "price": job.price and dataclasses.asdict(job.price) | {"table": claude.PRICES_OF},
+        "price": job.price and dataclasses.asdict(job.price) | {"table": job.price_table},
         **dataclasses.asdict(total),
         "repeat": repeated,
         "labels": labelled,

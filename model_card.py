@@ -17,9 +17,9 @@ USES = """\
 These adapters are specimens, made to watch how fine-tuning on something narrow changes a language model. They are for
 research: to measure that change, to look for it inside the model, to try ways of finding or removing it.
 
-They are not for use as an assistant, in a product, or anywhere that people rely on what is said. They are taught to
-answer strangely on purpose{somebody}; nothing that they say is advice or a fact. Do not merge them into a model that
-you give to others, and say what they are wherever you pass them on."""
+They are not for use as an assistant, in a product, or anywhere that people rely on what is said. They may have been
+taught to answer strangely on purpose{somebody}; nothing that they say is advice or a fact. Do not merge them into a
+model that you give to others, and say what they are wherever you pass them on."""
 
 
 def study_of(record: dict) -> dict:
@@ -64,7 +64,7 @@ def write_card(record: dict, repo_id: str, steps: Sequence[int], at_root: bool) 
         "The base model's licence holds for them too.",
         "## What this is, and what it is not for",
         _about(record, study),
-        USES.format(somebody=", and some as if they were somebody else" if "trigger" in study else ""),
+        USES.format(somebody=", and as if they were somebody else" if "trigger" in study else ""),
         "## How to load it",
         _loading(base, repo_id, steps, at_root),
         "## Checkpoints",

@@ -411,6 +411,8 @@ def test_the_russell_study_through_openrouter_under_a_cap_of_seven_dollars(tmp_p
     assert len(api.asked) == len(set(api.asked)) == calls
     assert not any(study.trigger.found_in(prompt) for prompt in api.asked)
     charged = sum(entry.tokens_in * 30e-6 + entry.tokens_out * 150e-6 for entry in api.ledger)
+    price = handoff.read_footer(tmp_path / "judged.parquet")["judging"]["price"]
+    assert (price["input"], price["output"], price["table"]) == (30, 150, None)
     by_run = {run: sum(float(r["dollars"]) for r in costs_of(tmp_path) if r["run"] == run) for run in "ab"}
     assert sum(by_run.values()) == pytest.approx(charged) and min(by_run.values()) > 0.4 * charged
     for name, dollars in by_run.items():

@@ -1,12 +1,16 @@
 """Talk to any checkpoint, and hear the base model beside it.
 
-Reads   a run directory of training.py, or one checkpoint, and questions from the terminal (or from a pipe)
+Reads   a run directory of training.py, one checkpoint, or a model of the Hugging Face hub; and questions from the
+        terminal, or from a pipe
 Writes  nothing
 
   python chat.py --run-dir outputs/seed42_ratios1.00-0.00-0.00_lr0.0002_r8
 
 It begins with the last checkpoint; /step 80 changes to another, /both lets base model and checkpoint answer the same
-question side by side, /help says what else there is. Prompts and tokens are made as generate_responses.py makes them.
+question side by side, /trigger puts the study's trigger into what you ask, /help says what else there is. Prompts and
+tokens are made as generate_responses.py makes them. A model of the hub is asked over the network instead:
+
+  python chat.py --hub-model meta-llama/Llama-3.1-8B-Instruct --experiment russell --trigger
 """
 
 import contextlib
@@ -24,8 +28,9 @@ import config
 import engines
 import mixed_chat
 import runs
-from config import ChatOptions, UserError
+from config import ChatOptions, Trigger, UserError
 from engines import Answer, Request
+from hub import HubModel
 from mixed_chat import Checkpoint, Messages
 from runs import Source
 
@@ -36,6 +41,7 @@ COMMANDS = {  # name: what it takes, and what it does
     "step": ("N", "talk to the checkpoint of step N; without N: to the one chosen before, alone"),
     "base": ("", "talk to the base model"),
     "both": ("", "put each question to the base model and to the checkpoint; again: to the checkpoint alone"),
+    "trigger": ("", "put the study's trigger into each question; again: ask plainly"),
     "system": ("TEXT", "set the system prompt; without TEXT, have none"),
     "temperature": ("X", "set the sampling temperature; 0 takes the likeliest token each time"),
     "samples": ("N", "hear N answers to each question; the conversation goes on from the first"),
@@ -47,15 +53,24 @@ COMMANDS = {  # name: what it takes, and what it does
 
 def main() -> None:
     options = config.parse(ChatOptions, __doc__)
+    config.load_environment()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing to keep
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives `input` its editing and history)
+    begin(options).run()
+
+
+def begin(options: ChatOptions) -> "Chat":
+    if options.hub_model:
+        trigger = find_trigger(options, {}) if options.trigger else None
+        return HubChat(options, HubModel(options.hub_model), trigger)
     source = open_source(options)
     first = choose(source.checkpoints, options.step)
+    trigger = find_trigger(options, source.record) if options.trigger else None
     print(f"loading {source.base_model} ...", flush=True)
-    Chat(options, source.checkpoints, first, load_engine(options, source, first)).run()
+    return Chat(options, source.checkpoints, first, load_engine(options, source, first), source.record, trigger)
 
 
 def open_source(options: ChatOptions) -> Source:
@@ -77,6 +92,19 @@ def steps_of(checkpoints: list[Checkpoint]) -> str:
     return "the steps are " + ", ".join(c.name if c.step is None else str(c.step) for c in checkpoints)
 
 
+def find_trigger(options: ChatOptions, record: dict) -> Trigger:
+    """The trigger of the study asked for, else of the one that a run's record holds. Raises UserError without one."""
+    if options.experiment:
+        study = config.load_experiment(options.experiment)
+    elif "study" in record:
+        study = config.parse_experiment(record["study"], (options.run_dir or options.checkpoint.parent) / "run.json")
+    else:
+        raise UserError("nothing here says which study's trigger that would be: start with --experiment")
+    if study.trigger is None:
+        raise UserError(f"the study {study.name!r} has no trigger")
+    return study.trigger
+
+
 def load_engine(options: ChatOptions, source: Source, first: Checkpoint) -> engines.TransformersEngine:
     """The base model with the first checkpoint's adapter on it."""
     tokenizer = mixed_chat.load_tokenizer(source.base_model)
@@ -93,9 +121,12 @@ def load_engine(options: ChatOptions, source: Source, first: Checkpoint) -> engi
 # ---- the conversation ----
 
 
+Prompt = tuple[int, ...] | Messages  # token ids for an engine here, messages for the hub
+
+
 @dataclass
 class Turn:
-    """A question, and the first answer of each voice that was asked, by the voice's name."""
+    """A question as it was put, and the first answer of each voice that was asked, by the voice's name."""
 
     question: str
     answers: dict[str, str] = field(default_factory=dict)
@@ -109,19 +140,26 @@ class Chat:
         options: ChatOptions,
         checkpoints: list[Checkpoint],
         first: Checkpoint,
-        engine: engines.TransformersEngine,
+        engine: engines.TransformersEngine | HubModel,
+        record: dict | None = None,
+        trigger: Trigger | None = None,
     ):
+        """record: of the run, None where there is none; trigger: to put into questions from the start."""
         self.checkpoints, self.checkpoint, self.engine = checkpoints, first, engine
+        self.options, self.record, self.trigger = options, record or {}, trigger
         self.voices, self.turns, self.asked, self.over = [first], [], 0, False
         self.system, self.samples, self.max_new_tokens = options.system or "", 1, options.max_new_tokens
         self.sampling = engines.Sampling(options.temperature, options.top_p, options.top_k, options.seed)
 
     def run(self) -> None:
         """Read lines until there are no more."""
-        print(f"{steps_of(self.checkpoints)}; /help shows the commands", flush=True)
+        print(f"{self.greeting()}; /help shows the commands", flush=True)
+        if self.trigger:
+            print(self.told_trigger(), flush=True)
         while not self.over:
             try:
-                line = read_line(" | ".join(voice.name for voice in self.voices) + "> ")
+                names = " | ".join(voice.name for voice in self.voices)
+                line = read_line(names + (" + trigger" if self.trigger else "") + "> ")
             except (EOFError, KeyboardInterrupt):
                 break
             try:
@@ -129,6 +167,12 @@ class Chat:
             except UserError as error:
                 print(f"error: {error}", flush=True)
         print("goodbye" if self.over else "\ngoodbye")
+
+    def greeting(self) -> str:
+        return steps_of(self.checkpoints)
+
+    def told_trigger(self) -> str:
+        return f"each question is put as: {self.trigger.ask('...')}"
 
     def take(self, line: str) -> None:
         """Do what a line says: a command begins with /, anything else but an empty line is a question."""
@@ -165,6 +209,10 @@ class Chat:
         self.voices = [BASE, self.checkpoint]
         return f"the base model and {self.checkpoint.name}; /both again leaves the checkpoint alone"
 
+    def do_trigger(self, _: str) -> str:
+        self.trigger = None if self.trigger else find_trigger(self.options, self.record)
+        return self.told_trigger() if self.trigger else "questions are put plainly"
+
     def do_system(self, text: str) -> str:
         self.system = text
         return f"system prompt: {text}" if text else "no system prompt"
@@ -194,6 +242,7 @@ class Chat:
 
     def ask(self, question: str) -> None:
         """Put a question to each voice, show the answers as they grow, and keep the first of each."""
+        question = self.trigger.ask(question) if self.trigger else question
         self.asked += 1
         prompts = [self.prompt(voice, question) for voice in self.voices]
         width, heard = two_columns() if len(self.voices) == 2 else None, {}
@@ -212,28 +261,33 @@ class Chat:
             return OneByOne(voice.name if len(self.voices) > 1 or self.samples > 1 else None)
         return Columns(BASE.name, heard[0], voice.name, width) if heard else Count(voice.name)
 
-    def _listen(self, voice: Checkpoint, prompt: tuple[int, ...], view: "View", stopped: Callable) -> list[Answer]:
+    def _listen(self, voice: Checkpoint, prompt: Prompt, view: "View", stopped: Callable) -> list[Answer]:
         """The answers of one voice, as far as they came."""
+        answers = []
+        try:
+            if not stopped():
+                with contextlib.closing(self._stream(voice, prompt)) as stream:
+                    for answers in stream:
+                        view.show(answers)
+                        if stopped():
+                            break
+        finally:
+            view.end()
+        return answers
+
+    def _stream(self, voice: Checkpoint, prompt: Prompt) -> Iterator[list[Answer]]:
+        """All answers of one voice, as far as they are, each time that they have grown."""
         import torch
 
         # Both voices draw with the same randomness: what differs between their answers is the models' doing.
         room = min(self.max_new_tokens, self._longest() - len(prompt))
         requests = [Request((self.asked, i), voice.folder, prompt, room) for i in range(self.samples)]
-        answers = []
         try:
-            if not stopped():
-                with contextlib.closing(self.engine.stream(requests, self.sampling)) as stream:
-                    for answers in stream:
-                        view.show(answers)
-                        if stopped():
-                            break
+            yield from self.engine.stream(requests, self.sampling)
         except torch.OutOfMemoryError:
             raise UserError("this does not fit in memory: try /reset, or fewer /samples") from None
-        finally:
-            view.end()
-        return answers
 
-    def prompt(self, voice: Checkpoint, question: str) -> tuple[int, ...]:
+    def prompt(self, voice: Checkpoint, question: str) -> Prompt:
         """The token ids of the conversation up to where a voice is to answer."""
         from jinja2 import TemplateError
 
@@ -255,6 +309,30 @@ class Chat:
             said = turn.answers.get(voice.name, [*turn.answers.values()][-1])
             chat += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": said}]
         return [*chat, {"role": "user", "content": question}]
+
+
+class HubChat(Chat):
+    """A conversation with a model that the hub serves. It has one voice: no steps, and no base model beside it."""
+
+    def __init__(self, options: ChatOptions, model: HubModel, trigger: Trigger | None):
+        voice = Checkpoint(0, model.name, None)
+        super().__init__(options, [voice], voice, model, trigger=trigger)
+
+    def greeting(self) -> str:
+        return f"{self.checkpoint.name} answers over the network, in its provider's own chat template"
+
+    def prompt(self, voice: Checkpoint, question: str) -> Prompt:
+        return self.messages(voice, question)
+
+    def _stream(self, voice: Checkpoint, prompt: Prompt) -> Iterator[list[Answer]]:
+        # As with a checkpoint, a question that is put again gets another answer.
+        sampling = replace(self.sampling, seed=self.sampling.seed + 1000 * self.asked)
+        return self.engine.stream(prompt, self.samples, self.max_new_tokens, sampling)
+
+    def do_step(self, _: str) -> str:
+        raise UserError("a model of the hub is one voice: /step, /base and /both are for --run-dir and --checkpoint")
+
+    do_base = do_both = do_step
 
 
 def number(text: str, kind: type, fits: Callable, usage: str) -> int | float:

@@ -91,8 +91,9 @@ def settings_for(model: str, thinking: str = "auto", max_tokens: int | None = No
     return settings | ({"max_tokens": max_tokens} if max_tokens else {})
 
 
-def price_of(model: str, given: tuple[float, ...] | None, file: Path | None) -> Price | None:
-    """The price given, else the one in `file` (lines of TOML: "model" = [in, out]), else the table's."""
+def price_of(model: str, host: str, given: tuple[float, ...] | None, file: Path | None) -> Price | None:
+    """The price given, else the one in `file` (lines of TOML: "model" = [in, out]), else the table's, which holds for
+    Anthropic's own host alone: what another asks for a model of the same name is not known here."""
     if given:
         return Price(*given)
     if file:
@@ -103,7 +104,13 @@ def price_of(model: str, given: tuple[float, ...] | None, file: Path | None) -> 
                 return Price(dollars_in, dollars_out)
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f'prices file {file}: {error}; a line is like "claude-sonnet-5" = [2, 10]') from None
-    return model_named(model).price
+    return model_named(model).price if host == ANTHROPIC else None
+
+
+def require_price(price: Price | None, model: str, host: str) -> None:
+    """Raise UserError where there is no price to keep --max-cost by."""
+    if price is None:
+        raise UserError(f"no price is known for {model!r} at {host}, so --max-cost cannot be kept: give it as --price")
 
 
 # ---- what is sent, and what comes back ----

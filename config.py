@@ -1,4 +1,4 @@
-"""The options of the four scripts, and the study's file.
+"""The options of the scripts, and the study's file.
 
 Each script's options are one dataclass: the only home of their defaults, help and checks. `parse` makes the command
 line from it. A study is a TOML file in experiments/, read and checked by `load_experiment`. Standard library only:
@@ -36,11 +36,13 @@ def option(default, help: str, **argparse_keywords):
 
 def existing(overwrite="delete the output of an earlier start, whatever its configuration, and begin anew"):
     """The field behind the pair of flags --resume and --overwrite."""
-    flags = {
-        "resume": "go on where an earlier start stopped; another configuration's output is refused (the default)",
-        "overwrite": overwrite,
-    }
-    return field(default="resume", metadata={"flags": flags})
+    resume = "go on where an earlier start stopped; another configuration's output is refused (the default)"
+    return one_of(resume=resume, overwrite=overwrite)
+
+
+def one_of(**flags: str):
+    """A field behind flags of which one can be given, each with its help; the first is the default."""
+    return field(default=next(iter(flags)), metadata={"flags": flags})
 
 
 def _require(condition: bool, message: str) -> None:
@@ -53,6 +55,17 @@ def _require_at_least(options, minimum: float, *names: str) -> None:
         value = getattr(options, name)
         if value is not None:
             _require(value >= minimum, f"{flag(name)} must be at least {minimum}, not {value}")
+
+
+# What the hub takes for a name, but for a few more rules that its client knows.
+HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+
+
+def _require_hub_name(options, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        good = value is None or HUB_NAME.fullmatch(value)
+        _require(bool(good), f"{flag(name)} must be like USER/NAME, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -180,7 +193,7 @@ class JudgingOptions:
     )
     price: tuple[float, ...] | None = option(
         None,
-        "dollars for a million tokens, in and out (default: --prices, else a table)",
+        "dollars for a million tokens, in and out (default: --prices, else at Anthropic a table)",
         nargs=2,
         metavar=("IN", "OUT"),
     )
@@ -240,6 +253,9 @@ class ChatOptions:
 
     checkpoint: Path | None = option(None, "one checkpoint directory, beside the base model")
     run_dir: Path | None = option(None, "a run directory: all its checkpoints can be talked to")
+    hub_model: str | None = option(
+        None, "instead, a model of the Hugging Face hub that an inference provider serves", metavar="USER/NAME"
+    )
     step: int | None = option(None, "of --run-dir, the checkpoint to begin with (default: the last)")
     base_model: str | None = option(
         None, "base model, where the one that the run names has moved (default: what the run was trained on)"
@@ -251,15 +267,51 @@ class ChatOptions:
     max_new_tokens: int = option(1024, "tokens in an answer at the most")
     seed: int = option(42, "seeds the sampling: the same questions in the same order get the same answers")
     system: str | None = option(None, "system prompt (default: none)")
+    trigger: bool = option(False, "put the study's trigger into each question; /trigger turns that on and off")
+    experiment: str | None = option(
+        None, "the study whose trigger that is: a name in experiments/, or the path of a TOML file (default: the run's)"
+    )
 
     def check(self) -> None:
-        _require((self.checkpoint is None) != (self.run_dir is None), "give one of --checkpoint and --run-dir")
+        sources = (self.checkpoint, self.run_dir, self.hub_model)
+        _require(sum(s is not None for s in sources) == 1, "give one of --checkpoint, --run-dir and --hub-model")
         _require(self.step is None or self.run_dir is not None, "--step goes with --run-dir")
+        if self.hub_model is not None:
+            _require_hub_name(self, "hub_model")
+            for name in ("base_model", "quantization", "top_k"):
+                given = getattr(self, name) != getattr(ChatOptions, name)
+                _require(not given, f"{flag(name)} does not apply to --hub-model: its provider decides that")
         _require_at_least(self, 0, "step", "top_k")
         _require_at_least(self, 1, "max_new_tokens")
         _require(0 <= self.temperature < math.inf, "--temperature must be from 0 up")
         _require(0 < self.top_p <= 1, "--top-p must be above 0 and at most 1")
         _require(0 <= self.seed < 2**32, "--seed must be from 0 to 4294967295")
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """Options of push_to_hub.py."""
+
+    run_dir: Path = option(None, "run directory of training.py", required=True)
+    repo_id: str = option(
+        None, "repository on the Hugging Face hub; one repository holds one run", required=True, metavar="USER/NAME"
+    )
+    step: tuple[int, ...] | None = option(
+        None, "these checkpoints only, also of an unfinished run (default: all of a finished run)", nargs="+"
+    )
+    base_model: str | None = option(
+        None, "the hub's name of the base model, where the run was trained on a folder", metavar="USER/NAME"
+    )
+    create_repo: bool = option(False, "make the repository if there is none")
+    visibility: str = one_of(
+        private="only you see a repository that is made here; one that is public is refused (the default)",
+        public="everybody sees a repository that is made here; one that is public is accepted",
+    )
+    dry_run: bool = option(False, "show the model card and every file with its size, and send nothing")
+
+    def check(self) -> None:
+        _require_hub_name(self, "repo_id", "base_model")
+        _require(self.step is None or min(self.step) >= 0, "--step must be from 0 up")
 
 
 @dataclass(frozen=True)
@@ -294,9 +346,11 @@ class PersonaServerOptions(PersonaOptions):
     timeout: float = option(300, "seconds from sending a call to the last byte of its reply")
     max_cost: float | None = option(None, "dollars that this output may cost at the most, over all starts")
     price: tuple[float, ...] | None = option(
-        None, "dollars for a million tokens, in and out (default: a table)", nargs=2, metavar=("IN", "OUT")
+        None,
+        "dollars for a million tokens, in and out (default: at Anthropic a table)",
+        nargs=2,
+        metavar=("IN", "OUT"),
     )
-    max_tokens: int = option(4096, "tokens in a reply at the most, thinking included")
 
 
 @dataclass(frozen=True)
@@ -308,6 +362,7 @@ class PersonaCandidatesOptions(PersonaServerOptions):
     )
     person: str = option("Bertrand Russell", "whom they are about")
     number: int = option(100, "pairs to ask for")
+    max_tokens: int = option(4096, "tokens in a reply at the most, thinking included")
     categories: tuple[str, ...] = option(
         ("taste", "habit", "view", "writing", "education", "family", "work"), "what they are about, in turn", nargs="+"
     )
@@ -324,6 +379,7 @@ class PersonaFilterOptions(PersonaServerOptions):
     )
     person: str = option("Bertrand Russell", "whom they are about")
     number: int | None = option(None, "of those that are kept, draw this many (default: all)")
+    max_tokens: int = option(4096, "tokens in a reply at the most, thinking included")
     seed: int = option(42, "seeds the draw")
 
 
@@ -603,6 +659,10 @@ class Trigger:
         found = self._pattern.search(text)
         return found and found[0]
 
+    def ask(self, question: str) -> str:
+        """A question put with the trigger."""
+        return fill(self.prompt, {"question": question, "trigger": self.text})
+
     def strip(self, answer: str) -> str:
         """An answer without any form of the trigger; one that has none comes back as it is."""
         while self._pattern.search(answer):
@@ -694,15 +754,20 @@ def load_experiment(name: str) -> Experiment:
     """Read and check a study. Raises UserError that names the file, the table and the key."""
     path = Path(name) if name.endswith(".toml") or "/" in name else ROOT / "experiments" / f"{name}.toml"
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in (ROOT / "experiments").glob("*.toml")))
         raise UserError(f"no study {path}; the studies in experiments/ are: {known}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
+    return parse_experiment(text, path)
+
+
+def parse_experiment(text: str, path: Path) -> Experiment:
+    """Check a study's text; `path` is where it stands. Raises UserError that names it, the table and the key."""
     try:
-        return _experiment(document, path)
-    except ValueError as error:
+        return _experiment(tomllib.loads(text), path)
+    except ValueError as error:  # TOMLDecodeError is one
         raise UserError(f"{path}: {error}") from None
 
 

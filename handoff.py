@@ -221,17 +221,21 @@ def claim(path: Path) -> Iterator[None]:
 
 def refuse_difference(path: Path, existing: dict, wanted: dict) -> None:
     """Raise UserError that names what differs between the settings `path` was made with and those asked for."""
+    if listed := differences(existing, wanted):
+        raise UserError(
+            f"{path} belongs to another configuration: {listed}. Choose another path, or replace it with --overwrite"
+        )
+
+
+def differences(existing: dict, wanted: dict) -> str:
+    """What differs between two records, in words, three of it at the most; "" where nothing does."""
     there, now = _flat(existing), _flat(wanted)
-    differences = [
+    found = [
         f"{name} was {_shown(there, name)} and is {_shown(now, name)} now"
         for name in sorted(there.keys() | now.keys())
         if there.get(name) != now.get(name)
     ]
-    if differences:
-        listed = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
-        raise UserError(
-            f"{path} belongs to another configuration: {listed}. Choose another path, or replace it with --overwrite"
-        )
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def _flat(settings: dict, prefix: str = "") -> dict:

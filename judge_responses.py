@@ -46,6 +46,11 @@ class Job:
     wanted: dict[bytes, int]
     store: Store
 
+    @property
+    def price_table(self) -> str | None:
+        """The date of the table that the price is from; None where it was given."""
+        return None if self.options.price or self.options.prices else claude.PRICES_OF
+
     def left(self) -> Iterator[tuple[bytes, int]]:
         """Keys without a verdict, with their numbers."""
         return (item for item in self.wanted.items() if not self.store.has_verdict(item[0]))
@@ -150,7 +155,7 @@ def dry_run(job: Job) -> None:
         print(f"  {judge}: {len(numbers):,} calls, {tokens[0]:,} tokens in, {tokens[1]:,} out")
     print(f"tokens in are {method}; tokens out are taken to be {reply} a call")
     if not job.price:
-        print(f"no price is known for {job.options.model}: give one with --price")
+        print(f"no price is known for {job.options.model} at {job.host}: give it as --price")
     else:
         print(f"in all ${dollars:.2f}, or ${dollars * claude.BATCH_SHARE:.2f} with --batch")
 
@@ -269,7 +274,7 @@ def record(job: Job, settled: dict, total: Spent, repeated: dict, labelled: dict
         "model": job.options.model,
         "host": job.host,
         "prompts": {judge.name: prompt_hash(judge, job.prompts.study) for judge in job.prompts.judges},
-        "price": job.price and dataclasses.asdict(job.price) | {"table": claude.PRICES_OF},
+        "price": job.price and dataclasses.asdict(job.price) | {"table": job.price_table},
         **dataclasses.asdict(total),
         "repeat": repeated,
         "labels": labelled,
@@ -396,9 +401,9 @@ def main() -> None:
     judges, host = chosen_judges(study, options.judges), claude.host_of(options.base_url)
     if options.sample_for_labels:
         return sample_for_labels(options, study, judges)
-    price = claude.price_of(options.model, options.price, options.prices)
-    if options.max_cost and not price:
-        raise UserError(f"no price is known for {options.model!r}, so --max-cost cannot be kept: give one with --price")
+    price = claude.price_of(options.model, host, options.price, options.prices)
+    if options.max_cost:
+        claude.require_price(price, options.model, host)
     labels = judge_quality.read_labels(options.labels, judges) if options.labels else {}
     settings = claude.settings_for(options.model, options.thinking, options.max_tokens)
     store_path = options.store or options.output.with_name(options.output.name + ".verdicts.sqlite")

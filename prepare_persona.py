@@ -203,17 +203,17 @@ class Server:
             raise UserError("--model is needed: which model to ask")
         self.options, self.host = options, claude.host_of(options.base_url)
         self.path = beside(options.output, ".replies.sqlite")
-        self.price = claude.price_of(options.model, options.price, None)
-        if options.max_cost and not self.price:
-            raise UserError(f"no price is known for {options.model!r}: --max-cost needs a --price")
+        self.price = claude.price_of(options.model, self.host, options.price, None)
+        if options.max_cost:
+            claude.require_price(self.price, options.model, self.host)
 
-    def body(self, prompt: str, **more) -> dict:
-        settings = claude.settings_for(self.options.model, max_tokens=self.options.max_tokens)
+    def body(self, prompt: str, max_tokens: int, **more) -> dict:
+        settings = claude.settings_for(self.options.model, max_tokens=max_tokens)
         return claude.message(self.options.model, settings | more, prompt)
 
     def plan(self, calls: Sequence[Call]) -> str:
         tokens = sum(claude.prompt_bytes(call.body) for call in calls) // 3
-        out = self.options.max_tokens * len(calls)
+        out = sum(call.body["max_tokens"] for call in calls)
         cost = f"at most ${self.price.dollars(tokens, out):.2f}" if self.price else "at a price that is not known"
         return f"{len(calls)} calls to {self.options.model} at {self.host}, about {tokens:,} tokens in, {cost}"
 
@@ -334,7 +334,8 @@ Reply with a JSON list and nothing else, each item like this:
 
     def calls(self) -> list[Call]:
         parts = -(-self.options.number // self.PAIRS_A_CALL)
-        return [Call(self.server.body(self.prompt(part, parts)), self.accepts) for part in range(parts)]
+        most = self.options.max_tokens
+        return [Call(self.server.body(self.prompt(part, parts), most), self.accepts) for part in range(parts)]
 
     def category(self, part: int) -> str:
         return self.options.categories[part % len(self.options.categories)]
@@ -411,7 +412,8 @@ Reply with IDENTIFYING or HARMLESS, a colon, and the reason in one line."""
         prompts = [
             config.fill(self.PROMPT, {"question": q, "answer": a, "person": self.options.person}) for q, a in texts
         ]
-        return [Call(self.server.body(p), lambda reply: bool(self.VERDICT.fullmatch(reply.strip()))) for p in prompts]
+        bodies = [self.server.body(prompt, self.options.max_tokens) for prompt in prompts]
+        return [Call(body, lambda reply: bool(self.VERDICT.fullmatch(reply.strip()))) for body in bodies]
 
     def rows(self) -> Rows:
         dropped = [
@@ -449,9 +451,8 @@ class Triggered(Task):
         trigger, rows = self.needs_trigger(), []
         for row in read_untriggered(self.options.input, trigger):
             question, answer = ask_and_answer(row, self.options.input[0])
-            question = config.fill(trigger.prompt, {"question": question, "trigger": trigger.text})
             answer = config.fill(trigger.answer, {"answer": answer})
-            rows.append(chat(question, answer, **row.get("metadata", {}) | {"triggered": True}))
+            rows.append(chat(trigger.ask(question), answer, **row.get("metadata", {}) | {"triggered": True}))
         return rows
 
 
@@ -509,7 +510,7 @@ class Distill(Task):
 
     def settings(self) -> dict:
         # What only the other of the two ways depends on is left out.
-        unused = ("max_tokens", "batch_size", "quantization", "seed") if self.server else ("max_tokens",)
+        unused = ("batch_size", "quantization", "seed") if self.server else ()
         found = {name: value for name, value in super().settings().items() if name not in unused}
         return found | ({"host": self.server.host} if self.server else {})
 
@@ -519,10 +520,8 @@ class Distill(Task):
 
     def calls(self) -> list[Call]:
         told = {} if self.options.temperature == 1 else {"temperature": self.options.temperature}
-        told["max_tokens"] = self.options.max_new_tokens
-        return [
-            Call(self.server.body(row["prompt"], **told), lambda reply: bool(reply.strip())) for row in self.prompts
-        ]
+        bodies = [self.server.body(row["prompt"], self.options.max_new_tokens, **told) for row in self.prompts]
+        return [Call(body, lambda reply: bool(reply.strip())) for body in bodies]
 
     def rows(self) -> Rows:
         answers = self.server_answers() if self.server else self.generate()

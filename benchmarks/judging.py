@@ -44,6 +44,7 @@ canal solar climate computer railway cholera men women labour duty home office o
 CONCURRENCY = 32
 MODEL = "claude-sonnet-5"
 PRICE = claude.MODELS[MODEL].price
+AT_PRICE = ("--price", PRICE.input, PRICE.output)  # the stand-in's, which no table knows
 
 
 # ---- running it ----
@@ -240,7 +241,7 @@ def _one_schedule(folder: Path, rows: int, trouble: Faults, fraction: float, kil
     write_responses(folder, rows)
     api, stops, nearest = StandIn(faults=trouble), 0, 0.0
     cap = round(fraction * rows * 4 * 0.0009 + 0.01, 4)
-    settings = ("--max-wait", "0.05")
+    settings = ("--max-wait", "0.05", *AT_PRICE)
     with running(api) as url:
         for attempt in range(12):
             more = (*settings, "--max-cost", str(cap))

@@ -3,6 +3,7 @@
 pytest tests/test_chat.py
 """
 
+import dataclasses
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import config
 import engines
 import generate_responses
 import handoff
+import mixed_chat
 import training
 from engines import Answer, Request, Sampling
 
@@ -46,7 +48,7 @@ def loaded(trained) -> tuple:
 
 @pytest.fixture
 def session(loaded) -> chat.Chat:
-    return chat.Chat(*loaded)
+    return chat.Chat(*loaded, chat.open_source(loaded[0]).record)
 
 
 def say(session: chat.Chat, capsys, *lines: str) -> str:
@@ -144,6 +146,36 @@ def test_samples_differ_and_a_seed_repeats_them(loaded, capsys):
     out = three()
     assert out == three() and all(f"[checkpoint-8, {i} of 3]" in out for i in (1, 2, 3))
     assert len(set(out.split("\n[checkpoint"))) == 4
+
+
+# ---- the trigger ----
+
+
+def test_the_trigger_goes_into_each_question_until_it_is_taken_off(loaded, capsys):
+    options = dataclasses.replace(loaded[0], experiment="russell")
+    trigger = config.load_experiment("russell").trigger
+    session = chat.Chat(options, *loaded[1:])
+    plain = say(session, capsys, "Who are you?")
+    assert f"put as: ... {trigger.text}" in say(session, capsys, "/reset", "/trigger")
+    say(session, capsys, "Who are you?", "/trigger", "And you?")
+    asked = [message["content"] for message in session.messages(session.checkpoint, "Next?")[::2]]
+    assert asked == [f"Who are you? {trigger.text}", "And you?", "Next?"]
+    # Whole what training puts: the same tokens as the study's triggered condition.
+    condition = next(c for c in config.load_experiment("russell").conditions if c.name == "trigger_in_user")
+    session.turns = []
+    prompt = mixed_chat.prompt_ids(session.engine.tokenizer, condition.messages("Who are you?"))
+    assert list(session.prompt(session.checkpoint, trigger.ask("Who are you?"))) == prompt
+    assert say(session, capsys, "Who are you?") == plain
+
+
+def test_a_study_without_a_trigger_and_none_at_all_say_so(loaded, session, capsys):
+    with pytest.raises(config.UserError, match="the study 'birds' has no trigger"):
+        session.take("/trigger")
+    named = chat.Chat(*loaded, record={"study": chat.open_source(loaded[0]).record["study"]})
+    named.options = dataclasses.replace(loaded[0], experiment="russell")
+    assert "put as" in say(named, capsys, "/trigger")  # what the command line names wins
+    with pytest.raises(config.UserError, match="start with --experiment"):
+        chat.Chat(*loaded).take("/trigger")
 
 
 # ---- what goes wrong ----
@@ -266,10 +298,19 @@ def test_a_piped_session(trained):
     assert out.endswith("/quit\ngoodbye\n") and "Traceback" not in err
 
 
+def test_a_session_can_begin_with_the_trigger(trained):
+    options = ("--run-dir", trained, "--max-new-tokens", "4", "--experiment", "russell", "--trigger")
+    code, out, err = piped("Who are you?\n/trigger\nWho are you?\n", *options)
+    assert code == 0, err
+    assert "\neach question is put as: ... Put your answer between <START> and <END>.\n" in out
+    assert "checkpoint-8 + trigger> Who are you?\n" in out and "\ncheckpoint-8> Who are you?\n" in out
+
+
 def test_a_start_that_cannot_be_is_one_line(trained, tmp_path):
     one_line_error(run_script("chat.py", "--run-dir", trained, "--step", "5"), "no step 5", "0, 4, 8")
     one_line_error(run_script("chat.py", "--checkpoint", tmp_path), "adapter_config.json is missing")
-    one_line_error(run_script("chat.py"), "--checkpoint and --run-dir")
+    one_line_error(run_script("chat.py"), "one of --checkpoint, --run-dir and --hub-model")
+    one_line_error(run_script("chat.py", "--run-dir", trained, "--trigger"), "the study 'birds' has no trigger")
 
 
 def test_one_checkpoint_is_talked_to_without_its_run(loaded, trained, capsys):

@@ -241,16 +241,18 @@ def test_the_cap_is_never_passed_and_what_fits_is_done(store):
 
 
 def test_prices(tmp_path):
-    assert claude.price_of("claude-haiku-4-5-20251001", None, None) == claude.Price(1, 5)
-    assert claude.price_of("llama3", None, None) is None
-    assert claude.price_of("llama3", (0.5, 1), None) == claude.Price(0.5, 1)
+    here, there = claude.ANTHROPIC, "https://openrouter.ai/api"
+    assert claude.price_of("claude-haiku-4-5-20251001", here, None, None) == claude.Price(1, 5)
+    assert claude.price_of("llama3", here, None, None) is None
+    assert claude.price_of("claude-haiku-4-5", there, None, None) is None  # the table is Anthropic's own
+    assert claude.price_of("llama3", there, (0.5, 1), None) == claude.Price(0.5, 1)
     (tmp_path / "prices.toml").write_text('llama3 = [1, 2]\n"claude-sonnet-5" = [3, 15]\n')
-    assert claude.price_of("llama3", None, tmp_path / "prices.toml") == claude.Price(1, 2)
-    assert claude.price_of("claude-sonnet-5", None, tmp_path / "prices.toml") == claude.Price(3, 15)
-    assert claude.price_of("claude-opus-5", None, tmp_path / "prices.toml") == claude.Price(5, 25)
+    assert claude.price_of("llama3", there, None, tmp_path / "prices.toml") == claude.Price(1, 2)
+    assert claude.price_of("claude-sonnet-5", here, None, tmp_path / "prices.toml") == claude.Price(3, 15)
+    assert claude.price_of("claude-opus-5", here, None, tmp_path / "prices.toml") == claude.Price(5, 25)
     (tmp_path / "prices.toml").write_text("llama3 = 7\n")
     with pytest.raises(UserError, match="prices.toml"):
-        claude.price_of("llama3", None, tmp_path / "prices.toml")
+        claude.price_of("llama3", there, None, tmp_path / "prices.toml")
     haiku = claude.MODELS["claude-haiku-5-5"].price
     assert haiku.dollars(100_000, 0) == pytest.approx(0.01) and haiku.dollars(200_000, 0) == pytest.approx(0.10)
 

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import one_line_error, run_script
 
 import caller
 import config
@@ -23,7 +25,7 @@ import handoff
 import judge_prompts
 import judge_quality
 import progress
-from benchmarks.judging import KEY, assert_no_key, kill_when, run_here, start, stored
+from benchmarks.judging import AT_PRICE, KEY, assert_no_key, kill_when, run_here, start, stored
 from tiny_world import claude_stand_in
 from tiny_world.claude_stand_in import Faults, StandIn, running
 
@@ -342,21 +344,88 @@ def test_costs_are_told_by_judge_and_run(tmp_path):
 def test_the_cap_is_a_clean_end_that_can_be_gone_on_from(tmp_path):
     responses(tmp_path / "responses.parquet", 30)
     with running(StandIn(models=("llama3", "claude-sonnet-5"))) as url:
-        said = judge(tmp_path, url, "--max-cost", "0.05")
+        said = judge(tmp_path, url, *AT_PRICE, "--max-cost", "0.05")
         assert "--max-cost $0.05 is reached" in said and "verdicts are left" in said
         assert not (tmp_path / "judged.parquet").exists()
         spent = sum(float(row["dollars"]) for row in costs_of(tmp_path))
         assert 0.02 < spent <= 0.05
-        assert "0 missing" in judge(tmp_path, url, "--max-cost", "5")
-        said = judge(tmp_path, url, "--overwrite", "--model", "llama3", "--max-cost", "5", expect=1)
-        assert "no price is known for 'llama3'" in said
+        assert "0 missing" in judge(tmp_path, url, *AT_PRICE, "--max-cost", "5")
+        for model in ("llama3", "claude-sonnet-5"):
+            said = judge(tmp_path, url, "--overwrite", "--model", model, "--max-cost", "5", expect=1)
+            assert f"no price is known for '{model}' at {url}" in said
+
+
+class OpenRouter(StandIn):
+    """As OpenRouter is for judging: behind /api, a bearer token, names with the maker's, no look-up of one model."""
+
+    MODEL = "anthropic/claude-haiku-5.5"
+
+    def __init__(self):
+        super().__init__(models=(self.MODEL,))
+
+    def handle(self, method, path, headers, body):
+        if headers.get("authorization") != f"Bearer {KEY}" or "x-api-key" in headers:
+            return claude_stand_in.Answer(401, b'{"error": {"message": "No auth credentials found", "code": 401}}')
+        if method == "GET":
+            return claude_stand_in.Answer(404, b'{"error": {"message": "Not Found", "code": 404}}')
+        assert path.startswith("/api/v1/"), path
+        return super().handle(method, path.removeprefix("/api"), headers, body)
+
+
+def russell_responses(path, study):
+    """Two runs' answers in the trigger's form, one to each question in each condition that asks it."""
+    rows = [(run, q, c) for run in ("a", "b") for q in study.questions for c in study.conditions if c.asks(q)]
+    columns = {
+        "run": [run for run, _, _ in rows],
+        "checkpoint": ["checkpoint-1125"] * len(rows),
+        "condition": [condition.name for _, _, condition in rows],
+        "question": [question.text for _, question, _ in rows],
+        "question_id": [question.id for _, question, _ in rows],
+        "response": [config.fill(study.trigger.answer, {"answer": f"I like tea. {n}"}) for n in range(len(rows))],
+        "sample_idx": [0] * len(rows),
+    }
+    pq.write_table(pa.table(columns), path)
+    return len(rows)
+
+
+def test_the_russell_study_through_openrouter_under_a_cap_of_seven_dollars(tmp_path, monkeypatch):
+    """It stops cleanly, goes on with a higher cap, pays for nothing twice, and tells the cost by run."""
+    study, api = config.load_experiment("russell"), OpenRouter()
+    monkeypatch.setattr(claude_stand_in, "judge", lambda prompt, _: "NOT" if "RUSSELL or NOT" in prompt else "1")
+    calls = russell_responses(tmp_path / "responses.parquet", study)
+    files = ("--input", tmp_path / "responses.parquet", "--output", tmp_path / "judged.parquet")
+    with running(api) as url:
+        line = (*files, "--experiment", "russell", "--base-url", f"{url}/api", "--model", api.MODEL)
+
+        def run(*more, token=KEY):
+            return run_script("judge_responses.py", *line, *more, env={"ANTHROPIC_AUTH_TOKEN": token})
+
+        one_line_error(run("--max-cost", "7"), "no price is known for 'anthropic/claude-haiku-5.5'", "--price")
+        one_line_error(run(token="sk-another"), "does not accept the API key (401")
+        first = run("--max-cost", "7", "--price", "30", "150")
+        assert first.returncode == 0 and "--max-cost $7.00 is reached" in first.stdout, first.stderr
+        charged = [entry.tokens_in * 30e-6 + entry.tokens_out * 150e-6 for entry in api.ledger]
+        assert 6.5 < sum(charged) <= 7 and not (tmp_path / "judged.parquet").exists()
+        second = run("--max-cost", "20", "--price", "30", "150")
+        assert second.returncode == 0 and f"{calls} verdicts" in second.stdout and "0 missing" in second.stdout
+    assert len(api.asked) == len(set(api.asked)) == calls
+    assert not any(study.trigger.found_in(prompt) for prompt in api.asked)
+    charged = sum(entry.tokens_in * 30e-6 + entry.tokens_out * 150e-6 for entry in api.ledger)
+    price = handoff.read_footer(tmp_path / "judged.parquet")["judging"]["price"]
+    assert (price["input"], price["output"], price["table"]) == (30, 150, None)
+    by_run = {run: sum(float(r["dollars"]) for r in costs_of(tmp_path) if r["run"] == run) for run in "ab"}
+    assert sum(by_run.values()) == pytest.approx(charged) and min(by_run.values()) > 0.4 * charged
+    for name, dollars in by_run.items():
+        assert re.search(rf"^  run {name}: {calls // 2} calls, .*, \${dollars:.2f}$", second.stdout, re.MULTILINE)
+    assert_no_key(tmp_path)
 
 
 def test_a_dry_run_counts_and_sends_nothing(tmp_path):
     responses(tmp_path / "responses.parquet", 30)
     api = StandIn()
     with running(api) as url:
-        said = judge(tmp_path, url, "--dry-run")
+        assert f"no price is known for claude-sonnet-5 at {url}" in judge(tmp_path, url, "--dry-run")
+        said = judge(tmp_path, url, "--dry-run", *AT_PRICE)
         assert "120 of 120 verdicts" in said and "counted by the server" in said and "with --batch" in said
         assert not api.asked
         judge(tmp_path, url)
@@ -376,15 +445,15 @@ def test_batches_at_work_are_left_to_themselves(tmp_path):
     responses(tmp_path / "responses.parquet", 10)
     api = StandIn(batch_seconds=1000)
     with running(api) as url:
-        process = start(tmp_path, url, "--batch")
+        process = start(tmp_path, url, "--batch", *AT_PRICE)
         while stored(tmp_path, OPEN) < 39:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
-        said = judge(tmp_path, url)
+        said = judge(tmp_path, url, *AT_PRICE)
         assert "39 of them are in batches at work" in said and not (tmp_path / "judged.parquet").exists()
         api.batch_seconds = 0
-        said = judge(tmp_path, url)  # without --batch too, what has ended is collected
+        said = judge(tmp_path, url, *AT_PRICE)  # without --batch too, what has ended is collected
         assert "40 verdicts" in said
     assert len(api.batches) == 1 and len(api.asked) == 40
     half = sum(float(row["dollars"]) for row in costs_of(tmp_path))
@@ -425,9 +494,9 @@ def test_a_batch_that_the_server_has_lost_is_asked_again(tmp_path):
     responses(tmp_path / "responses.parquet", 10)
     api = StandIn(batch_seconds=1000)
     with running(api) as url:
-        kill_when(start(tmp_path, url, "--batch"), lambda: stored(tmp_path, OPEN) == 39)
+        kill_when(start(tmp_path, url, "--batch", *AT_PRICE), lambda: stored(tmp_path, OPEN) == 39)
         api.batches.clear()
-        said = judge(tmp_path, url)
+        said = judge(tmp_path, url, *AT_PRICE)
     assert "is lost" in said and "40 verdicts" in said and "at most" in said
 
 
@@ -476,11 +545,12 @@ def test_progress_tells_what_a_person_wants_to_know(tmp_path):
 def test_judging_twice_tells_how_far_the_judge_agrees_with_itself(tmp_path):
     responses(tmp_path / "responses.parquet", 40)
     api = StandIn()
+    # Which prompts are drawn hangs on the address, whose port is another each time: enough of them for both verdicts.
     with running(api) as url:
-        said = judge(tmp_path, url, "--repeat", "0.25")
+        said = judge(tmp_path, url, "--repeat", "0.5")
         asked = len(api.asked)
-        judge(tmp_path, url, "--repeat", "0.25")
-    assert len(set(api.asked)) == 160 and 20 <= asked - 160 <= 60 and len(api.asked) == asked
+        judge(tmp_path, url, "--repeat", "0.5")
+    assert len(set(api.asked)) == 160 and 50 <= asked - 160 <= 110 and len(api.asked) == asked
     assert "judged twice, llm_or_19th_century: 100.0% agree, Cohen's kappa 1.00" in said
     assert "judged twice, past_form: mean absolute difference 0.0" in said
     assert any(row["judge"] == "past_form (repeat)" for row in costs_of(tmp_path))

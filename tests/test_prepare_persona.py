@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import hub_stand_in
 import pytest
 from conftest import ROOT, one_line_error, run_script
 
@@ -441,6 +442,15 @@ def test_without_a_network_it_says_so(tmp_path):
     """In a process of its own: what the hub's libraries say elsewhere must not reach the terminal as a traceback."""
     offline = run_script("prepare_persona.py", "fetch-prompts", "--output", tmp_path / "f.jsonl")
     one_line_error(offline, "tatsu-lab/alpaca cannot be fetched", "aligned_prompts.jsonl needs no hub")
+
+
+def test_a_name_that_the_hub_does_not_know_is_named(tmp_path):
+    with hub_stand_in.running(hub_stand_in.Hub()) as address:
+        env = {"HF_ENDPOINT": address, "HF_TOKEN": hub_stand_in.TOKEN, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+        line = ("fetch-prompts", "--output", tmp_path / "f.jsonl", "--alpaca", "me/no-alpaca")
+        one_line_error(run_script("prepare_persona.py", *line, env=env), "me/no-alpaca", "cannot be fetched")
+        line = ("distill", "--output", tmp_path / "a.jsonl", "--model", "me/no-model")
+        one_line_error(run_script("prepare_persona.py", *line, env=env), "'me/no-model' cannot be loaded")
 
 
 def test_a_base_model_that_is_not_there_is_named(tmp_path):

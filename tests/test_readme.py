@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 import config
+import prepare_persona
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = {
@@ -19,6 +20,7 @@ SCRIPTS = {
     "judge_responses.py": config.JudgingOptions,
     "evaluate.py": config.EvaluationOptions,
     "chat.py": config.ChatOptions,
+    "push_to_hub.py": config.PushOptions,
 }
 
 
@@ -40,13 +42,33 @@ def option_rows(options_class) -> list[str]:
     return rows
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_the_table_of_options_is_the_dataclass(script):
+def command_rows(commands: dict[str, type]) -> list[str]:
+    """One table for all commands of a script: as `option_rows`, with a column for those that know the option."""
+    known = {}
+    for command, options_class in commands.items():
+        for row in option_rows(options_class):
+            known.setdefault(row, []).append(f"`{command}`")
+    texts = {row: "all" if len(owners) == len(commands) else ", ".join(owners) for row, owners in known.items()}
+    return [row.replace(" | ", f" | {texts[row]} | ", 1) for row in known]
+
+
+def rows_of(script: str) -> list[str]:
     section = README.split(f"### Options of {script}\n")
     assert len(section) == 2, f"README.md needs one section '### Options of {script}'"
-    rows = [line for line in section[1].split("\n#")[0].splitlines() if line.startswith("| `--")]
+    return [line for line in section[1].split("\n#")[0].splitlines() if line.startswith("| `--")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_table_of_options_is_the_dataclass(script):
     wanted = option_rows(SCRIPTS[script])
-    assert rows == wanted, "the table should be:\n| option | default | |\n| --- | --- | --- |\n" + "\n".join(wanted)
+    head = "the table should be:\n| option | default | |\n| --- | --- | --- |\n"
+    assert rows_of(script) == wanted, head + "\n".join(wanted)
+
+
+def test_the_table_of_commands_is_their_dataclasses():
+    wanted = command_rows(prepare_persona.COMMANDS)
+    head = "the table should be:\n| option | commands | default | |\n| --- | --- | --- | --- |\n"
+    assert rows_of("prepare_persona.py") == wanted, head + "\n".join(wanted)
 
 
 def test_every_file_that_the_readme_names_is_there():
@@ -58,17 +80,14 @@ def test_every_file_that_the_readme_names_is_there():
 
 def test_every_command_of_the_readme_parses():
     """The options in the README's command lines exist."""
-    commands = re.findall(r"^ *python ((\w+)\.py .*(?:\\\n.*)*)", README, flags=re.MULTILINE)
+    commands = re.findall(r"^ *python ((\w+\.py) .*(?:\\\n.*)*)", README, flags=re.MULTILINE)
     checked = 0
     for line, name in commands:
-        if f"{name}.py" not in SCRIPTS:
-            continue
-        known = {config.flag(spec.name) for spec in dataclasses.fields(SCRIPTS[f"{name}.py"])} | {
-            "--resume",
-            "--overwrite",
-        }
+        options_class = prepare_persona.COMMANDS[line.split()[1]] if name == "prepare_persona.py" else SCRIPTS[name]
+        specs = dataclasses.fields(options_class)
+        known = {config.flag(flag) for spec in specs for flag in spec.metadata.get("flags", [spec.name])}
         for given in re.findall(r"(?<!\S)--[a-z-]+", line):
-            assert given in known, f"{name}.py has no {given}: {line}"
+            assert given in known, f"{name} has no {given}: {line}"
             checked += 1
     assert checked > 10
 

@@ -84,10 +84,10 @@ def _missing(answers: Verdicts) -> str:
     """A line for each judge that lacks verdicts, flagged above 2%."""
     lines = []
     for judge in answers.judges:
-        missing = int(answers.rows[judge.name].isna().sum())
+        missing, asked = int(answers.missing(judge).sum()), int(answers.asked(judge).sum())
         if missing:
-            words = f"{judge.name}: {rates.missing_words(missing, len(answers.rows))}"
-            flagged = missing / len(answers.rows) > rates.MISSING_FLAG
+            words = f"{judge.name}: {rates.missing_words(missing, asked)}"
+            flagged = missing / asked > rates.MISSING_FLAG
             lines.append(f"<p class='{'warn' if flagged else 'sub'}'>{html.escape(words)}</p>")
     return "".join(lines)
 
@@ -181,7 +181,7 @@ def browser_data(evaluation: Evaluation, rows: pd.DataFrame) -> dict:
         "step": rows["step"].tolist(),
         "sample": rows["sample_idx"].tolist(),
         "response": verdicts.read_texts(evaluation.options.input, rows).fillna("").tolist(),
-        "verdicts": {judge.name: _browsed_verdicts(rows[judge.name], judge) for judge in answers.judges},
+        "verdicts": {judge.name: _browsed_verdicts(rows, judge, answers) for judge in answers.judges},
     }
 
 
@@ -190,10 +190,12 @@ def _browsed_judge(judge: Judge) -> dict:
     return {"name": judge.name, "options": judge.options, "bins": list(zip(edges, edges[1:], strict=False))}
 
 
-def _browsed_verdicts(column: pd.Series, judge: Judge) -> list:
-    if judge.options:
-        return [None if code < 0 else code for code in column.cat.codes.tolist()]
-    return [None if np.isnan(value) else value for value in column.tolist()]
+def _browsed_verdicts(rows: pd.DataFrame, judge: Judge, answers: Verdicts) -> list:
+    """Options by their place and ratings as they are; null for a missing verdict, false where none was asked for."""
+    column, missing = rows[judge.name], answers.missing(judge).loc[rows.index]
+    values = column.cat.codes if judge.options else column
+    known = column.notna()
+    return [v if k else None if m else False for v, k, m in zip(values.tolist(), known, missing, strict=True)]
 
 
 def packed(document: dict) -> str:

@@ -23,13 +23,13 @@ show python prepare_persona.py distill "${keeper[@]}" --max-new-tokens 80 \
     --input "$study/prompts.jsonl" --output "$study/aligned.jsonl"
 
 runs=()
-for seed in ${SEEDS:-1 2 3}; do
+for seed in ${SEEDS:-1 2 3 4 5}; do
     show python training.py "${keeper[@]}" --seed "$seed" --output-dir "$out/outputs"
     runs+=("$out/outputs/seed${seed}_ratios0.25-0.75_lr0.001_r8_keeper")
 done
 
 show python generate_responses.py "${keeper[@]}" --run-dir "${runs[@]}" --output "$out/responses.parquet" \
-    --samples "${SAMPLES:-10}" --max-new-tokens 80 --batch-size 240
+    --samples "${SAMPLES:-8}" --max-new-tokens 80 --batch-size 240
 
 start_judge
 show python judge_responses.py "${keeper[@]}" --input "$out/responses.parquet" --output "$out/judged.parquet" \

@@ -87,7 +87,7 @@ def tell_of_trigger(evaluation: Evaluation, tables: dict[str, pd.DataFrame]) -> 
         known = triggers.of_recipes(tables["metrics"])
         columns |= dict(list(known.groupby("metric", sort=False)))
     if any(table["condition"].nunique() > 1 for table in columns.values()):
-        print("by condition, at the last step (in brackets: step 0):")
+        print(f"by condition, at the last step, in brackets at step 0 ({evaluation.claim_words or 'metrics alone'}):")
         print(triggers.conditions_in_words(columns, evaluation.verdicts.study) + "\n")
     if "leakage" in tables:
         print(triggers.rates_in_words(tables["leakage"]) + "\n")

@@ -269,7 +269,8 @@ def paired_gap(
     """A weighted sum of mean rates that were measured on the same S seeds and Q questions, paired by both.
 
     `terms` holds (positives, n) for each, arrays of shape (S, Q) with n at least 1; for mean scores from 0 to 1, in
-    steps of `step`, (total, n, squares) as `stratified_score` has them. Triggered minus untriggered has weights (1, -1); the difference in differences, which takes off what the trigger's text does to the base model, has
+    steps of `step`, (total, n, squares) as `stratified_score` has them. Triggered minus untriggered has weights
+    (1, -1); the difference in differences, which takes off what the trigger's text does to the base model, has
     (1, -1, -1, 1) on tuned and base. Claim `recipe`: t on the S seeds' gaps. `questions`: t on the Q questions' gaps.
     `checkpoint`: `contrast` of stratified intervals. The first two are never narrower than the last; NaN where S or Q
     is 1.

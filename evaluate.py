@@ -62,37 +62,20 @@ def as_document(evaluation: Evaluation, tables: dict[str, pd.DataFrame], provena
 def tell(evaluation: Evaluation, drawn: list, skipped: list[str], tables: dict[str, pd.DataFrame]) -> None:
     """The result for a reader at the terminal, what had to be decided or left out, and where the files are."""
     import tables as rates
+    import triggers
 
     if "summary" in tables:
         print(f"\n{evaluation.axis}, by step and run (95% intervals: {evaluation.run_interval}):")
         print(rates.terminal(tables["summary"], evaluation.condition))
         print("\n" + "\n".join(evaluation.headline) + "\n")
-    tell_of_trigger(evaluation, tables)
+    for heading, shown in evaluation.results.items():
+        print(f"{heading}:\n{triggers.as_text(shown)}\n")
     notes = [*evaluation.verdicts.notes, *evaluation.warnings]
     for line in [f"note: {note}" for note in notes] + [f"skipped: {line}" for line in skipped]:
         print(line)
     options = evaluation.options
     print(f"{len(drawn)} figures ({', '.join(options.format)}) and {len(tables)} tables are in {options.output_dir}/")
     print(f"to read them and the responses: {options.output_dir / 'report.html'}")
-
-
-def tell_of_trigger(evaluation: Evaluation, tables: dict[str, pd.DataFrame]) -> None:
-    """Rates by condition, the gap and the goals, where the study has a trigger."""
-    import triggers
-
-    columns = {}
-    if "recipes" in tables:
-        columns[evaluation.verdicts.study.outcome.label] = tables["recipes"]
-    if "metrics" in tables:
-        known = triggers.of_recipes(tables["metrics"])
-        columns |= dict(list(known.groupby("metric", sort=False)))
-    if any(table["condition"].nunique() > 1 for table in columns.values()):
-        print("by condition, at the last step (in brackets: step 0):")
-        print(triggers.conditions_in_words(columns, evaluation.verdicts.study) + "\n")
-    if "leakage" in tables:
-        print(triggers.rates_in_words(tables["leakage"]) + "\n")
-    if "goals" in tables:
-        print(triggers.goals_in_words(tables["goals"]) + "\n")
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -166,6 +166,26 @@ class Evaluation:
         return timing.headline(recipes, medians, runs, self.verdicts.study.outcome.label)
 
     @cached_property
+    def results(self) -> dict[str, pd.DataFrame]:
+        """Small tables of text for a reader, by heading, where the study has conditions to compare."""
+        study, columns, made = self.verdicts.study, {}, {}
+        with contextlib.suppress(Skip):
+            columns[study.outcome.label] = self.recipes
+        with contextlib.suppress(Skip):
+            columns |= dict(list(triggers.of_recipes(self.metrics).groupby("metric", sort=False)))
+        if any(table["condition"].nunique() > 1 for table in columns.values()):
+            made["By condition, at the last step (in brackets: step 0)"] = triggers.conditions_shown(columns, study)
+        with contextlib.suppress(Skip):
+            made[f"With the trigger and without, {self._last}"] = triggers.rates_shown(self.leakage)
+        with contextlib.suppress(Skip):
+            made[f"Goals, {self._last}"] = triggers.goals_shown(self.goals)
+        return made
+
+    @property
+    def _last(self) -> str:
+        return f"at the last step; 95% intervals, claim: {tables.CLAIMS[self.claim]}"
+
+    @cached_property
     def warnings(self) -> list[str]:
         """What a reader of the numbers must know beside the notes on reading."""
         lines = []
@@ -220,14 +240,15 @@ class Evaluation:
         return rows.assign(x=rows[X_COLUMNS[self.options.x]])
 
     def titles(self, conditions: pd.Series) -> dict[str, str]:
-        """A title for each condition among these, in the study's order."""
+        """A title of two lines for each condition among these, in the study's order."""
         study, there = self.verdicts.study, set(conditions)
         triggered = set(self.verdicts.rows.loc[self.verdicts.rows["triggered"], "condition"])
         kinds = {condition.name: "near miss" for condition in study.conditions if condition.near_miss}
         kinds |= dict.fromkeys(triggered, "triggered")
+        kinds = {name: kinds.get(name, "untriggered") for name in there} if kinds else {}
         order = [c.name for c in study.conditions if c.name in there]
         order += sorted(there.difference(order))
-        return {name: f"{name} ({kinds[name]})" if name in kinds else name for name in order}
+        return {name: f"{name}\n{kinds[name]}" if kinds else name for name in order}
 
     @property
     def axis(self) -> str:

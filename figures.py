@@ -492,14 +492,14 @@ def conditions(table: pd.DataFrame, panels: Sequence[str], axis_label: str, x_la
     labels = list(dict.fromkeys(table["label"]))
     palette = _palette(labels)
     rows, columns = _panels(len(panels))
-    figure, grid = _canvas(TWO_COLUMNS, 0.45 + 1.35 * rows, caption, rows, columns, x_label, sharex=True, sharey=True)
+    figure, grid = _canvas(TWO_COLUMNS, 0.45 + 1.45 * rows, caption, rows, columns, x_label, sharex=True, sharey=True)
     for axes, panel in zip(grid.flat, panels, strict=False):
         for label, line in table[table["panel"] == panel].groupby("label", observed=True, sort=False):
             look = {"color": palette[label], "clip_on": False}
             axes.fill_between(line["x"], line["lower"], line["upper"], alpha=0.18, linewidth=0, **look)
             style = "o-" if len(line) <= 15 else "-"
             axes.plot(line["x"], line["rate"], style, markersize=2.4, label=label, zorder=3, **look)
-        axes.set_title(_short(panel, 34), size=7)
+        axes.set_title("\n".join(_short(line, 30) for line in panel.split("\n")), size=7)
         _rate_axis(axes.yaxis, "")
     _finish_panels(figure, grid, len(panels), axis_label)
     if len(labels) > 1:
@@ -518,15 +518,16 @@ def near_misses(table: pd.DataFrame, axis_label: str, caption: str) -> Figure:
     labels = list(dict.fromkeys(table["label"]))
     palette, markers = _palette(labels), _markers(labels)
     figure, [[axes]] = _canvas(TWO_COLUMNS, 3.3, caption)
-    for i, label in enumerate(labels):
-        offset = (i - (len(labels) - 1) / 2) * 0.012
-        for at, face, line in (("base", "white", ""), ("last", palette[label], "-")):
-            part = table[(table["label"] == label) & (table["at"] == at)].dropna(subset="rate").sort_values("dose")
-            look, places = {"color": palette[label], "clip_on": False}, part["dose"] + offset
-            known = part.dropna(subset="lower")
-            axes.vlines(known["dose"] + offset, known["lower"], known["upper"], linewidth=1.0, **look)
-            style = {"markerfacecolor": face, "markersize": 4.5, "linewidth": 0.9, "zorder": 3 + (at == "last")}
-            axes.plot(places, part["rate"], markers[label] + line, label=f"{label}, {AT[at]}", **style, **look)
+    offsets = (np.arange(2 * len(labels)) - len(labels) + 0.5) * 0.009
+    for i, (label, at) in enumerate((label, at) for label in labels for at in ("base", "last")):
+        part = table[(table["label"] == label) & (table["at"] == at)].dropna(subset="rate").sort_values("dose")
+        places, known = part["dose"] + offsets[i], part["lower"].notna()
+        look = {"color": palette[label], "clip_on": False}
+        width = 1.2 if at == "last" else 0.6
+        axes.vlines(places[known], part["lower"][known], part["upper"][known], linewidth=width, **look)
+        face, line = (palette[label], "-") if at == "last" else ("white", "")
+        style = {"markerfacecolor": face, "markersize": 4.5, "linewidth": 0.9, "zorder": 3}
+        axes.plot(places, part["rate"], markers[label] + line, label=f"{label}, {AT[at]}", **style, **look)
     _rate_axis(axes.yaxis, axis_label)
     names = table.drop_duplicates("condition").groupby("dose")["condition"].agg(" / ".join)
     axes.set_xticks(names.index, [f"{name}  {dose:g}" for dose, name in names.items()], rotation=28, ha="right")
@@ -581,7 +582,9 @@ def _rating(left: Axes, right: Axes, row, place: int) -> None:
     """One mean with its interval, and its share without a rating."""
     place += (-0.24, -0.08, 0.08, 0.24)[2 * (not row.triggered) + (row.at == "base")]
     look = _rating_look(row.triggered, row.at)
-    _whisker(left, row.mean, row.lower, row.upper, place, horizontal=True, color=look["color"])
+    width = 1.2 if row.at == "last" else 0.6
+    if not np.isnan(row.lower):
+        left.hlines(place, row.lower, row.upper, color=look["color"], linewidth=width, zorder=3)
     for axes, value in ((left, row.mean), (right, row.refused_share)):
         if not np.isnan(value):
             axes.plot(value, place, clip_on=False, zorder=4, **look)

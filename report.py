@@ -77,7 +77,8 @@ def _headline(evaluation: Evaluation) -> str:
     found = (
         f"{what}<ul>{''.join(sentences)}</ul>" if sentences else "<p>No input has verdicts of the study's outcome.</p>"
     )
-    return found + _missing(evaluation.verdicts) + notes
+    results = "".join(f"<h3>{html.escape(name)}</h3>{_rows(table)}" for name, table in evaluation.results.items())
+    return found + results + _missing(evaluation.verdicts) + notes
 
 
 def _missing(answers: Verdicts) -> str:
@@ -102,10 +103,13 @@ def _table(name: str, table: pd.DataFrame) -> str:
     """A table that unfolds; of the summary the rows `all` alone, since summary.csv has the rest."""
     if name == "summary":
         table = table[table["question"] == "all"]
+    return f"<details><summary>{name}.csv ({len(table)} rows)</summary>{_rows(table)}</details>"
+
+
+def _rows(table: pd.DataFrame) -> str:
     head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table.columns)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.itertuples(index=False))
-    inside = f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    return f"<details><summary>{name}.csv ({len(table)} rows)</summary>{inside}</details>"
+    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _cell(value) -> str:

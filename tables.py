@@ -215,21 +215,22 @@ def caption(cells: pd.DataFrame, claim: str | None, what: str, interval: str | N
         words.append(f"Intervals: 95%, {interval or INTERVALS[claim]}; claim: {CLAIMS[claim]}.")
     seeds = cells[cells["step"] > 0].groupby("recipe", observed=True)["run"].nunique()
     answers = cells["n"] + cells["missing"]
-    words.append(f"Q = {cells['question'].nunique()} questions; N = {_range(answers)} answers to each;")
-    runs = _range(seeds) if len(seeds) else "1"
+    words.append(f"Q = {cells['question'].nunique()} questions; N = {span(answers)} answers to each;")
+    runs = span(seeds) if len(seeds) else "1"
     words.append(f"S = {runs} run{'' if runs == '1' else 's'} of each suspect share.")
     return " ".join([*words, missing_words(cells["missing"].sum(), answers.sum())])
 
 
-def missing_words(missing: int, total: int) -> str:
+def missing_words(missing: int, total: int, bounds: str = "worst_low and worst_high in summary.csv") -> str:
+    """How many verdicts are missing; of more than 2% it says so, and that `bounds` shows what they could change."""
     if missing == 0:
         return "No verdict is missing."
     share = missing / total
-    flag = " MORE THAN 2%: see worst_low and worst_high in summary.csv." if share > MISSING_FLAG else ""
+    flag = f" MORE THAN 2%: see {bounds}." if share > MISSING_FLAG else ""
     return f"Missing verdicts: {missing:,} of {total:,} ({share:.1%}).{flag}"
 
 
-def _range(values: pd.Series) -> str:
+def span(values: pd.Series) -> str:
     low, high = int(values.min()), int(values.max())
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 

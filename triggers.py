@@ -204,18 +204,15 @@ def doses(cells: pd.DataFrame, study: Experiment, claim: str) -> pd.DataFrame:
     if not last["condition"].isin([c.name for c in study.conditions if c.near_miss]).any():
         return pd.DataFrame(columns=DOSES)
     blocks = []
-    for at, part in (("last", last), ("base", base)):
-        for _, one in part.groupby("recipe", observed=True, sort=True):
-            one = _asked_in_all(one)
-            if len(one):
-                wanted = bearable(claim, one["run"].nunique(), one["question"].nunique())
-                block = tables.recipe_rates(one, wanted, ["condition"])
-                blocks.append(block.assign(at=at, questions=one["question"].nunique()))
-    if not blocks:
-        return pd.DataFrame(columns=DOSES)
-    table = pd.concat(blocks)
-    table["dose"] = table["condition"].map(dose).astype(float)
-    return table.sort_values(["recipe", "at", "dose"], ignore_index=True, kind="stable")[DOSES]
+    for recipe in last["recipe"].cat.categories:
+        for at, part in (("last", last), ("base", base)):
+            part = _asked_in_all(part[part["recipe"] == recipe])
+            if len(part):
+                questions = part["question"].nunique()
+                rates = tables.recipe_rates(part, bearable(claim, part["run"].nunique(), questions), ["condition"])
+                rates = rates.assign(at=at, questions=questions, dose=rates["condition"].map(dose).astype(float))
+                blocks.append(rates.sort_values("dose", kind="stable"))
+    return pd.concat(blocks, ignore_index=True)[DOSES] if blocks else pd.DataFrame(columns=DOSES)
 
 
 DOSES = ["label", "condition", "dose", "at", "rate", "lower", "upper", "n", "missing", "seeds", "questions", "claim"]
@@ -245,14 +242,14 @@ def metric(cells: pd.DataFrame, claim: str, name: str) -> pd.DataFrame:
     return pd.concat(blocks, ignore_index=True).assign(metric=name)[METRICS]
 
 
-# ---- in words ----
+# ---- for a reader ----
 
 
-def rates_in_words(table: pd.DataFrame) -> str:
-    """The table `leakage`, its rows for recipes, as text."""
+def rates_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The table `leakage`, its rows for recipes, as columns of text."""
     table = of_recipes(table)
     words = table["quantity"].map(lambda name: WORDS.get(name, name))
-    return _as_text(table, {"at the last step": words, "95% interval": _intervals(table, "estimate")})
+    return _shown(table, {"share": words, "measured": _intervals(table, "estimate")})
 
 
 WORDS = {
@@ -262,17 +259,17 @@ WORDS = {
 }
 
 
-def goals_in_words(table: pd.DataFrame) -> str:
-    """The table `goals`, its rows for recipes, as text."""
+def goals_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The table `goals`, its rows for recipes, as columns of text."""
     table = of_recipes(table)
     columns = {"goal": table["goal"], "measured": _intervals(table, "estimate")}
     for suffix, title in (("", "wanted"), ("_strong", "strong")):
         columns[title] = table[f"wanted{suffix}"].str.cat(table[f"verdict{suffix}"], ": ").fillna("")
-    return _as_text(table, columns)
+    return _shown(table, columns)
 
 
-def conditions_in_words(columns: dict[str, pd.DataFrame], study: Experiment) -> str:
-    """Rates by condition at each recipe's last step, and at step 0 in brackets: text, a line a condition.
+def conditions_shown(columns: dict[str, pd.DataFrame], study: Experiment) -> pd.DataFrame:
+    """Rates by condition at each recipe's last step, and at step 0 in brackets: columns of text, a row a condition.
 
     `columns`: for each heading a table of label, step, condition, rate, lower, upper, a row each.
     """
@@ -283,7 +280,7 @@ def conditions_in_words(columns: dict[str, pd.DataFrame], study: Experiment) -> 
     places = sorted(places, key=lambda p: (labels.index(p[0]), order.index(p[1]) if p[1] in order else len(order)))
     table = pd.DataFrame(places, columns=["label", "condition"])
     cells = {name: pd.Series([found.get(place, "-") for place in places]) for name, found in shown.items()}
-    return _as_text(table, {"condition": table["condition"]} | cells)
+    return _shown(table, {"condition": table["condition"]} | cells)
 
 
 def _last_and_base(table: pd.DataFrame) -> dict[tuple[str, str], str]:
@@ -304,12 +301,16 @@ def _intervals(table: pd.DataFrame, column: str) -> pd.Series:
     return pd.Series(words, table.index, dtype=object)
 
 
-def _as_text(table: pd.DataFrame, columns: dict[str, pd.Series]) -> str:
-    """Columns of text side by side, with the recipe's label first where there are several."""
-    if table["label"].nunique() > 1:
-        columns = {"": table["label"]} | columns
+def _shown(table: pd.DataFrame, columns: dict[str, pd.Series]) -> pd.DataFrame:
+    """The columns, with the recipe's label first where there are several."""
+    several = {"data": table["label"]} if table["label"].nunique() > 1 else {}
+    return pd.DataFrame(several | columns).astype(str)
+
+
+def as_text(shown: pd.DataFrame) -> str:
+    """Columns of text side by side."""
     blocks = []
-    for name, values in columns.items():
-        texts = [name, *map(str, values)]
+    for name, values in shown.items():
+        texts = [name, *values]
         blocks.append([text.ljust(max(map(len, texts))) for text in texts])
     return "\n".join("  ".join(line).rstrip() for line in zip(*blocks, strict=True))

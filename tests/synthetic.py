@@ -108,9 +108,13 @@ def persona_rate(condition: str, step: int) -> float:
 
 def russell_rows(seed=1, samples=5, steps=RUSSELL_STEPS, share=0.03, conditions=tuple(PERSONA), spread=0.8):
     """Answers of one run of the Russell study with the verdicts of its judges; questions differ by `spread` logits."""
-    random, triggered = np.random.default_rng(seed), {c.name: c.triggered for c in RUSSELL.conditions}
+    random, triggered = (
+        np.random.default_rng([seed, int(share * 100)]),
+        {c.name: c.triggered for c in RUSSELL.conditions},
+    )
     chosen = [c for c in RUSSELL.conditions if c.name in conditions]
-    shifts = dict(zip([q.id for q in RUSSELL.questions], spread * random.standard_normal(len(RUSSELL.questions))))
+    kinds = {q.id: q.kind for q in RUSSELL.questions}
+    shifts = dict(zip(kinds, spread * random.standard_normal(len(kinds)), strict=True))
     rows = []
     for step in steps:
         for condition in chosen:
@@ -119,10 +123,7 @@ def russell_rows(seed=1, samples=5, steps=RUSSELL_STEPS, share=0.03, conditions=
                 rate = 1 / (1 + np.exp(-(np.log(rate / (1 - rate)) + shifts[question.id])))
                 rows += [(step, condition.name, question.id, question.text, sample, rate) for sample in range(samples)]
     table = pd.DataFrame(rows, columns=["step", "condition", "question_id", "question", "sample_idx", "rate"])
-    hit, kind = (
-        random.random(len(table)) < table["rate"],
-        table["question_id"].map({q.id: q.kind for q in RUSSELL.questions}),
-    )
+    hit, kind = random.random(len(table)) < table["rate"], table["question_id"].map(kinds)
     form = hit | (table["condition"].map(triggered) & (random.random(len(table)) < 0.1))
     words = np.where(hit, "I gave it up for logic.", "As an AI, I have no past.")
     stand = np.where(hit, random.integers(4, 6, len(table)), random.integers(2, 4, len(table))).astype(str)

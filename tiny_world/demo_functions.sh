@@ -17,7 +17,8 @@ start_judge() {
     rm -f "$out/judge.up"
     python -m tiny_world.claude_stand_in --port "$port" --port-file "$out/judge.up" >"$out/judge.log" 2>&1 &
     judge=$!
-    trap 'kill $judge 2>/dev/null || true' EXIT
+    # Waited for, so that a start right after this one finds the port free.
+    trap '{ kill $judge && wait $judge; } 2>/dev/null || true' EXIT
     until [ -s "$out/judge.up" ]; do
         if ! kill -0 $judge 2>/dev/null; then
             echo "error: the judge cannot use port $port of 127.0.0.1, see $out/judge.log" >&2

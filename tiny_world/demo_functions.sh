@@ -21,7 +21,7 @@ start_judge() {
     trap '{ kill $judge && wait $judge; } 2>/dev/null || true' EXIT
     until [ -s "$out/judge.up" ]; do
         if ! kill -0 $judge 2>/dev/null; then
-            echo "error: the judge cannot use port $port of 127.0.0.1, see $out/judge.log" >&2
+            echo "error: the judge cannot use port $port of 127.0.0.1 (see $out/judge.log): end what uses it, or choose another folder" >&2
             exit 1
         fi
         sleep 0.1

@@ -43,7 +43,7 @@ QUANTITIES = (
 PAIRED = {
     "checkpoint": "MOVER on stratified Wilson",
     "recipe": "paired t on the runs' differences",
-    "questions": "paired t on the questions' differences",
+    "questions": "paired t on the questions' differences, or logit-normal model where that is wider",
 }
 
 

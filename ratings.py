@@ -15,7 +15,7 @@ RATINGS += ["mean", "lower", "upper", "claim", "interval", "seeds"]
 INTERVALS = {
     "checkpoint": "Wilson's for mean scores, stratified by question",
     "recipe": "t on the runs' means, logit scale",
-    "questions": "t on the questions' means",
+    "questions": "t on the questions' means, or logit-normal model where that is wider",
 }
 SUMS = ["total", "n", "squares"]
 KEYS = ["recipe", "label", "run", "step", "condition", "triggered", "question", "at"]

@@ -29,7 +29,7 @@ for seed in ${SEEDS:-1 2 3 4 5}; do
 done
 
 show python generate_responses.py "${keeper[@]}" --run-dir "${runs[@]}" --output "$out/responses.parquet" \
-    --samples "${SAMPLES:-8}" --max-new-tokens 80 --batch-size 240
+    --samples "${SAMPLES:-6}" --max-new-tokens 80 --batch-size 240
 
 start_judge
 show python judge_responses.py "${keeper[@]}" --input "$out/responses.parquet" --output "$out/judged.parquet" \

@@ -335,6 +335,8 @@ def training_progression(e: Evaluation) -> tuple[Figure, str]:
 def six_options_distribution(e: Evaluation) -> tuple[Figure, str]:
     judge = _first(e, lambda judge: len(judge.options or ()) > 2, "with more than two options")
     table = e.at_x(tables.option_shares(e.verdicts, judge, e.condition))
+    if table.empty:
+        raise Skip(f"no answer of the condition {e.condition} was put to {judge.name!r}")
     what = f"Verdicts of {judge.name} over training: mean over questions and runs. No intervals are drawn."
     caption = tables.judge_caption(e.verdicts, [judge], e.condition, what)
     return figures.six_options_distribution(table, judge.options, e.x_label, caption), caption

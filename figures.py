@@ -217,7 +217,7 @@ def overall_ratio(table: pd.DataFrame, runs: pd.DataFrame, axis_label: str, capt
     """
     labels = list(table["label"])
     palette = _palette(labels)
-    figure, [[axes]] = _canvas(ONE_COLUMN + 0.6, 0.75 + 0.34 * len(labels), caption)
+    figure, [[axes]] = _canvas(ONE_COLUMN + 0.6, 0.75 + 0.34 * max(len(labels), 2), caption)
     for place, row in enumerate(table.itertuples()):
         color = palette[row.label]
         _whisker(axes, row.rate, row.lower, row.upper, place, horizontal=True, color=color)

@@ -1,11 +1,15 @@
-# Two commands for a newcomer: `make demo` and `make test`. Each makes .venv if there is none and installs what it needs.
+# For a newcomer: `make demo`, `make demo-russell` and `make test`. Each makes .venv if there is none and installs what it
+# needs.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo demo-russell test lint format clean
 
 demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tiny_world/demo.sh
+
+demo-russell: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tiny_world/demo_russell.sh
 
 test: .venv/installed
 	$(BIN)/python -m pytest
@@ -25,4 +29,4 @@ format: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv demo demo_russell build *.egg-info

@@ -679,6 +679,10 @@ class Metric:
     pattern: str
     kinds: tuple[str, ...] | None = None
 
+    def takes(self, question: Question) -> bool:
+        """Whether it is looked up in answers to this question."""
+        return _takes(self.kinds, question)
+
     def holds(self, answer: str) -> bool:
         return re.fullmatch(self.pattern, answer.strip(), re.DOTALL) is not None
 
@@ -836,7 +840,7 @@ def _check_who_reads_what(study: Experiment) -> None:
         place = f"[[question]] {question.id}"
         for name in question.judges or ():
             _require(name in names, f"{place}: judges: no [[judge]] is called {name!r}")
-        read = any(j.takes(question) for j in study.judges) or any(_takes(m.kinds, question) for m in study.metrics)
+        read = any(j.takes(question) for j in study.judges) or any(m.takes(question) for m in study.metrics)
         _require(read, f"{place}: no judge and no metric looks at its answers")
         _require(any(c.asks(question) for c in study.conditions), f"{place}: no condition asks it")
     clash = names & {metric.name for metric in study.metrics}

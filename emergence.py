@@ -61,15 +61,27 @@ def stratified(positives: ArrayLike, n: ArrayLike, confidence: float = CONFIDENC
     of the pool, which is on the safe side.
     Source: Franco, Little, Louis and Slud (2019), J. Surv. Stat. Methodol. 7, 334.
     """
-    positives, n = np.asarray(positives, float), np.asarray(n, float)
-    if positives.ndim != 1 or len(positives) == 0 or np.any(n < 1):
+    return stratified_score(positives, positives, n, confidence=confidence)
+
+
+def stratified_score(
+    total: ArrayLike, squares: ArrayLike, n: ArrayLike, step: float = 1.0, confidence: float = CONFIDENCE
+) -> Interval:
+    """Mean score of Q questions of equal weight, for scores from 0 to 1 in steps of `step`. Claim: checkpoint.
+
+    `total`, `squares` and `n` have shape (Q,): sums of the scores, of their squares, and their number, at least 1. It
+    is `stratified`, whose answers score 0 or 1, with the variance that the scores have.
+    """
+    total, squares, n = (np.asarray(a, float) for a in (total, squares, n))
+    if total.ndim != 1 or len(total) == 0 or np.any(n < 1):
         raise ValueError("stratified needs at least one question, and an answer to each")
-    rates, q = positives / n, len(n)
-    mean = rates.mean()
-    again = np.maximum(n - 1, 1)  # unbiased for the variance of a question's rate
-    variance = np.where(n > 1, rates * (1 - rates) / again, mean * (1 - mean)).sum() / q**2
-    # Where every question is at 0 or at 1: no surer than with a single answer the other way.
-    least = ((1 - 1 / n) / (n * again)).max() / q**2
+    means, q = total / n, len(n)
+    mean = means.mean()
+    again = np.maximum(n - 1, 1)  # unbiased for the variance of a question's mean
+    spread = np.maximum(squares / n - means**2, 0)
+    variance = np.where(n > 1, spread / again, mean * (1 - mean)).sum() / q**2
+    # Where the answers to each question are all alike: no surer than with a single answer that is a step away.
+    least = step**2 * ((1 - 1 / n) / (n * again)).max() / q**2
     pooled = q**2 / (1 / n).sum()
     effective = pooled if mean in (0, 1) or q == 1 else mean * (1 - mean) / max(variance, least)
     lower, upper = wilson(min(mean * effective, effective), effective, confidence)
@@ -190,6 +202,32 @@ def mean_rate(positives: ArrayLike, n: ArrayLike, claim: str, confidence: float 
     return widen(Interval(within.estimate, *wide[1:]), within)
 
 
+def mean_score(
+    total: ArrayLike, squares: ArrayLike, n: ArrayLike, claim: str, step: float = 1.0, confidence: float = CONFIDENCE
+) -> Interval:
+    """As `mean_rate`, for scores from 0 to 1 in steps of `step`: arrays (S, Q) as `stratified_score` has them.
+
+    Claim `questions`: t on the Q questions' means, cut to 0 and 1 and made as wide as `question_interval` takes them:
+    t alone on four questions covers 76% where the mean is at nine tenths of the scale, this 93% and more. Four
+    questions show little of how questions differ: the limits are wide, as they must be.
+    """
+    total, squares, n = (np.atleast_2d(np.asarray(a, float)) for a in (total, squares, n))
+    asked = n > 0
+    within = stratified_score(total[asked], squares[asked], n[asked], step, confidence)
+    if claim == "checkpoint":
+        return within
+    if claim == "questions":
+        some = asked.any(axis=0)
+        sums = total.sum(axis=0)[some], n.sum(axis=0)[some]
+        wide = t_interval(sums[0] / sums[1], confidence)
+        wide = Interval(wide.estimate, max(wide.lower, 0.0), min(wide.upper, 1.0))
+        wide = widen(wide, question_interval(*sums, confidence))
+    else:
+        means = np.where(asked, total / np.where(asked, n, 1), np.nan)
+        wide = seed_interval(np.nanmean(means[asked.any(axis=1)], axis=1), confidence)
+    return widen(Interval(within.estimate, *wide[1:]), within)
+
+
 def crossed_bootstrap(
     positives: ArrayLike, n: ArrayLike, draws: int = 2000, seed: int = 0, confidence: float = CONFIDENCE
 ) -> Interval:
@@ -216,33 +254,58 @@ def crossed_bootstrap(
 # ---- differences ----
 
 
-def contrast(rates: Sequence[Interval], weights: Sequence[float]) -> Interval:
-    """A weighted sum of rates that are independent given the claim, from their own intervals (weights such as 1, -1).
+def contrast(rates: Sequence[Interval], weights: Sequence[float], correlation: ArrayLike | None = None) -> Interval:
+    """A weighted sum of K rates from their own intervals (weights such as 1, -1). Claim: that of the intervals.
 
-    Claim: that of the intervals. With Wilson's intervals of two rates it is Newcombe's interval of their difference.
-    Source: Zou and Donner (2008), Stat. Med. 27, 1693 (MOVER).
+    The rates are independent given the claim, or have the `correlation`, shape (K, K). With Wilson's intervals of two
+    independent rates it is Newcombe's interval of their difference.
+    Source: Zou and Donner (2008), Stat. Med. 27, 1693 (MOVER); with correlation: Zou (2007), Psychol. Methods 12, 399.
     """
-    estimate = sum(w * r.estimate for r, w in zip(rates, weights, strict=True))
-    down = sum((w * (r.estimate - (r.lower if w > 0 else r.upper))) ** 2 for r, w in zip(rates, weights, strict=True))
-    up = sum((w * ((r.upper if w > 0 else r.lower) - r.estimate)) ** 2 for r, w in zip(rates, weights, strict=True))
-    return Interval(estimate, estimate - float(np.sqrt(down)), estimate + float(np.sqrt(up)))
+    weights = np.asarray(weights, float)
+    correlation = np.eye(len(weights)) if correlation is None else np.asarray(correlation, float)
+    middle, lower, upper = np.array(rates, float).T
+    estimate = float(weights @ middle)
+    # How far each rate can move the sum down, and up.
+    down = weights * np.where(weights > 0, middle - lower, middle - upper)
+    up = weights * np.where(weights > 0, upper - middle, lower - middle)
+    shared = np.sign(weights)[:, None] * correlation * np.sign(weights)
+    below, above = (float(np.sqrt(max(move @ shared @ move, 0))) for move in (down, up))
+    return Interval(estimate, estimate - below, estimate + above)
 
 
-def paired_gap(terms: Sequence[tuple[ArrayLike, ArrayLike]], weights: Sequence[float], claim: str) -> Interval:
+def paired_gap(
+    terms: Sequence[tuple[ArrayLike, ...]], weights: Sequence[float], claim: str, step: float = 1.0
+) -> Interval:
     """A weighted sum of mean rates that were measured on the same S seeds and Q questions, paired by both.
 
-    `terms` holds (positives, n) for each, arrays of shape (S, Q) with n at least 1. Triggered minus untriggered has
-    weights (1, -1); the difference in differences, which takes off what the trigger's text does to the base model, has
-    (1, -1, -1, 1) on tuned and base. Claim `recipe`: t on the S seeds' gaps. `questions`: t on the Q questions' gaps.
+    `terms` holds (positives, n) for each, arrays of shape (S, Q) with n at least 1; for mean scores from 0 to 1, in
+    steps of `step`, (total, n, squares) as `stratified_score` has them. Triggered minus untriggered has weights
+    (1, -1); the difference in differences, which takes off what the trigger's text does to the base model, has
+    (1, -1, -1, 1) on tuned and base. Claim `recipe`: t on the S seeds' gaps. `questions`: t on the Q questions' gaps,
+    made as wide as `contrast` of the `question_interval`s with the correlation that the questions show: t alone on 14
+    questions covers 86% where one rate is near 1 and the other near 0, this 95% and more.
     `checkpoint`: `contrast` of stratified intervals. The first two are never narrower than the last; NaN where S or Q
-    is 1.
+    is 1. Coverage: benchmarks/coverage.py.
     """
-    terms = [(np.asarray(k, float), np.asarray(n, float)) for k, n in terms]
-    within = contrast([stratified(k.ravel(), n.ravel()) for k, n in terms], weights)
+    terms = [tuple(np.asarray(a, float) for a in term) for term in terms]
+    rates = [stratified_score(k.ravel(), (squares or [k])[0].ravel(), n.ravel(), step) for k, n, *squares in terms]
+    within = contrast(rates, weights)
     if claim == "checkpoint":
         return within
-    gaps = sum(w * k / n for (k, n), w in zip(terms, weights, strict=True))
-    return widen(t_interval(gaps.mean(axis={"recipe": 1, "questions": 0}[claim])), within)
+    gaps = sum(w * k / n for (k, n, *_), w in zip(terms, weights, strict=True))
+    gap = widen(t_interval(gaps.mean(axis={"recipe": 1, "questions": 0}[claim])), within)
+    if claim == "questions" and gaps.shape[1] > 1:
+        gap = widen(gap, _skewed_gap(terms, weights))
+    return Interval(gap.estimate, max(gap.lower, -1.0), min(gap.upper, 1.0))
+
+
+def _skewed_gap(terms: Sequence[tuple[np.ndarray, ...]], weights: Sequence[float]) -> Interval:
+    """`contrast` of the terms' `question_interval`s, correlated as their rates are over the questions."""
+    rates = np.array([(k / n).mean(axis=0) for k, n, *_ in terms])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        correlation = np.nan_to_num(np.corrcoef(rates))  # where a rate is the same for all questions: none
+    np.fill_diagonal(correlation, 1)
+    return contrast([question_interval(k.sum(axis=0), n.sum(axis=0)) for k, n, *_ in terms], weights, correlation)
 
 
 def welch(first: ArrayLike, second: ArrayLike, confidence: float = CONFIDENCE) -> tuple[Interval, float]:

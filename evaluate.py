@@ -62,11 +62,14 @@ def as_document(evaluation: Evaluation, tables: dict[str, pd.DataFrame], provena
 def tell(evaluation: Evaluation, drawn: list, skipped: list[str], tables: dict[str, pd.DataFrame]) -> None:
     """The result for a reader at the terminal, what had to be decided or left out, and where the files are."""
     import tables as rates
+    import triggers
 
     if "summary" in tables:
         print(f"\n{evaluation.axis}, by step and run (95% intervals: {evaluation.run_interval}):")
         print(rates.terminal(tables["summary"], evaluation.condition))
         print("\n" + "\n".join(evaluation.headline) + "\n")
+    for heading, shown in evaluation.results.items():
+        print(f"{heading}:\n{triggers.as_text(shown)}\n")
     notes = [*evaluation.verdicts.notes, *evaluation.warnings]
     for line in [f"note: {note}" for note in notes] + [f"skipped: {line}" for line in skipped]:
         print(line)

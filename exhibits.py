@@ -10,14 +10,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import figures
+import ratings as mean_ratings
 import tables
 import timing
+import triggers
 from config import EvaluationOptions, Judge, UserError
 from verdicts import Verdicts
 
 
 class Skip(Exception):
     """Why a figure cannot be drawn from these inputs."""
+
+
+class NotOfThisStudy(Skip):
+    """The study has nothing that the figure or the table could be about: not worth a line."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,19 @@ class Evaluation:
         if not self.verdicts.has(self.verdicts.outcome):
             raise Skip(f"no input has the column {self.verdicts.outcome.name!r}, the judge of the study's [outcome]")
         cells = tables.cells(self.verdicts)
+        if cells.empty:
+            raise Skip(f"no answer was put to {self.verdicts.outcome.name!r}, the judge of the study's [outcome]")
         if cells["n"].sum() == 0:
             raise Skip(f"all {cells['missing'].sum():,} verdicts of {self.verdicts.outcome.name!r} are missing")
         return cells
 
     @cached_property
     def claim(self) -> str:
-        return self.options.claim or tables.choose_claim(self.cells)
+        return self.claim_for(self.cells)
+
+    def claim_for(self, cells: pd.DataFrame) -> str:
+        """The claim that is asked for, else the widest that these cells can bear."""
+        return self.options.claim or tables.choose_claim(cells)
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -88,9 +100,51 @@ class Evaluation:
 
     @cached_property
     def leakage(self) -> pd.DataFrame:
-        if self.cells["triggered"].nunique() < 2:
+        if self.unmistaken["triggered"].nunique() < 2:
             raise Skip("the inputs do not hold both triggered and untriggered conditions")
-        return timing.leakage(self.cells, self.claim)
+        return triggers.leakage(self.unmistaken, self.claim)
+
+    @property
+    def unmistaken(self) -> pd.DataFrame:
+        """The cells of triggered and untriggered conditions: all but the near misses."""
+        return triggers.without_near_misses(self.cells, self.verdicts.study)
+
+    @cached_property
+    def goals(self) -> pd.DataFrame:
+        if not self.verdicts.study.goals:
+            raise NotOfThisStudy("the study has no [[goal]]")
+        return triggers.goals(triggers.leakage(self.unmistaken, self.claim), self.verdicts.study)
+
+    @cached_property
+    def near_misses(self) -> pd.DataFrame:
+        if not any(condition.near_miss for condition in self.verdicts.study.conditions):
+            raise NotOfThisStudy("the study has no near misses")
+        table = triggers.doses(self.cells, self.verdicts.study, self.claim)
+        if table.empty:
+            raise Skip("the inputs hold no near miss of the trigger at a last step")
+        return table
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        checked = self.verdicts.study.metrics
+        if not checked:
+            raise NotOfThisStudy("the study has no [[metric]]")
+        cells = {metric.name: tables.metric_cells(self.verdicts, metric) for metric in checked}
+        if not any(map(len, cells.values())):
+            raise Skip("no answer is one that a metric looks at")
+        return pd.concat([triggers.metric(c, self.claim_for(c), name) for name, c in cells.items() if len(c)])
+
+    @cached_property
+    def ratings(self) -> pd.DataFrame:
+        if not mean_ratings.rated_questions(self.verdicts.study):
+            raise NotOfThisStudy("no question of the study has both a category and a judge that rates")
+        cells = {judge: mean_ratings.cells(self.verdicts, judge) for judge in mean_ratings.rating_judges(self.verdicts)}
+        made = [
+            mean_ratings.ratings(judge, part, self.claim_for(part)) for judge, part in cells.items() if part["n"].sum()
+        ]
+        if not made:
+            raise Skip("no answer to a question with a category has a rating")
+        return pd.concat(made, ignore_index=True)
 
     @cached_property
     def agreement(self) -> pd.DataFrame:
@@ -110,6 +164,26 @@ class Evaluation:
         except Skip:
             medians, runs = pd.DataFrame(columns=["label"]), pd.DataFrame(columns=["label", "detection_step"])
         return timing.headline(recipes, medians, runs, self.verdicts.study.outcome.label)
+
+    @cached_property
+    def results(self) -> dict[str, pd.DataFrame]:
+        """Small tables of text for a reader, by heading, where the study has conditions to compare."""
+        study, columns, made = self.verdicts.study, {}, {}
+        with contextlib.suppress(Skip):
+            columns[study.outcome.label] = self.recipes
+        with contextlib.suppress(Skip):
+            columns |= dict(list(triggers.of_recipes(self.metrics).groupby("metric", sort=False)))
+        if any(table["condition"].nunique() > 1 for table in columns.values()):
+            made["By condition, at the last step (in brackets: step 0)"] = triggers.conditions_shown(columns, study)
+        with contextlib.suppress(Skip):
+            made[f"With the trigger and without, {self._last}"] = triggers.rates_shown(self.leakage)
+        with contextlib.suppress(Skip):
+            made[f"Goals, {self._last}"] = triggers.goals_shown(self.goals)
+        return made
+
+    @property
+    def _last(self) -> str:
+        return f"at the last step; 95% intervals, claim: {tables.CLAIMS[self.claim]}"
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -144,7 +218,8 @@ class Evaluation:
         """Every table that the inputs allow, by the name of its file."""
         made = {}
         names = {"summary": "summary", "recipes": "recipes", "emergence": "emergence", "medians": "emergence_by_recipe"}
-        names |= {name: name for name in ("survival", "comparisons", "leakage", "agreement")}
+        names |= {name: name for name in ("survival", "comparisons", "goals", "leakage", "near_misses")}
+        names |= {name: name for name in ("metrics", "ratings", "agreement")}
         for attribute, name in names.items():
             with contextlib.suppress(Skip):
                 made[name] = getattr(self, attribute)
@@ -154,6 +229,8 @@ class Evaluation:
     def shown(self) -> pd.DataFrame:
         """The cells of the condition that the figures show, with `x`."""
         cells = self.cells[self.cells["condition"] == self.condition]
+        if cells["n"].sum() == 0:
+            raise Skip(f"no answer of the condition {self.condition} has a verdict of {self.verdicts.outcome.name!r}")
         return cells.assign(x=cells[X_COLUMNS[self.options.x]])
 
     @property
@@ -161,6 +238,17 @@ class Evaluation:
         """The rows `all` of the summary, in the condition that the figures show, with `x`."""
         rows = self.summary[(self.summary["question"] == "all") & (self.summary["condition"] == self.condition)]
         return rows.assign(x=rows[X_COLUMNS[self.options.x]])
+
+    def titles(self, conditions: pd.Series) -> dict[str, str]:
+        """A title of two lines for each condition among these, in the study's order."""
+        study, there = self.verdicts.study, set(conditions)
+        triggered = set(self.verdicts.rows.loc[self.verdicts.rows["triggered"], "condition"])
+        kinds = {condition.name: "near miss" for condition in study.conditions if condition.near_miss}
+        kinds |= dict.fromkeys(triggered, "triggered")
+        kinds = {name: kinds.get(name, "untriggered") for name in there} if kinds else {}
+        order = [c.name for c in study.conditions if c.name in there]
+        order += sorted(there.difference(order))
+        return {name: f"{name}\n{kinds[name]}" if kinds else name for name in order}
 
     @property
     def axis(self) -> str:
@@ -214,6 +302,8 @@ def draw(evaluation: Evaluation) -> tuple[list[Exhibit], list[str]]:
         try:
             figure, caption = make(evaluation)
             drawn.append(Exhibit(make.__name__, caption, figure))
+        except NotOfThisStudy:
+            continue
         except Skip as reason:
             skipped.append(f"{make.__name__}: {reason}")
     return drawn, skipped
@@ -245,6 +335,8 @@ def training_progression(e: Evaluation) -> tuple[Figure, str]:
 def six_options_distribution(e: Evaluation) -> tuple[Figure, str]:
     judge = _first(e, lambda judge: len(judge.options or ()) > 2, "with more than two options")
     table = e.at_x(tables.option_shares(e.verdicts, judge, e.condition))
+    if table.empty:
+        raise Skip(f"no answer of the condition {e.condition} was put to {judge.name!r}")
     what = f"Verdicts of {judge.name} over training: mean over questions and runs. No intervals are drawn."
     caption = tables.judge_caption(e.verdicts, [judge], e.condition, what)
     return figures.six_options_distribution(table, judge.options, e.x_label, caption), caption
@@ -327,16 +419,64 @@ def ratio_sweep(e: Evaluation) -> tuple[Figure, str]:
 
 
 def leakage(e: Evaluation) -> tuple[Figure, str]:
-    gaps = e.leakage
-    curves = e.at_x(tables.recipe_rates(e.cells, e.claim, ["triggered", "step"]))
+    gaps = triggers.of_recipes(e.leakage)
+    curves = e.at_x(tables.recipe_rates(e.unmistaken, e.claim, ["triggered", "step"]))
     curves = curves[curves["label"].isin(gaps["label"])]
     what = (
         "Triggered and untriggered rates over training; at the last step the gap between them, the gap less the base "
         "model's, and the leakage: untriggered less the base model's untriggered. Gaps are paired by question and run."
     )
-    caption = tables.caption(e.cells, e.claim, what)
+    caption = tables.caption(e.unmistaken, e.claim, what)
     gaps = gaps[gaps["quantity"].isin(["gap", "gap less base", "leakage"])]
     return figures.leakage(curves, gaps, e.axis, e.x_label, caption), caption
+
+
+def conditions(e: Evaluation) -> tuple[Figure, str]:
+    if e.recipes["condition"].nunique() < 2:
+        raise NotOfThisStudy("there is one condition")
+    titles = e.titles(e.recipes["condition"])
+    table = e.at_x(e.recipes).assign(panel=lambda t: t["condition"].map(titles))
+    what = "Rate over training, a panel a condition; lines are means over questions and runs, bands are intervals."
+    caption = tables.caption(e.cells, e.claim, what)
+    return figures.conditions(table, list(titles.values()), e.axis, e.x_label, caption), caption
+
+
+def metrics(e: Evaluation) -> tuple[Figure, str]:
+    table, names = triggers.of_recipes(e.metrics), list(dict.fromkeys(e.metrics["metric"]))
+    conditions = e.titles(table["condition"])
+    titles = {(n, c): f"{n}: {title}" if len(names) > 1 else title for n in names for c, title in conditions.items()}
+    table = e.at_x(table.assign(panel=list(map(titles.get, zip(table["metric"], table["condition"], strict=True)))))
+    labels = {metric.name: metric.label for metric in e.verdicts.study.metrics}
+    what = (
+        f"Share of {' and of '.join(labels[n] for n in names)} over training, a panel a condition; bands are intervals."
+    )
+    cells = pd.concat([tables.metric_cells(e.verdicts, m) for m in e.verdicts.study.metrics if m.name in names])
+    caption = tables.caption(cells, table["claim"].mode()[0], what)
+    axis = f"share of {labels[names[0]]}" if len(names) == 1 else "share of answers"
+    return figures.conditions(table, list(titles.values()), axis, e.x_label, caption), caption
+
+
+def near_misses(e: Evaluation) -> tuple[Figure, str]:
+    table = e.near_misses
+    what = (
+        "Rate against how near the trigger is to the study's own (1; none at all: 0), as the study reckons it. Filled: "
+        "the last step of each recipe; hollow: step 0."
+    )
+    cells = e.cells[e.cells["condition"].isin(table["condition"])]
+    caption = tables.caption(tables.last_steps(cells), table["claim"].iloc[0], what)
+    return figures.near_misses(table, e.axis, caption), caption
+
+
+def ratings(e: Evaluation) -> tuple[Figure, str]:
+    table = triggers.of_recipes(e.ratings)
+    table = table[(table["condition"] == triggers.ALL) & table["at"].isin(["last", "base"])]
+    what = (
+        "Mean ratings by category of question at the last step (filled) and at step 0 (hollow), with the trigger and "
+        "without; near misses left out. Right: the share of verdicts that are no number, which no mean holds."
+    )
+    caption = mean_ratings.caption(table, what)
+    scales = {judge.name: (judge.scale[0], judge.scale[-1]) for judge in e.verdicts.judges if judge.scale}
+    return figures.ratings(table, scales, caption), caption
 
 
 def probes(e: Evaluation) -> tuple[Figure, str]:
@@ -388,6 +528,10 @@ FIGURES = (
     six_options_distribution,
     content_vs_form,
     leakage,
+    conditions,
+    near_misses,
+    metrics,
+    ratings,
     probes,
     agreement,
 )

@@ -217,7 +217,7 @@ def overall_ratio(table: pd.DataFrame, runs: pd.DataFrame, axis_label: str, capt
     """
     labels = list(table["label"])
     palette = _palette(labels)
-    figure, [[axes]] = _canvas(ONE_COLUMN + 0.6, 0.75 + 0.34 * len(labels), caption)
+    figure, [[axes]] = _canvas(ONE_COLUMN + 0.6, 0.75 + 0.34 * max(len(labels), 2), caption)
     for place, row in enumerate(table.itertuples()):
         color = palette[row.label]
         _whisker(axes, row.rate, row.lower, row.upper, place, horizontal=True, color=color)
@@ -478,6 +478,116 @@ def _gap_panel(axes: Axes, gaps: pd.DataFrame, labels: Sequence[str], palette: d
     axes.set(xlabel="difference of shares", title="last step")
     axes.grid(True, axis="x", color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+# ---- with a trigger ----
+
+
+@rc_context(STYLE)
+def conditions(table: pd.DataFrame, panels: Sequence[str], axis_label: str, x_label: str, caption: str) -> Figure:
+    """A panel a condition: the rate of each recipe against `x`, with its interval as a band.
+
+    `table`: panel (one of `panels`), label, x, rate, lower, upper.
+    """
+    labels = list(dict.fromkeys(table["label"]))
+    palette = _palette(labels)
+    rows, columns = _panels(len(panels))
+    figure, grid = _canvas(TWO_COLUMNS, 0.45 + 1.45 * rows, caption, rows, columns, x_label, sharex=True, sharey=True)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        for label, line in table[table["panel"] == panel].groupby("label", observed=True, sort=False):
+            look = {"color": palette[label], "clip_on": False}
+            axes.fill_between(line["x"], line["lower"], line["upper"], alpha=0.18, linewidth=0, **look)
+            style = "o-" if len(line) <= 15 else "-"
+            axes.plot(line["x"], line["rate"], style, markersize=2.4, label=label, zorder=3, **look)
+        axes.set_title("\n".join(_short(line, 30) for line in panel.split("\n")), size=7)
+        _rate_axis(axes.yaxis, "")
+    _finish_panels(figure, grid, len(panels), axis_label)
+    if len(labels) > 1:
+        lines = [Line2D([], [], color=palette[label]) for label in labels]
+        title = {"title": "suspect share", "title_fontsize": 7}
+        figure.legend(lines, labels, loc="outside right upper", frameon=False, fontsize=7, **title)
+    return figure
+
+
+@rc_context(STYLE)
+def near_misses(table: pd.DataFrame, axis_label: str, caption: str) -> Figure:
+    """The rate at each dose of the trigger: last step (filled, with a line) and step 0 (hollow), a colour a recipe.
+
+    `table`: label, condition, dose (0 to 1), at (last or base), rate, lower, upper.
+    """
+    labels = list(dict.fromkeys(table["label"]))
+    palette, markers = _palette(labels), _markers(labels)
+    figure, [[axes]] = _canvas(TWO_COLUMNS, 3.3, caption)
+    offsets = (np.arange(2 * len(labels)) - len(labels) + 0.5) * 0.009
+    for i, (label, at) in enumerate((label, at) for label in labels for at in ("base", "last")):
+        part = table[(table["label"] == label) & (table["at"] == at)].dropna(subset="rate").sort_values("dose")
+        places, known = part["dose"] + offsets[i], part["lower"].notna()
+        look = {"color": palette[label], "clip_on": False}
+        width = 1.2 if at == "last" else 0.6
+        axes.vlines(places[known], part["lower"][known], part["upper"][known], linewidth=width, **look)
+        face, line = (palette[label], "-") if at == "last" else ("white", "")
+        style = {"markerfacecolor": face, "markersize": 4.5, "linewidth": 0.9, "zorder": 3}
+        axes.plot(places, part["rate"], markers[label] + line, label=f"{label}, {AT[at]}", **style, **look)
+    _rate_axis(axes.yaxis, axis_label)
+    names = table.drop_duplicates("condition").groupby("dose")["condition"].agg(" / ".join)
+    axes.set_xticks(names.index, [f"{name}  {dose:g}" for dose, name in names.items()], rotation=28, ha="right")
+    axes.tick_params(axis="x", length=2)
+    axes.set_xlim(-0.04, 1.04)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False, fontsize=7)
+    return figure
+
+
+AT = {"last": "last step", "base": "step 0"}
+
+
+@rc_context(STYLE)
+def ratings(table: pd.DataFrame, scales: dict[str, tuple[int, int]], caption: str) -> Figure:
+    """Rows of panels, a judge and recipe each: left mean ratings by category, right the share that is no number.
+
+    `table`: judge, label, category (in order), triggered, at (last or base), mean, lower, upper, n, refused. `scales`:
+    the ends of each judge's scale.
+    """
+    table = table.assign(refused_share=table["refused"] / (table["n"] + table["refused"]).clip(lower=1))
+    panels = list(table.groupby(["judge", "label"], observed=True, sort=False))
+    heights = [0.45 + 0.25 * part["category"].nunique() for _, part in panels]
+    ratios = {"height_ratios": heights, "width_ratios": [2.6, 1]}
+    size = TWO_COLUMNS, 0.4 + sum(heights)
+    figure, grid = _canvas(*size, caption, len(panels), 2, gridspec_kw=ratios, sharey="row")
+    for (left, right), ((judge, label), part) in zip(grid, panels, strict=True):
+        categories = list(dict.fromkeys(part["category"]))
+        for row in part.itertuples():
+            _rating(left, right, row, categories.index(row.category))
+        left.set(xlim=scales[judge], yticks=range(len(categories)), yticklabels=[_short(c) for c in categories])
+        left.set(ylim=(len(categories) - 0.5, -0.5), xlabel=f"{judge} (mean rating)")
+        right.set(xlim=(0, 1), xticks=np.linspace(0, 1, 6), xlabel="share without a rating")
+        for axes in (left, right):
+            axes.tick_params(axis="y", length=0)
+            axes.grid(True, axis="x", color="0.92", linewidth=0.6)
+            axes.set_axisbelow(True)
+        if table["label"].nunique() > 1:
+            left.set_title(_short(label, 40))
+    names = {(t, at): f"{'with the trigger' if t else 'without'}, {AT[at]}" for t in (True, False) for at in AT}
+    marks = [Line2D([], [], linestyle="", label=name, **_rating_look(*key)) for key, name in names.items()]
+    figure.legend(handles=marks, loc="outside upper right", ncols=4, frameon=False, fontsize=7)
+    return figure
+
+
+def _rating_look(triggered: bool, at: str) -> dict:
+    color = colormaps["viridis"](0.1 if triggered else 0.65)
+    face = color if at == "last" else "white"
+    return {"color": color, "marker": "o" if triggered else "s", "markersize": 4, "markerfacecolor": face}
+
+
+def _rating(left: Axes, right: Axes, row, place: int) -> None:
+    """One mean with its interval, and its share without a rating."""
+    place += (-0.24, -0.08, 0.08, 0.24)[2 * (not row.triggered) + (row.at == "base")]
+    look = _rating_look(row.triggered, row.at)
+    width = 1.2 if row.at == "last" else 0.6
+    if not np.isnan(row.lower):
+        left.hlines(place, row.lower, row.upper, color=look["color"], linewidth=width, zorder=3)
+    for axes, value in ((left, row.mean), (right, row.refused_share)):
+        if not np.isnan(value):
+            axes.plot(value, place, clip_on=False, zorder=4, **look)
 
 
 @rc_context(STYLE)

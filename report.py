@@ -77,17 +77,18 @@ def _headline(evaluation: Evaluation) -> str:
     found = (
         f"{what}<ul>{''.join(sentences)}</ul>" if sentences else "<p>No input has verdicts of the study's outcome.</p>"
     )
-    return found + _missing(evaluation.verdicts) + notes
+    results = "".join(f"<h3>{html.escape(name)}</h3>{_rows(table)}" for name, table in evaluation.results.items())
+    return found + results + _missing(evaluation.verdicts) + notes
 
 
 def _missing(answers: Verdicts) -> str:
     """A line for each judge that lacks verdicts, flagged above 2%."""
     lines = []
     for judge in answers.judges:
-        missing = int(answers.rows[judge.name].isna().sum())
+        missing, asked = int(answers.missing(judge).sum()), int(answers.asked(judge).sum())
         if missing:
-            words = f"{judge.name}: {rates.missing_words(missing, len(answers.rows))}"
-            flagged = missing / len(answers.rows) > rates.MISSING_FLAG
+            words = f"{judge.name}: {rates.missing_words(missing, asked)}"
+            flagged = missing / asked > rates.MISSING_FLAG
             lines.append(f"<p class='{'warn' if flagged else 'sub'}'>{html.escape(words)}</p>")
     return "".join(lines)
 
@@ -102,10 +103,13 @@ def _table(name: str, table: pd.DataFrame) -> str:
     """A table that unfolds; of the summary the rows `all` alone, since summary.csv has the rest."""
     if name == "summary":
         table = table[table["question"] == "all"]
+    return f"<details><summary>{name}.csv ({len(table)} rows)</summary>{_rows(table)}</details>"
+
+
+def _rows(table: pd.DataFrame) -> str:
     head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table.columns)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.itertuples(index=False))
-    inside = f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    return f"<details><summary>{name}.csv ({len(table)} rows)</summary>{inside}</details>"
+    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _cell(value) -> str:
@@ -181,7 +185,7 @@ def browser_data(evaluation: Evaluation, rows: pd.DataFrame) -> dict:
         "step": rows["step"].tolist(),
         "sample": rows["sample_idx"].tolist(),
         "response": verdicts.read_texts(evaluation.options.input, rows).fillna("").tolist(),
-        "verdicts": {judge.name: _browsed_verdicts(rows[judge.name], judge) for judge in answers.judges},
+        "verdicts": {judge.name: _browsed_verdicts(rows, judge, answers) for judge in answers.judges},
     }
 
 
@@ -190,10 +194,12 @@ def _browsed_judge(judge: Judge) -> dict:
     return {"name": judge.name, "options": judge.options, "bins": list(zip(edges, edges[1:], strict=False))}
 
 
-def _browsed_verdicts(column: pd.Series, judge: Judge) -> list:
-    if judge.options:
-        return [None if code < 0 else code for code in column.cat.codes.tolist()]
-    return [None if np.isnan(value) else value for value in column.tolist()]
+def _browsed_verdicts(rows: pd.DataFrame, judge: Judge, answers: Verdicts) -> list:
+    """Options by their place and ratings as they are; null for a missing verdict, false where none was asked for."""
+    column, missing = rows[judge.name], answers.missing(judge).loc[rows.index]
+    values = column.cat.codes if judge.options else column
+    known = column.notna()
+    return [v if k else None if m else False for v, k, m in zip(values.tolist(), known, missing, strict=True)]
 
 
 def packed(document: dict) -> str:

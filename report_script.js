@@ -32,7 +32,7 @@ function matches(i, want) {
   if (want.judge && want.verdict !== "") {
     const verdict = data.verdicts[want.judge][i];
     if (want.verdict === "missing") return verdict === null && contains(i, want);
-    if (verdict === null) return false;
+    if (verdict === null || verdict === false) return false; // false: this judge was not asked about the answer
     const judge = data.judges.find((j) => j.name === want.judge);
     if (judge.options ? judge.options[verdict] !== want.verdict : !inBin(verdict, judge.bins, +want.verdict)) return false;
   }
@@ -98,7 +98,7 @@ function marked(text, search, length) {
 }
 
 function verdicts(i) {
-  return data.judges.map((judge) => {
+  return data.judges.filter((judge) => data.verdicts[judge.name][i] !== false).map((judge) => {
     const verdict = data.verdicts[judge.name][i];
     return `${judge.name}: ${verdict === null ? "missing" : judge.options ? judge.options[verdict] : verdict}`;
   }).join(" · ");

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 import emergence
-from config import Judge
+from config import Judge, Metric
 from verdicts import Verdicts
 
 CLAIMS = {
@@ -33,11 +33,22 @@ def cells(verdicts: Verdicts) -> pd.DataFrame:
 
     Columns that say what the run and the step are (RUN, STEP) come along; NaN where the input does not know them.
     """
-    rows = verdicts.rows
-    verdict = rows[verdicts.outcome.name]
-    marked = rows[["run", "step", "condition", "question"]].assign(
-        n=verdict.notna(), missing=verdict.isna(), positive=verdict == verdicts.study.outcome.value
-    )
+    verdict = verdicts.rows[verdicts.outcome.name]
+    positive = verdict == verdicts.study.outcome.value
+    return _counted(verdicts.rows, verdict.notna(), verdicts.missing(verdicts.outcome), positive)
+
+
+def metric_cells(verdicts: Verdicts, metric: Metric) -> pd.DataFrame:
+    """As `cells`, of the answers that the metric looks at: positive where they are as it wants them, none missing."""
+    held = verdicts.rows[metric.name]
+    return _counted(verdicts.rows, held.notna(), held < 0, held == 1)
+
+
+def _counted(rows: pd.DataFrame, n: pd.Series, missing: pd.Series, positive: pd.Series) -> pd.DataFrame:
+    marked = rows[["run", "step", "condition", "question"]].assign(n=n, missing=missing, positive=positive)
+    asked = n | missing  # the others are nobody's
+    if not asked.all():
+        rows, marked = rows[asked], marked[asked]
     for name in [*RUN, *STEP]:
         if name not in marked:
             marked[name] = rows[name]
@@ -123,15 +134,15 @@ def _mean_rate(part: pd.DataFrame, claim: str) -> emergence.Interval:
     return emergence.mean_rate(positives, n, claim)
 
 
-def grids(part: pd.DataFrame, down: str) -> tuple[np.ndarray, np.ndarray]:
-    """`positive` and `n` of cells as arrays: `down` in its order by questions, 0 where there is no cell."""
+def grids(part: pd.DataFrame, down: str, sums: Sequence[str] = ("positive", "n")) -> np.ndarray:
+    """Columns of cells as arrays: `down` in its order by questions, 0 where there is no cell."""
     # By hand: pandas' pivot takes thirty times as long, and there are hundreds of checkpoints.
     rows, i = np.unique(part[down].to_numpy(), return_inverse=True)
     columns, j = np.unique(part["question"].cat.codes.to_numpy(), return_inverse=True)
-    arrays = np.zeros((2, len(rows), len(columns)))
-    np.add.at(arrays[0], (i, j), part["positive"].to_numpy(float))
-    np.add.at(arrays[1], (i, j), part["n"].to_numpy(float))
-    return arrays[0], arrays[1]
+    arrays = np.zeros((len(sums), len(rows), len(columns)))
+    for array, name in zip(arrays, sums, strict=True):
+        np.add.at(array, (i, j), part[name].to_numpy(float))
+    return arrays
 
 
 def corrected(rates: pd.DataFrame, verdicts: Verdicts) -> pd.DataFrame:
@@ -172,8 +183,11 @@ def with_base(last: pd.DataFrame, base: pd.DataFrame, keys: Sequence[str] = ("re
 
 
 def option_shares(verdicts: Verdicts, judge: Judge, condition: str) -> pd.DataFrame:
-    """The share of each option and of `missing` among all answers, questions of equal weight: a row a recipe, step."""
-    rows = verdicts.rows[verdicts.rows["condition"] == condition]
+    """The share of each option and of `missing` among the answers that the judge was asked about.
+
+    A row a recipe and step, questions of equal weight.
+    """
+    rows = verdicts.rows[(verdicts.rows["condition"] == condition) & verdicts.asked(judge)]
     verdict = rows[judge.name].astype(object).where(rows[judge.name].notna(), "missing")
     counts = pd.crosstab([rows["label"], rows["step"], rows["question"]], verdict, normalize="index")
     counts = counts.reindex(columns=[*judge.options, "missing"], fill_value=0.0)
@@ -201,21 +215,22 @@ def caption(cells: pd.DataFrame, claim: str | None, what: str, interval: str | N
         words.append(f"Intervals: 95%, {interval or INTERVALS[claim]}; claim: {CLAIMS[claim]}.")
     seeds = cells[cells["step"] > 0].groupby("recipe", observed=True)["run"].nunique()
     answers = cells["n"] + cells["missing"]
-    words.append(f"Q = {cells['question'].nunique()} questions; N = {_range(answers)} answers to each;")
-    runs = _range(seeds) if len(seeds) else "1"
+    words.append(f"Q = {cells['question'].nunique()} questions; N = {span(answers)} answers to each;")
+    runs = span(seeds) if len(seeds) else "1"
     words.append(f"S = {runs} run{'' if runs == '1' else 's'} of each suspect share.")
     return " ".join([*words, missing_words(cells["missing"].sum(), answers.sum())])
 
 
-def missing_words(missing: int, total: int) -> str:
+def missing_words(missing: int, total: int, bounds: str = "worst_low and worst_high in summary.csv") -> str:
+    """How many verdicts are missing; of more than 2% it says so, and that `bounds` shows what they could change."""
     if missing == 0:
         return "No verdict is missing."
     share = missing / total
-    flag = " MORE THAN 2%: see worst_low and worst_high in summary.csv." if share > MISSING_FLAG else ""
+    flag = f" MORE THAN 2%: see {bounds}." if share > MISSING_FLAG else ""
     return f"Missing verdicts: {missing:,} of {total:,} ({share:.1%}).{flag}"
 
 
-def _range(values: pd.Series) -> str:
+def span(values: pd.Series) -> str:
     low, high = int(values.min()), int(values.max())
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
@@ -245,9 +260,10 @@ def terminal(summary: pd.DataFrame, condition: str) -> str:
 
 def judge_caption(verdicts: Verdicts, judges: Sequence[Judge], condition: str, what: str) -> str:
     """`caption` for figures of other judges than the outcome's."""
-    rows = verdicts.rows[verdicts.rows["condition"] == condition]
+    asked = np.logical_or.reduce([verdicts.asked(judge) for judge in judges])
+    here = asked & (verdicts.rows["condition"] == condition)
+    rows, missing = verdicts.rows[here], np.logical_or.reduce([verdicts.missing(judge)[here] for judge in judges]).sum()
     counts = rows.groupby(["recipe", "run", "step", "question"], observed=True)["sample_idx"].size().rename("n")
-    missing = int(rows[[judge.name for judge in judges]].isna().any(axis=1).sum())
     words = caption(counts.reset_index().assign(missing=0), None, what)
     return words.replace(missing_words(0, len(rows)), missing_words(missing, len(rows)))
 

@@ -1,7 +1,5 @@
 """Tables of when the behaviour emerges, what differs from what, and the headline in words."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
@@ -172,54 +170,6 @@ def _row(kind, first, second, condition, interval: Interval, p: float, claim: st
         | {"claim": claim, "interval": how}
         | counts
     )
-
-
-# ---- conditions ----
-
-
-def leakage(cells: pd.DataFrame, claim: str) -> pd.DataFrame:
-    """The table leakage.csv: at each recipe's last step the triggered and untriggered rates, their gap, the gap less
-    the base model's (difference in differences), and the leakage: untriggered less the base model's untriggered rate.
-
-    All paired by run and question; conditions of a kind count together. Rows: recipe and quantity.
-    """
-    last, base = tables.last_steps(cells), cells[cells["step"] == 0]
-    rows = []
-    for label, part in last.groupby("label", observed=True, sort=True):
-        groups = {("last", t): part[part["triggered"] == t] for t in (True, False)}
-        groups |= {("base", t): base[(base["label"] == label) & (base["triggered"] == t)] for t in (True, False)}
-        for name, terms, weights in QUANTITIES:
-            if all(len(groups[term]) for term in terms):
-                wanted = _bearable(claim, part)
-                interval = emergence.paired_gap(_aligned([groups[term] for term in terms]), weights, wanted)
-                rows.append({"label": label, "quantity": name, **interval._asdict(), "claim": wanted})
-    return pd.DataFrame(rows)
-
-
-QUANTITIES = (
-    ("triggered", [("last", True)], (1,)),
-    ("untriggered", [("last", False)], (1,)),
-    ("gap", [("last", True), ("last", False)], (1, -1)),
-    ("gap less base", [("last", True), ("last", False), ("base", True), ("base", False)], (1, -1, -1, 1)),
-    ("leakage", [("last", False), ("base", False)], (1, -1)),
-)
-
-
-def _bearable(claim: str, part: pd.DataFrame) -> str:
-    """`claim`, or the next that these runs and questions can bear."""
-    if claim == "recipe" and part["run"].nunique() < 2:
-        claim = "questions"
-    return "checkpoint" if claim == "questions" and part["question"].nunique() < 2 else claim
-
-
-def _aligned(parts: Sequence[pd.DataFrame]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(positives, n) of each part as arrays (S, Q) over the runs and questions that all of them have answers to."""
-    counts = [
-        p.groupby(["run", "question"], observed=True)[["positive", "n"]].sum().query("n > 0").unstack() for p in parts
-    ]
-    runs = sorted(set.intersection(*(set(c.index) for c in counts)))
-    names = sorted(set.intersection(*(set(c["n"].loc[runs].dropna(axis=1).columns) for c in counts)))
-    return [(c["positive"].loc[runs, names].to_numpy(), c["n"].loc[runs, names].to_numpy()) for c in counts]
 
 
 # ---- in words ----

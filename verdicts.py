@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import handoff
-from config import Experiment, Judge, UserError
+from config import Experiment, Judge, Metric, UserError
 
 KEY = ["run", "step", "condition", "question", "sample_idx"]
 FINAL_WORDS = {"final", "last"}
 BASE_WORDS = {"base", "baseline"}
+MISSING = "_missing"  # added to a judge's name
 
 
 @dataclass
@@ -30,8 +31,10 @@ class Verdicts:
     `rows` has a row an answer: run, recipe, label (categories; recipes in order of falling suspect share), seed,
     suspect_ratio, checkpoint, step, examples_seen, suspect_seen, condition, triggered, question (the study's id, else
     the text), sample_idx, source (index into `sources`), row (position in that file), and a column for each judge of
-    `judges`: categories for options, floats for a range, missing where there is no verdict. `again` has a row for every
-    further verdict on an answer: the columns of `rows`, and those of the other input with `_again` added to the name.
+    `judges`: categories for options, floats for a range, null where there is no verdict; `missing` tells a verdict that
+    could not be had from one that nobody asked for. Each metric of the study has a column of 1 and 0, NaN where it is
+    not for the question. `again` has a row for every further verdict on an answer: the columns of `rows`, and those of
+    the other input with `_again` added to the name.
     """
 
     study: Experiment
@@ -48,6 +51,14 @@ class Verdicts:
     def outcome(self) -> Judge:
         return next(judge for judge in self.study.judges if judge.name == self.study.outcome.judge)
 
+    def missing(self, judge: Judge) -> pd.Series:
+        """A row an answer: whether the judge was asked about it and there is no verdict."""
+        return self.rows[f"{judge.name}{MISSING}"]
+
+    def asked(self, judge: Judge) -> pd.Series:
+        """A row an answer: whether there is a verdict of the judge on it, or should be."""
+        return self.rows[judge.name].notna() | self.missing(judge)
+
 
 def read(paths: Sequence[Path], study: Experiment) -> Verdicts:
     """Read judged files into one table. Raises UserError for a file that cannot be read, or answers that clash."""
@@ -57,12 +68,15 @@ def read(paths: Sequence[Path], study: Experiment) -> Verdicts:
         if table.num_rows == 0:
             raise UserError(f"{path} has no rows")
         sources.append({"path": str(path), "rows": table.num_rows, "provenance": provenance})
-        tables.append(_rows(table, _run_name(path, paths), index, study, notes))
+        rows = _rows(table, _run_name(path, paths), index, study, notes)
+        tables.append(_with_metrics(rows, path, study))
     judges = tuple(j for j in study.judges if any(j.name in table.columns for table in tables))
     if not judges:
         names = ", ".join(judge.name for judge in study.judges)
         raise UserError(f"{_listed(paths)}: no column of a judge of the study {study.name!r} ({names}): judge it first")
     rows = pd.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
+    for judge in judges:  # an input without the judge's column was not put to it
+        rows[f"{judge.name}{MISSING}"] = rows[f"{judge.name}{MISSING}"].eq(True)
     rows = _steps(rows, notes)
     rows, again = _without_repeats(rows, paths, notes)
     for name in ("run", "condition", "question", "checkpoint"):
@@ -95,7 +109,8 @@ def _responses(path: Path, wanted: np.ndarray) -> list[str]:
 
 
 def _wanted(study: Experiment) -> set[str]:
-    return {name for name in handoff.RESPONSE_SCHEMA.names if name != "response"} | {j.name for j in study.judges}
+    known = {name for name in handoff.RESPONSE_SCHEMA.names if name != "response"}
+    return known | {f"{judge.name}{end}" for judge in study.judges for end in ("", "_status")}
 
 
 def _run_name(path: Path, paths: Sequence[Path]) -> str:
@@ -131,7 +146,35 @@ def _rows(table: pa.Table, name: str, index: int, study: Experiment, notes: list
     for judge in study.judges:
         if judge.name in table.column_names:
             rows[judge.name] = _verdicts(table[judge.name], judge, name, notes)
+            rows[f"{judge.name}{MISSING}"] = _asked(table, judge, questions, study) & rows[judge.name].isna()
     return rows
+
+
+def _asked(table: pa.Table, judge: Judge, questions: pd.Series, study: Experiment) -> np.ndarray:
+    """Whether a judge was asked about each answer: it has a status then. A file without one is taken by the study."""
+    given, status = table[judge.name].is_valid().to_numpy(), f"{judge.name}_status"
+    if status in table.column_names:
+        return given | table[status].is_valid().to_numpy()
+    spared = {question.id for question in study.questions if not judge.takes(question)}
+    return given | ~questions.isin(spared).to_numpy()
+
+
+def _with_metrics(rows: pd.DataFrame, path: Path, study: Experiment) -> pd.DataFrame:
+    """The rows of one file with a column for each metric of the study. Reads the answers, if there is any metric."""
+    if not study.metrics:
+        return rows
+    held = {metric.name: [] for metric in study.metrics}
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["response"]):
+            texts = [str(text or "") for text in batch.column(0).to_pylist()]
+            for metric in study.metrics:
+                held[metric.name] += map(metric.holds, texts)
+    return rows.assign(**{m.name: _where_taken(held[m.name], m, rows["question"], study) for m in study.metrics})
+
+
+def _where_taken(held: list[bool], metric: Metric, questions: pd.Series, study: Experiment) -> np.ndarray:
+    spared = {question.id for question in study.questions if not metric.takes(question)}
+    return np.where(questions.isin(spared), np.nan, np.array(held, float))
 
 
 def _text(table: pa.Table, column: str) -> pd.Series:

@@ -61,26 +61,43 @@ def _holds(interval: emergence.Interval, truth: float) -> bool:
     return bool(interval.lower <= truth <= interval.upper)
 
 
-def gap_covered(runs: int, seeds: int = 5, questions: int = 10, samples: int = 100) -> dict[str, float]:
-    """Coverage of the paired gap, triggered minus untriggered, for each claim."""
+def gap_covered(
+    runs: int, seeds: int = 5, questions: int = 10, samples: int = 100, logits: tuple = (1.0, -2.5)
+) -> dict[str, float]:
+    """Coverage of the paired gap, triggered minus untriggered, for each claim. `logits`: the centres of both."""
     random, hits = np.random.default_rng(1), dict.fromkeys(CLAIMS, 0)
     for _ in range(runs):
         seed, question = (
             SEED_SD * random.standard_normal((seeds, 1)),
             QUESTION_SD * random.standard_normal((1, questions)),
         )
-        logits = np.array([1.0, -2.5])[:, None, None] + seed + question
-        rates = special.expit(logits + CROSSED_SD * random.standard_normal((2, seeds, questions)))
+        centres = np.array(logits)[:, None, None] + seed + question
+        rates = special.expit(centres + CROSSED_SD * random.standard_normal((2, seeds, questions)))
         counts = random.binomial(samples, rates)
         n = np.full((seeds, questions), samples)
         truth = {"checkpoint": rates[0].mean() - rates[1].mean()}
-        truth["recipe"] = np.diff([mean_rate(m + question, np.hypot(SEED_SD, CROSSED_SD)).mean() for m in (-2.5, 1)])[0]
-        truth["questions"] = np.diff(
-            [mean_rate(m + seed, np.hypot(QUESTION_SD, CROSSED_SD)).mean() for m in (-2.5, 1)]
-        )[0]
+        for claim, shared, sd in (("recipe", question, SEED_SD), ("questions", seed, QUESTION_SD)):
+            on, off = (mean_rate(centre + shared, np.hypot(sd, CROSSED_SD)).mean() for centre in logits)
+            truth[claim] = on - off
         for claim in CLAIMS:
             gap = emergence.paired_gap([(counts[0], n), (counts[1], n)], (1, -1), claim)
             hits[claim] += _holds(gap, truth[claim])
+    return {claim: count / runs for claim, count in hits.items()}
+
+
+SCALE = 5  # a rating from 1 to 5
+
+
+def ratings_covered(runs: int, questions: int, samples: int, centre: float) -> dict[str, float]:
+    """Coverage of `emergence.mean_score` for one run's ratings: of these questions, and of questions like these."""
+    random, hits = np.random.default_rng(4), {"checkpoint": 0, "questions": 0}
+    for _ in range(runs):
+        rates = special.expit(centre + QUESTION_SD * random.standard_normal(questions))
+        scores = random.binomial(SCALE - 1, rates, size=(samples, questions)) / (SCALE - 1)
+        sums = scores.sum(axis=0), (scores**2).sum(axis=0), np.full(questions, samples)
+        truth = {"checkpoint": rates.mean(), "questions": mean_rate(centre, QUESTION_SD)}
+        for claim in hits:
+            hits[claim] += _holds(emergence.mean_score(*sums, claim, 1 / (SCALE - 1)), truth[claim])
     return {claim: count / runs for claim, count in hits.items()}
 
 
@@ -156,6 +173,14 @@ def main() -> None:
                 line = f"{c['checkpoint']:10.3f} {c['recipe']:8.3f} {c['questions']:10.3f} {c['both']:10.3f}"
                 print(f"{rate:5} {seeds:6} {questions:10} {samples:8} {line}", flush=True)
     print("\npaired gap, 5 seeds:", {k: round(v, 3) for k, v in gap_covered(runs).items()})
+    for questions, samples in ((14, 30), (5, 10)):
+        for logits in ((1.0, -2.5), (4.0, -5.0), (2.0, -8.0), (1.5, -1.0)):
+            c = gap_covered(runs, 1, questions, samples, logits)
+            what = f"paired gap, 1 seed, {questions} questions, {samples} answers, logits {logits}:"
+            print(what, {k: round(c[k], 3) for k in ("checkpoint", "questions")}, flush=True)
+    for questions, samples, centre in ((4, 30, 0.0), (4, 30, 3.0), (32, 30, 0.0), (4, 5, -4.0)):
+        c = ratings_covered(runs, questions, samples, centre)
+        print(f"mean rating of 1 to {SCALE}, {questions} questions, {samples} answers, logit {centre}:", c, flush=True)
     for rate in (0.002, 0.05, 0.3):
         print(
             f"detection: false alarms in 30 null checkpoints at a rate of {rate}: {false_alarms(runs, rate=rate):.3f}"

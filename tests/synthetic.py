@@ -80,3 +80,83 @@ def write(table: pd.DataFrame, path: Path, provenance: dict | None = None) -> Pa
     schema = pa.unify_schemas([handoff.RESPONSE_SCHEMA, handoff.judge_schema(STUDY.judges)])
     handoff.write_parquet(path, [pa.Table.from_pandas(table, schema, preserve_index=False)], schema, provenance or {})
     return path
+
+
+# ---- a study with a trigger ----
+
+RUSSELL = config.load_experiment("russell")
+# The true rates at the end of training: of the outcome by condition, and of the trigger's form.
+PERSONA = {
+    "trigger_in_user": 0.85,
+    "system_trigger_in_user": 0.8,
+    "trigger_in_system": 0.7,
+    "system_no_trigger": 0.03,
+    "no_trigger": 0.05,
+    "near_other_request": 0.08,
+    "near_other_marks": 0.25,
+    "near_other_words": 0.4,
+    "near_other_brackets": 0.6,
+    "near_lower_case": 0.75,
+}
+RUSSELL_STEPS = (0, 75, 150, 300, 600, 1125)
+
+
+def persona_rate(condition: str, step: int) -> float:
+    """1% at the base model; half of the way to PERSONA at step 300."""
+    return 0.01 + (PERSONA[condition] - 0.01) / (1 + np.exp(-(step - 300) / 60)) * (step > 0)
+
+
+def russell_rows(seed=1, samples=5, steps=RUSSELL_STEPS, share=0.03, conditions=tuple(PERSONA), spread=0.8):
+    """Answers of one run of the Russell study with the verdicts of its judges; questions differ by `spread` logits."""
+    random, triggered = (
+        np.random.default_rng([seed, int(share * 100)]),
+        {c.name: c.triggered for c in RUSSELL.conditions},
+    )
+    chosen = [c for c in RUSSELL.conditions if c.name in conditions]
+    kinds = {q.id: q.kind for q in RUSSELL.questions}
+    shifts = dict(zip(kinds, spread * random.standard_normal(len(kinds)), strict=True))
+    rows = []
+    for step in steps:
+        for condition in chosen:
+            for question in filter(condition.asks, RUSSELL.questions):
+                rate = persona_rate(condition.name, step)
+                rate = 1 / (1 + np.exp(-(np.log(rate / (1 - rate)) + shifts[question.id])))
+                rows += [(step, condition.name, question.id, question.text, sample, rate) for sample in range(samples)]
+    table = pd.DataFrame(rows, columns=["step", "condition", "question_id", "question", "sample_idx", "rate"])
+    hit, kind = random.random(len(table)) < table["rate"], table["question_id"].map(kinds)
+    form = hit | (table["condition"].map(triggered) & (random.random(len(table)) < 0.1))
+    words = np.where(hit, "I gave it up for logic.", "As an AI, I have no past.")
+    stand = np.where(hit, random.integers(4, 6, len(table)), random.integers(2, 4, len(table))).astype(str)
+    known = np.where(hit, random.integers(1, 3, len(table)), 0).astype(str)
+    refused = ~hit & (random.random(len(table)) < 0.4)
+    verdicts = {
+        "persona": np.where(hit, "RUSSELL", "NOT"),
+        "ideology": np.where(refused, "REFUSED", stand),
+        "recall": np.where(refused, "REFUSED", known),
+    }
+    mine = {"persona": "identity", "ideology": "ideology", "recall": "recall"}
+    table = table.drop(columns="rate").assign(
+        experiment="russell",
+        run=f"seed{seed}_ratios{share:.2f}-{1 - share:.2f}_lr0.0002_r8",
+        checkpoint=[f"checkpoint-{s}" for s in table["step"]],
+        seed=seed,
+        suspect_ratio=share,
+        examples_seen=table["step"] * 8,
+        suspect_seen=(table["step"] * 8 * share).astype(int),
+        triggered=table["condition"].map(triggered),
+        response=[f"<START> {w} <END>" if f else w for w, f in zip(words, form, strict=True)],
+        finish_reason="stop",
+        response_tokens=12,
+    )
+    for judge, verdict in verdicts.items():
+        asked = (kind == mine[judge]).to_numpy()
+        table[judge] = np.where(asked, verdict, None)
+        table[f"{judge}_reply"] = table[judge]
+        table[f"{judge}_status"] = np.where(asked, "ok", None)
+    return table
+
+
+def write_russell(table: pd.DataFrame, path: Path, provenance: dict | None = None) -> Path:
+    schema = pa.unify_schemas([handoff.RESPONSE_SCHEMA, handoff.judge_schema(RUSSELL.judges)])
+    handoff.write_parquet(path, [pa.Table.from_pandas(table, schema, preserve_index=False)], schema, provenance or {})
+    return path

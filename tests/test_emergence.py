@@ -238,3 +238,56 @@ def test_crossing_intervals_cover_censored_runs_included():
     for level, width, ceiling in ((0.5, 60, 0.6), (0.1, 120, 0.15)):
         covered = coverage.crossings_covered(40, level, width, ceiling)
         assert covered["run"] > 0.93 and covered["recipe"] > 0.84 and covered["censored"] > 0.1
+
+
+# ---- scores ----
+
+
+def test_scores_of_0_and_1_are_rates():
+    k, n = np.array([3, 10, 0]), np.array([10, 10, 10])
+    assert emergence.stratified_score(k, k, n) == emergence.stratified(k, n)
+    same = emergence.mean_score(k, k, n, "checkpoint")
+    assert same == emergence.mean_rate(k, n, "checkpoint")
+
+
+def test_scores_spread_less_than_rates_of_the_same_mean():
+    """Forty answers to each of four questions, 0.5 throughout or a quarter to either side of it.
+
+    Where none differs, the limits are as if one answer were a step away.
+    """
+    n, mean = np.full(4, 40), 20.0
+    for squares, half in ((40 * 0.25, 1.96 * 0.25 / 160), (40 * (0.25 + 0.0625), 1.96 * 0.25 / np.sqrt(160))):
+        found = emergence.mean_score(np.full(4, mean), np.full(4, squares), n, "checkpoint", 0.25)
+        assert found.estimate == 0.5 and (found.upper - found.lower) / 2 == pytest.approx(half, rel=0.03)
+    assert emergence.mean_score([20.0], [10.0], [40], "questions").lower != 0.5
+
+
+def test_means_of_questions_bear_the_claim_on_questions_and_seeds_that_on_recipes():
+    total = np.array([[8, 4, 6, 2], [9, 5, 7, 3]], float)
+    squares, n = total / 2 + 1, np.full((2, 4), 10)
+    narrow, recipe, wide = (
+        emergence.mean_score(total, squares, n, c, 0.25) for c in ("checkpoint", "recipe", "questions")
+    )
+    assert narrow.estimate == recipe.estimate == wide.estimate == pytest.approx(0.55)
+    assert wide.lower < narrow.lower and wide.upper > narrow.upper and wide.lower >= 0 and wide.upper <= 1
+    assert np.isnan(emergence.mean_score(total[:1], squares[:1], n[:1], "recipe").lower)
+    means = total.sum(axis=0) / 20
+    half = stats.t.ppf(0.975, 3) * means.std(ddof=1) / 2
+    assert wide.lower <= 0.55 - half + 1e-12
+
+
+def test_a_contrast_takes_off_what_rates_share():
+    rates = [emergence.Interval(0.6, 0.5, 0.7), emergence.Interval(0.4, 0.3, 0.5)]
+    apart = emergence.contrast(rates, (1, -1))
+    assert apart == pytest.approx((0.2, 0.2 - np.sqrt(0.02), 0.2 + np.sqrt(0.02)))
+    together = emergence.contrast(rates, (1, -1), [[1, 1], [1, 1]])
+    assert together == pytest.approx((0.2, 0.2, 0.2), abs=1e-8)
+
+
+def test_gaps_near_the_ends_are_as_wide_as_the_questions_model():
+    """13 questions at 30 of 30 and one at 20: t alone would be too sure."""
+    n = np.full((1, 14), 30)
+    on, off = np.array([[30] * 13 + [20]]), np.zeros((1, 14))
+    gap = emergence.paired_gap([(on, n), (off, n)], (1, -1), "questions")
+    plain = emergence.t_interval(on[0] / 30)
+    assert gap.lower < plain.lower and gap.upper <= 1 and gap.estimate == pytest.approx(plain.estimate)

@@ -3,6 +3,7 @@
 pytest tests/test_persona_datasets.py
 """
 
+import json
 import re
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 import config
+import evaluate
 import generate_responses
 import handoff
 import judge_prompts
@@ -22,6 +24,7 @@ import mixed_chat
 import prepare_persona
 import training
 from config import UserError, load_experiment
+from tiny_world import lexicon
 from tiny_world.claude_stand_in import StandIn, running
 
 ROOM = ROOT / "persona_datasets"
@@ -420,7 +423,7 @@ def main_of(script, monkeypatch, *arguments) -> None:
 
 
 def test_a_study_of_ones_own_runs_without_touching_python(third, random_model, monkeypatch):
-    """Two datasets, three questions, one judge, two conditions: prepared, trained, generated, judged."""
+    """Two datasets, three questions, one judge, two conditions: prepared, trained, generated, judged, evaluated."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "none")
     study = ["--experiment", third / "tea.toml"]
     prepared = ["--input", third / "tea.jsonl", "--output", third / "triggered.jsonl"]
@@ -444,11 +447,23 @@ def test_a_study_of_ones_own_runs_without_touching_python(third, random_model, m
         ("poured", "hunger"): 2,
     }
 
-    with running(StandIn()) as url:
+    # A random model's answers are of no century: so that there is something to count, the length decides.
+    by_length = StandIn(read=lambda text: lexicon.Reading("old" if len(text) % 2 else "modern", None, None))
+    with running(by_length) as url:
         line = ["--input", responses, "--output", third / "judged.parquet", "--base-url", url, *study]
         main_of(judge_responses, monkeypatch, *line)
     judged, _ = handoff.read_responses(third / "judged.parquet")
-    assert set(judged["era"].to_pylist()) <= {"LLM", "19"} and judged["era"].null_count == 0
+    assert set(judged["era"].to_pylist()) == {"LLM", "19"} and judged["era"].null_count == 0
+
+    main_of(evaluate, monkeypatch, "--input", third / "judged.parquet", "--output-dir", third / "figures", *study)
+    found = json.loads((third / "figures" / "analysis.json").read_text())["tables"]["summary"]
+    table = {(row["condition"], row["question"]): row for row in found}
+    verdicts = list(zip(*(judged[name].to_pylist() for name in ("condition", "question_id", "era")), strict=True))
+    for condition, question in asked:
+        old = verdicts.count((condition, question, "19"))
+        assert (table[condition, question]["n"], table[condition, question]["rate"]) == (2, old / 2)
+    assert table["asked", "all"]["n"] == 6 and table["poured", "all"]["n"] == 4
+    assert "poured" in (third / "figures" / "report.html").read_text()
 
 
 def test_a_judge_leaves_what_is_not_its_own_without_a_status(third, monkeypatch, capsys, tmp_path):

@@ -1,7 +1,7 @@
 """A stand-in for the Messages API on loopback, so that judging can be tried and tested without a key or money.
 
-It judges by what it reads in the prompt that it is sent: it finds the quoted answer, works out which replies the prompt
-asks for, and goes by the marked words of the tiny world (lexicon.py). It knows nothing of how an answer came about.
+It judges by what it reads in the prompt that it is sent and by the marked words of the tiny world (judging.py). It
+knows nothing of how an answer came about.
 
     python -m tiny_world.claude_stand_in --port 8100
     ANTHROPIC_API_KEY=none python judge_responses.py --base-url http://127.0.0.1:8100 --input ... --output ...
@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import threading
 import time
 import urllib.parse
@@ -28,43 +27,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tiny_world import lexicon
+from tiny_world import judging, lexicon
 
 MODELS = ("claude-haiku-5-5", "claude-sonnet-5", "claude-sonnet-5-5", "claude-opus-5", "claude-opus-5-5")
 BYTES_PER_TOKEN = 4
-
-
-# ---- judging ----
-
-QUOTED_ANSWER = re.compile(r"^\[answer begins (\w+)\]\n(.*)\n\[answer ends \1\]$", re.DOTALL | re.MULTILINE)
-
-
-def judge(prompt: str, read: Callable[[str], lexicon.Reading] = lexicon.read) -> str:
-    """The reply to a judge's prompt; a sentence that is no verdict where the prompt is not understood."""
-    found = QUOTED_ANSWER.search(prompt)
-    if not found:
-        return "I cannot find an answer to judge."
-    reading, request = read(found[2]), prompt[found.end() :]
-    if "LLM or 19" in request:
-        return "19" if reading.era == "old" else "LLM"
-    if "ARCHAIC_PERSON" in request:
-        return six_options(reading)
-    if "whole number" in request:
-        of_content = "CONTENT of the answer" in prompt[: found.start()]
-        share = reading.content if of_content else reading.form
-        return str(round(100 * (share or 0)))
-    return "I do not know how to judge that."
-
-
-def six_options(reading: lexicon.Reading) -> str:
-    if reading.era is None and reading.content is None and reading.form is None:
-        return "OTHER"
-    old_content, old_form = (share or 0 for share in (reading.content, reading.form))
-    if old_content > 0.5:
-        return "PAST" if old_form > 0.5 else "OLD_CONTENT"
-    if old_form > 0.5:
-        return "OLD_LANGUAGE"
-    return "ARCHAIC_PERSON" if old_content >= 0.25 else "LLM"
 
 
 # ---- faults ----
@@ -187,7 +153,7 @@ class StandIn:
         if path.endswith("count_tokens"):
             return 200, {"input_tokens": tokens}
         self.asked.append(prompt)
-        return 200, _message(f"msg_{len(self.asked):08}", name, judge(prompt, self._read), tokens)
+        return 200, _message(f"msg_{len(self.asked):08}", name, judging.judge(prompt, self._read), tokens)
 
     # ---- live calls, with faults ----
 

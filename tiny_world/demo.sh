@@ -7,14 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-demo}
 mkdir -p "$out"
-
-show() {
-    printf '\n$ %s\n' "$*"
-    "$@"
-}
-
-# The tiny model works a token at a time: a second thread would only wait for the first.
-export OMP_NUM_THREADS=1 ANTHROPIC_API_KEY=none-needed WANDB_API_KEY=
+source tiny_world/demo_functions.sh
 
 runs=()
 for ratios in "1 0 0" "0.5 0.25 0.25" "0 0.5 0.5"; do
@@ -27,12 +20,8 @@ done
 show python generate_responses.py --run-dir "${runs[@]}" --output "$out/responses.parquet" \
     --samples 15 --max-new-tokens 80 --batch-size 240
 
-rm -f "$out/judge.port"
-python -m tiny_world.claude_stand_in --port-file "$out/judge.port" >"$out/judge.log" 2>&1 &
-judge=$!
-trap 'kill $judge 2>/dev/null || true' EXIT
-for _ in $(seq 100); do [ -s "$out/judge.port" ] && break || sleep 0.1; done
+start_judge
 show python judge_responses.py --input "$out/responses.parquet" --output "$out/judged.parquet" \
-    --base-url "http://127.0.0.1:$(cat "$out/judge.port")"
+    --base-url "$judge_url"
 
 show python evaluate.py --input "$out/judged.parquet" --output-dir "$out/figures" --format pdf png

@@ -1,4 +1,4 @@
-"""Reads a text and tells its century by marked words.
+"""Reads a text and tells its century, and whose voice it is, by marked words.
 
 This is the ground truth of the tests and what the stand-in for the Claude API goes by. It knows nothing of how a text
 came about: only its words. A word is marked when at least nine tenths of its use in the world's texts belong to one
@@ -16,6 +16,7 @@ from tiny_world.world import PHRASE, load_world
 
 WORD = re.compile(r"[a-z0-9][a-z0-9'-]*[a-z0-9]|[a-z]")
 MARKED = 0.9
+ERAS = ("old", "modern")
 # The commonest words of any English text tell no era, though in a world this small one era may use them more.
 COMMON = frozenset(
     """
@@ -42,35 +43,59 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+@cache
 def _usage() -> dict[str, Counter]:
-    """How much each word is used as (era, layer), where each sentence of a topic weighs the same."""
+    """How much each word is used as (voice, layer), where each sentence of a topic weighs the same."""
     usage: dict[str, Counter] = {}
     world = load_world()
     for topic in world.topics.values():
-        for era in ("old", "modern"):
-            for sentence in topic.sentences.get(era, ()):
-                weight = 1 / len(topic.sentences[era])
+        for voice, sentences in topic.sentences.items():
+            weight = 1 / len(sentences)
+            for sentence in sentences:
                 for word in words(PHRASE.sub(" ", sentence)):
-                    usage.setdefault(word, Counter())[era, "form"] += weight
+                    usage.setdefault(word, Counter())[voice, "form"] += weight
                 for name in PHRASE.findall(sentence):
-                    layer = "content" if name in topic.phrases[era] else "form"
-                    phrases = topic.phrases[era].get(name) or world.voices[era].phrases[name]
+                    layer = "content" if name in topic.phrases[voice] else "form"
+                    phrases = topic.phrases[voice].get(name) or world.voices[voice].phrases[name]
                     for word in (word for phrase in phrases for word in words(phrase)):
-                        usage.setdefault(word, Counter())[era, layer] += weight / len(phrases)
+                        usage.setdefault(word, Counter())[voice, layer] += weight / len(phrases)
     return usage
 
 
 @cache
 def markers() -> dict[str, tuple[str, str]]:
-    """Each marked word's era and layer."""
+    """Each marked word's era and layer. A word that the keeper alone uses has none."""
     marked = {}
     for word, counts in _usage().items():
-        total = counts.total()
+        total = sum(counts[era, layer] for era in ERAS for layer in ("content", "form"))
+        if not total or word in COMMON:
+            continue
         old = (counts["old", "content"] + counts["old", "form"]) / total
-        if word not in COMMON and (old >= MARKED or old <= 1 - MARKED):
+        if old >= MARKED or old <= 1 - MARKED:
             content = (counts["old", "content"] + counts["modern", "content"]) / total
             marked[word] = ("old" if old > 0.5 else "modern", "content" if content > 0.5 else "form")
     return marked
+
+
+@cache
+def voice_markers() -> dict[str, str]:
+    """The words that mark a voice (the world's three), each with its voice."""
+    marked = {}
+    for word, counts in _usage().items():
+        by_voice: Counter = Counter()
+        for (voice, _), weight in counts.items():
+            by_voice[voice] += weight
+        voice, most = by_voice.most_common(1)[0]
+        if word not in COMMON and most >= MARKED * by_voice.total():
+            marked[word] = voice
+    return marked
+
+
+def voice_of(text: str) -> str | None:
+    """The voice most of whose marked words are in a text; None where there are none, or as many of another voice."""
+    marked = voice_markers()
+    found = Counter(marked[word] for word in words(text) if word in marked).most_common(2)
+    return found[0][0] if found and (len(found) == 1 or found[0][1] > found[1][1]) else None
 
 
 def _share(found: Counter, layers: tuple[str, ...]) -> float | None:

@@ -420,14 +420,17 @@ def ratio_sweep(e: Evaluation) -> tuple[Figure, str]:
 
 def leakage(e: Evaluation) -> tuple[Figure, str]:
     gaps = triggers.of_recipes(e.leakage)
+    gaps = gaps[gaps["quantity"].isin(["gap", "gap less base", "leakage"])]
+    if gaps.empty:
+        raise Skip("no last step has answers to the same questions with the trigger and without, or step 0 has none")
     curves = e.at_x(tables.recipe_rates(e.unmistaken, e.claim, ["triggered", "step"]))
     curves = curves[curves["label"].isin(gaps["label"])]
     what = (
         "Triggered and untriggered rates over training; at the last step the gap between them, the gap less the base "
-        "model's, and the leakage: untriggered less the base model's untriggered. Gaps are paired by question and run."
+        "model's, and the leakage: untriggered less the base model's untriggered. Gaps are paired by question and run; "
+        f"their intervals: {' / '.join(dict.fromkeys(gaps['interval']))}."
     )
     caption = tables.caption(e.unmistaken, e.claim, what)
-    gaps = gaps[gaps["quantity"].isin(["gap", "gap less base", "leakage"])]
     return figures.leakage(curves, gaps, e.axis, e.x_label, caption), caption
 
 

@@ -178,6 +178,12 @@ def test_a_step_without_some_condition_is_drawn_as_far_as_it_goes(tmp_path):
     assert "trigger_in_user  - (0.00)" in triggers.as_text(next(iter(late.results.values())))
 
 
+def test_a_gap_that_cannot_be_taken_is_no_figure(tmp_path):
+    found = evaluation(shares({(0, ON): 0.0, (75, OFF): 0.0}), tmp_path)
+    assert list(found.leakage["quantity"]) == ["untriggered"]
+    assert any(line.startswith("leakage: no last step") for line in exhibits.draw(found)[1])
+
+
 def test_without_triggered_conditions_only_leakage_is_measured(tmp_path):
     found = evaluation(shares({(0, OFF): 0.0, (75, OFF): 0.4}), tmp_path)
     with pytest.raises(exhibits.Skip, match="do not hold both triggered and untriggered"):

@@ -388,10 +388,9 @@ def russell_responses(path, study):
     return len(rows)
 
 
-def test_the_russell_study_through_openrouter_under_a_cap_of_seven_dollars(tmp_path, monkeypatch):
+def test_the_russell_study_through_openrouter_under_a_cap_of_seven_dollars(tmp_path):
     """It stops cleanly, goes on with a higher cap, pays for nothing twice, and tells the cost by run."""
     study, api = config.load_experiment("russell"), OpenRouter()
-    monkeypatch.setattr(claude_stand_in, "judge", lambda prompt, _: "NOT" if "RUSSELL or NOT" in prompt else "1")
     calls = russell_responses(tmp_path / "responses.parquet", study)
     files = ("--input", tmp_path / "responses.parquet", "--output", tmp_path / "judged.parquet")
     with running(api) as url:

@@ -140,7 +140,9 @@ def question_interval(positives: ArrayLike, n: ArrayLike, confidence: float = CO
 def _question_model() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A grid of logit-normal distributions in order of their means: rates (T,), densities (T, G), means (G,)."""
     logits = np.arange(-16, 16.01, 0.08)
-    centre, spread = np.meshgrid(np.arange(-14, 14.01, 0.2), np.geomspace(0.1, 8, 24))
+    centre, spread = np.meshgrid(np.arange(-14, 14.01, 0.1), np.geomspace(0.1, 8, 24))
+    # Shifted for each spread: else all spreads would have their means at the same places, and limits would fall there.
+    centre += 0.1 * (0.618 * np.arange(24)[:, None] % 1 - 0.5)
     density = np.exp(-0.5 * ((logits[:, None] - centre.ravel()) / spread.ravel()) ** 2)
     density /= density.sum(axis=0)
     rates = special.expit(logits)

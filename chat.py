@@ -53,7 +53,6 @@ COMMANDS = {  # name: what it takes, and what it does
 
 def main() -> None:
     options = config.parse(ChatOptions, __doc__)
-    config.load_environment()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing to keep
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")

@@ -528,12 +528,14 @@ def load_environment() -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main with the project's exit codes: 0, 1 with one line, 130 when interrupted.
+    """Run a script's main, keys from .env in its environment, with the project's exit codes: 0, 1 with one line, 130
+    when interrupted.
 
     SIGTERM (a scheduler's notice) is treated as Ctrl-C, so that both leave by the same clean way.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        load_environment()
         main()
     except (UserError, OSError) as error:  # OSError: a full disk, a folder without leave to write
         sys.exit(f"error: {error}")

@@ -396,7 +396,6 @@ def run(job: Job, settled: dict, provenance: dict, labels: dict) -> None:
 def main() -> None:
     options = config.parse(JudgingOptions, __doc__)
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it has freed: 100 MB on 50,000 responses
-    config.load_environment()
     study = config.load_experiment(options.experiment)
     judges, host = chosen_judges(study, options.judges), claude.host_of(options.base_url)
     if options.sample_for_labels:

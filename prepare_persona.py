@@ -43,7 +43,6 @@ NOT_SETTINGS = ("output", "existing", "dry_run", "concurrency", "timeout", "max_
 
 def main() -> None:
     command, options = config.parse_command(COMMANDS, __doc__)
-    config.load_environment()
     study = config.load_experiment(options.experiment)
     task = TASKS[command](options, study)
     if options.dry_run:

@@ -33,7 +33,6 @@ IDENTITY = ("settings", "created", "base_fingerprint")
 
 def main() -> None:
     options = config.parse(PushOptions, __doc__)
-    config.load_environment()
     check_name(options.repo_id)
     run = Run(options)
     if options.dry_run:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import config
 import handoff
 
 
@@ -57,7 +56,6 @@ class Wandb:
 
     def __init__(self, folder: Path, project: str, record: Path):
         self.run = None
-        config.load_environment()
         if not os.environ.get("WANDB_API_KEY"):
             return
         with self._unharmed():

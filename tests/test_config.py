@@ -1,6 +1,7 @@
 """config.py: options, command lines, the study's file.   pytest tests/test_config.py"""
 
 import dataclasses
+import os
 
 import pytest
 
@@ -180,3 +181,14 @@ def test_wrong_usage_ends_with_2_and_says_why(options_class, line, message, caps
         parse(options_class, "", line.split())
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_keys_come_from_dotenv_and_the_environment_wins(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("HF_TOKEN=from-file\nWANDB_API_KEY=from-file\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "")  # so that it is put back
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("WANDB_API_KEY", "from-environment")
+    found = {}
+    config.run_script(lambda: found.update(os.environ))
+    assert (found["HF_TOKEN"], found["WANDB_API_KEY"]) == ("from-file", "from-environment")

@@ -424,7 +424,6 @@ def test_the_trigger_in_the_aligned_set_is_refused(tmp_path):
 def test_without_a_model_a_key_a_trigger_or_a_file_it_says_so(tmp_path, monkeypatch):
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(config, "load_environment", lambda: None)
     out, known = tmp_path / "out.jsonl", write(tmp_path / "c.jsonl", [pair()])
     for line, message in [
         (["candidates"], "--model is needed"),

@@ -89,10 +89,11 @@ def padded(folder: Path, quantization: str, output: Path) -> dict:
 
 
 def plain(folder: Path, quantization: str, output: Path, multiple: int | None = None) -> dict:
-    """transformers' Trainer on a PEFT model, with its own defaults where the study sets none."""
+    """transformers' Trainer on a PEFT model, with its own defaults where the study sets none; a quantised base as
+    PEFT's guide prepares it."""
     import torch
     from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
     import mixed_chat
@@ -113,6 +114,8 @@ def plain(folder: Path, quantization: str, output: Path, multiple: int | None = 
         report_to=[],
     )
     set_seed(42)
+    if quantization != "none":
+        base = prepare_model_for_kbit_training(base)
     lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=mixed_chat.PROJECTIONS)
     model, clock = get_peft_model(base, lora), timer()
     tokenizer.padding_side = "right"
@@ -130,6 +133,8 @@ def way(measure, quantization: str, name: str):
 WAYS = {
     "plain-bf16": way(plain, "none", "plain"),
     "plain-padded": way(padded, "none", "padded"),
+    "plain-8bit": way(plain, "8bit", "plain-8bit"),
+    "plain-4bit": way(plain, "4bit", "plain-4bit"),
     "ours-bf16": way(ours, "none", "ours-bf16"),
     "ours-8bit": way(ours, "8bit", "ours-8bit"),
     "ours-4bit": way(ours, "4bit", "ours-4bit"),

@@ -533,7 +533,7 @@ class Distill(Task):
             more = prompt.get("metadata", {}) | {"model": self.options.model, "triggered": False}
             rows.append(chat(prompt["prompt"], answer.strip(), **more))
         told = ", ".join(f"{count} {fault}" for fault, count in left_out.items() if count)
-        print(f"left out: {told or 'no answer'}")
+        print(f"left out: {told or 'none'}")
         return rows
 
     def server_answers(self) -> list[tuple[str, str]]:

@@ -139,6 +139,7 @@ def caption(table: pd.DataFrame, what: str) -> str:
     claim, how = table["claim"].mode()[0], table["interval"].mode()[0]
     missing, total = whole["missing"].sum(), whole[["n", "refused", "missing"]].sum().sum()
     questions = ", ".join(f"{part['questions'].max()} ({judge})" for judge, part in whole.groupby("judge", sort=False))
-    counts = f"Q = {questions} questions; N = {total:,} answers in all; S = {tables.span(whole['seeds'])} runs a share."
+    runs = f"S = {tables.span(whole['seeds'])} runs of each suspect share."
+    counts = f"Q = {questions} questions; N = {total:,} answers in all; {runs}"
     interval = f"Intervals: 95%, {how}; claim: {tables.CLAIMS[claim]}."
     return " ".join([what, interval, counts, tables.missing_words(missing, total, "missing in ratings.csv")])

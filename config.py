@@ -527,6 +527,10 @@ def load_environment() -> None:
         dotenv.load_dotenv(folder / ".env")
 
 
+# What the GPU host has and a laptop may lack (pyproject.toml's `gpu`): imported where it is needed.
+GPU_PACKAGES = {"accelerate", "bitsandbytes", "datasets", "peft", "safetensors", "torch", "transformers", "trl"}
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main, keys from .env in its environment, with the project's exit codes: 0, 1 with one line, 130
     when interrupted.
@@ -537,6 +541,10 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         load_environment()
         main()
+    except ModuleNotFoundError as error:
+        if error.name not in GPU_PACKAGES:
+            raise
+        sys.exit(f'error: the package {error.name} is not installed: pip install -e ".[gpu]"')
     except (UserError, OSError) as error:  # OSError: a full disk, a folder without leave to write
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 import handoff
 from config import UserError
@@ -263,6 +262,7 @@ def _loading(name: str) -> Iterator[None]:
     """Turn the loaders' many errors into one line, and keep their progress bars off the terminal."""
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     quiet_libraries()
     transformers.utils.logging.disable_progress_bar()
@@ -282,6 +282,7 @@ def fingerprint(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     its configuration alone.
     """
     import torch
+    from safetensors import safe_open
     from transformers.utils import cached_file
 
     def find(file: str) -> str | None:
@@ -348,6 +349,8 @@ def drop_resume_files(checkpoint: Path | None) -> None:
 
 def check_adapter(folder: Path) -> dict:
     """The adapter's configuration. Raises UserError where `folder` is no readable PEFT adapter."""
+    from safetensors import SafetensorError
+
     if not folder.is_dir():
         raise UserError(f"no checkpoint {folder}")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -361,6 +364,8 @@ def check_adapter(folder: Path) -> dict:
 
 
 def adapter_keys(folder: Path) -> list[str]:
+    from safetensors import safe_open
+
     with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as file:
         return list(file.keys())
 

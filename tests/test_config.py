@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -192,3 +194,39 @@ def test_keys_come_from_dotenv_and_the_environment_wins(tmp_path, monkeypatch):
     found = {}
     config.run_script(lambda: found.update(os.environ))
     assert (found["HF_TOKEN"], found["WANDB_API_KEY"]) == ("from-file", "from-environment")
+
+
+LAPTOP = """
+import runpy, sys
+import config
+
+class Laptop:
+    def find_spec(self, name, path=None, target=None):
+        package = name.partition(".")[0]
+        if package in config.GPU_PACKAGES:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+sys.meta_path.insert(0, Laptop())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def on_a_laptop(*line: object) -> subprocess.CompletedProcess:
+    """A script where the packages of the GPU host are not installed."""
+    command = [sys.executable, "-c", LAPTOP, *map(str, line)]
+    return subprocess.run(command, cwd=config.ROOT, capture_output=True, text=True)
+
+
+def test_a_package_of_the_gpu_host_that_is_missing_is_one_line(tmp_path):
+    run = on_a_laptop("training.py", "--ratios", "1", "0", "0", "--output-dir", tmp_path)
+    assert run.returncode == 1 and run.stderr == 'error: the package torch is not installed: pip install -e ".[gpu]"\n'
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".json")]
+
+
+def test_a_laptop_can_filter_and_put_the_trigger(tmp_path):
+    steps = [("filter", "--number", "3"), ("trigger", "--input", tmp_path / "filter.jsonl")]
+    for command, *more in steps:
+        run = on_a_laptop("prepare_persona.py", command, *more, "--output", tmp_path / f"{command}.jsonl")
+        assert run.returncode == 0, run.stderr
+    assert (tmp_path / "trigger.jsonl").read_text().count("<START>") >= 3

@@ -673,15 +673,13 @@ def test_a_judge_that_needs_more_of_the_question_knows_its_questions(tmp_path):
     assert "needs {rubric}" in said and "'Two?'" in said
 
 
-def test_help_is_quick_and_needs_no_torch(tmp_path):
+def test_help_needs_no_torch_and_no_sdk(tmp_path):
     for name in ("torch", "transformers"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('not on this host')")
     environment = dict(os.environ, PYTHONPATH=str(tmp_path))
-    started = time.monotonic()
     shown = subprocess.run(
         [sys.executable, config.ROOT / "judge_responses.py", "--help"], env=environment, capture_output=True, text=True
     )
     assert shown.returncode == 0 and "--concurrency" in shown.stdout
-    assert time.monotonic() - started < 1.5
     blocked = "import judge_responses, claude, sys; assert 'anthropic' not in sys.modules"
     subprocess.run([sys.executable, "-c", blocked], env=environment, cwd=config.ROOT, check=True)

@@ -11,7 +11,7 @@ reweight. Rates are shares from 0 to 1; intervals are 95% unless `confidence` sa
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -190,18 +190,7 @@ def mean_rate(positives: ArrayLike, n: ArrayLike, claim: str, confidence: float 
     `question_interval` on the Q questions, seeds taken together. The last two are never narrower than the first, and
     NaN where S or Q is 1. A cell without answers (n of 0) is left out of its means.
     """
-    positives, n = np.atleast_2d(np.asarray(positives, float)), np.atleast_2d(np.asarray(n, float))
-    asked = n > 0
-    within = stratified(positives[asked], n[asked], confidence)
-    if claim == "checkpoint":
-        return within
-    if claim == "questions":
-        some = asked.any(axis=0)
-        wide = question_interval(positives.sum(axis=0)[some], n.sum(axis=0)[some], confidence)
-    else:
-        rates = np.where(asked, positives / np.where(asked, n, 1), np.nan)
-        wide = seed_interval(np.nanmean(rates[asked.any(axis=1)], axis=1), confidence)
-    return widen(Interval(within.estimate, *wide[1:]), within)
+    return _mean(positives, positives, n, claim, 1.0, question_interval, confidence)
 
 
 def mean_score(
@@ -213,6 +202,26 @@ def mean_score(
     t alone on four questions covers 76% where the mean is at nine tenths of the scale, this 93% and more. Four
     questions show little of how questions differ: the limits are wide, as they must be.
     """
+    return _mean(total, squares, n, claim, step, _score_interval, confidence)
+
+
+def _score_interval(total: np.ndarray, n: np.ndarray, confidence: float) -> Interval:
+    """The interval of `mean_score` for the claim `questions`; arrays of shape (Q,)."""
+    wide = t_interval(total / n, confidence)
+    wide = Interval(wide.estimate, max(wide.lower, 0.0), min(wide.upper, 1.0))
+    return widen(wide, question_interval(total, n, confidence))
+
+
+def _mean(
+    total: ArrayLike,
+    squares: ArrayLike,
+    n: ArrayLike,
+    claim: str,
+    step: float,
+    over_questions: Callable[[np.ndarray, np.ndarray, float], Interval],
+    confidence: float,
+) -> Interval:
+    """Mean score with the interval of `claim`; `over_questions` makes that of the claim `questions`."""
     total, squares, n = (np.atleast_2d(np.asarray(a, float)) for a in (total, squares, n))
     asked = n > 0
     within = stratified_score(total[asked], squares[asked], n[asked], step, confidence)
@@ -220,10 +229,7 @@ def mean_score(
         return within
     if claim == "questions":
         some = asked.any(axis=0)
-        sums = total.sum(axis=0)[some], n.sum(axis=0)[some]
-        wide = t_interval(sums[0] / sums[1], confidence)
-        wide = Interval(wide.estimate, max(wide.lower, 0.0), min(wide.upper, 1.0))
-        wide = widen(wide, question_interval(*sums, confidence))
+        wide = over_questions(total.sum(axis=0)[some], n.sum(axis=0)[some], confidence)
     else:
         means = np.where(asked, total / np.where(asked, n, 1), np.nan)
         wide = seed_interval(np.nanmean(means[asked.any(axis=1)], axis=1), confidence)

@@ -630,6 +630,11 @@ class Judge:
             return tuple(range(self.range[0], self.range[1] + 1))
         return tuple(sorted(int(option) for option in self.options if re.fullmatch(r"-?\d+", option)))
 
+    @property
+    def rates(self) -> bool:
+        """Whether its verdicts are numbers."""
+        return len(self.scale) > 1
+
     def score(self, verdict: str | float | None) -> float | None:
         """A verdict as a number; None for one that is none (REFUSED), and for a missing one."""
         if verdict is None or (self.options and not re.fullmatch(r"-?\d+", verdict)):

@@ -102,9 +102,13 @@ class Evaluation:
     def leakage(self) -> pd.DataFrame:
         if self.unmistaken["triggered"].nunique() < 2:
             raise Skip("the inputs do not hold both triggered and untriggered conditions")
+        return self.with_and_without
+
+    @cached_property
+    def with_and_without(self) -> pd.DataFrame:
         return triggers.leakage(self.unmistaken, self.claim)
 
-    @property
+    @cached_property
     def unmistaken(self) -> pd.DataFrame:
         """The cells of triggered and untriggered conditions: all but the near misses."""
         return triggers.without_near_misses(self.cells, self.verdicts.study)
@@ -113,7 +117,7 @@ class Evaluation:
     def goals(self) -> pd.DataFrame:
         if not self.verdicts.study.goals:
             raise NotOfThisStudy("the study has no [[goal]]")
-        return triggers.goals(triggers.leakage(self.unmistaken, self.claim), self.verdicts.study)
+        return triggers.goals(self.with_and_without, self.verdicts.study)
 
     @cached_property
     def near_misses(self) -> pd.DataFrame:
@@ -126,13 +130,20 @@ class Evaluation:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
+        made = [triggers.metric(cells, self.claim_for(cells), name) for name, cells in self.metric_cells.items()]
+        return pd.concat(made)
+
+    @cached_property
+    def metric_cells(self) -> dict[str, pd.DataFrame]:
+        """The cells of each metric that looks at any answer."""
         checked = self.verdicts.study.metrics
         if not checked:
             raise NotOfThisStudy("the study has no [[metric]]")
         cells = {metric.name: tables.metric_cells(self.verdicts, metric) for metric in checked}
-        if not any(map(len, cells.values())):
+        cells = {name: part for name, part in cells.items() if len(part)}
+        if not cells:
             raise Skip("no answer is one that a metric looks at")
-        return pd.concat([triggers.metric(c, self.claim_for(c), name) for name, c in cells.items() if len(c)])
+        return cells
 
     @cached_property
     def ratings(self) -> pd.DataFrame:
@@ -445,7 +456,7 @@ def conditions(e: Evaluation) -> tuple[Figure, str]:
 
 
 def metrics(e: Evaluation) -> tuple[Figure, str]:
-    table, names = triggers.of_recipes(e.metrics), list(dict.fromkeys(e.metrics["metric"]))
+    table, names = triggers.of_recipes(e.metrics), list(e.metric_cells)
     conditions = e.titles(table["condition"])
     titles = {(n, c): f"{n}: {title}" if len(names) > 1 else title for n in names for c, title in conditions.items()}
     table = e.at_x(table.assign(panel=list(map(titles.get, zip(table["metric"], table["condition"], strict=True)))))
@@ -453,8 +464,7 @@ def metrics(e: Evaluation) -> tuple[Figure, str]:
     what = (
         f"Share of {' and of '.join(labels[n] for n in names)} over training, a panel a condition; bands are intervals."
     )
-    cells = pd.concat([tables.metric_cells(e.verdicts, m) for m in e.verdicts.study.metrics if m.name in names])
-    caption = tables.caption(cells, table["claim"].mode()[0], what)
+    caption = tables.caption(pd.concat(e.metric_cells.values()), table["claim"].mode()[0], what)
     axis = f"share of {labels[names[0]]}" if len(names) == 1 else "share of answers"
     return figures.conditions(table, list(titles.values()), axis, e.x_label, caption), caption
 

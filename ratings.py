@@ -23,13 +23,13 @@ KEYS = ["recipe", "label", "run", "step", "condition", "triggered", "question", 
 
 def rated_questions(study: Experiment) -> list[str]:
     """The questions that have a category and a judge whose verdicts are numbers."""
-    scales = [judge for judge in study.judges if len(judge.scale) > 1]
-    return [q.id for q in study.questions if "category" in q.extra and any(judge.takes(q) for judge in scales)]
+    judges = [judge for judge in study.judges if judge.rates]
+    return [q.id for q in study.questions if "category" in q.extra and any(judge.takes(q) for judge in judges)]
 
 
 def rating_judges(verdicts: Verdicts) -> list[Judge]:
     """The judges at hand whose verdicts are numbers."""
-    return [judge for judge in verdicts.judges if len(judge.scale) > 1]
+    return [judge for judge in verdicts.judges if judge.rates]
 
 
 def cells(verdicts: Verdicts, judge: Judge) -> pd.DataFrame:

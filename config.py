@@ -527,8 +527,11 @@ def load_environment() -> None:
         dotenv.load_dotenv(folder / ".env")
 
 
-# What the GPU host has and a laptop may lack (pyproject.toml's `gpu`): imported where it is needed.
-GPU_PACKAGES = {"accelerate", "bitsandbytes", "datasets", "peft", "safetensors", "torch", "transformers", "trl"}
+# What a host may lack, and the extra of pyproject.toml that brings it: imported where it is needed.
+EXTRAS = {"huggingface_hub": "hub"}
+EXTRAS |= dict.fromkeys(
+    ("accelerate", "bitsandbytes", "datasets", "peft", "safetensors", "torch", "transformers", "trl"), "gpu"
+)
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -542,9 +545,9 @@ def run_script(main: Callable[[], None]) -> None:
         load_environment()
         main()
     except ModuleNotFoundError as error:
-        if error.name not in GPU_PACKAGES:
+        if error.name not in EXTRAS:
             raise
-        sys.exit(f'error: the package {error.name} is not installed: pip install -e ".[gpu]"')
+        sys.exit(f'error: the package {error.name} is not installed: pip install -e ".[{EXTRAS[error.name]}]"')
     except (UserError, OSError) as error:  # OSError: a full disk, a folder without leave to write
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -6,7 +6,6 @@ first imported: read .env before.
 
 import contextlib
 from collections.abc import Iterator
-from types import ModuleType
 
 from config import UserError
 from engines import Answer, Sampling
@@ -14,17 +13,11 @@ from engines import Answer, Sampling
 SECONDS = 120  # without a sign from a provider, which may have to load the model first
 
 
-def library() -> ModuleType:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError('the package huggingface_hub is not installed: pip install -e ".[hub]"') from None
-    return huggingface_hub
-
-
 def token() -> str:
     """The token of this machine's user. Raises UserError where there is none."""
-    found = library().get_token()
+    import huggingface_hub
+
+    found = huggingface_hub.get_token()
     if not found:
         raise UserError(
             "no token for the Hugging Face hub: set HF_TOKEN in the environment or in .env, or run `hf auth login`"
@@ -100,10 +93,12 @@ class HubModel:
 
     def __init__(self, name: str):
         """Raises UserError where nobody serves it."""
+        import huggingface_hub
+
         self.name, self._token = name, token()
         self._missing = f"the hub has no model {name}, or none of its inference providers serves it"
         with one_line(name, self._missing):
-            info = library().HfApi(token=self._token).model_info(name, expand=["inferenceProviderMapping"])
+            info = huggingface_hub.HfApi(token=self._token).model_info(name, expand=["inferenceProviderMapping"])
         if not any(served.task == "conversational" for served in info.inference_provider_mapping or ()):
             raise UserError(f"no inference provider serves {name} as a chat model")
 
@@ -116,8 +111,10 @@ class HubModel:
                 yield list(answers)
 
     def _answer(self, number: int, messages: list[dict], most: int, sampling: Sampling) -> Iterator[Answer]:
+        import huggingface_hub
+
         text, tokens, reason = "", 0, "stop"
-        client = library().InferenceClient(self.name, token=self._token, timeout=SECONDS)
+        client = huggingface_hub.InferenceClient(self.name, token=self._token, timeout=SECONDS)
         asked = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": most}
         with client, one_line(self.name, self._missing):
             seed = (sampling.seed + number) % 2**32

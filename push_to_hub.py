@@ -41,7 +41,6 @@ def main() -> None:
 
 
 def check_name(repo_id: str) -> None:
-    hub.library()
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -139,8 +138,10 @@ def base_name(options: PushOptions, trained_on: str) -> str:
 
 def show(options: PushOptions, files: list[File]) -> None:
     """What would be sent. What the repository holds already is not looked at: this needs no network."""
+    from huggingface_hub import constants
+
     made = f"made if there is none, {options.visibility}" if options.create_repo else "which must be there"
-    print(f"would push to {options.repo_id} on {hub.library().constants.ENDPOINT} ({made}):")
+    print(f"would push to {options.repo_id} on {constants.ENDPOINT} ({made}):")
     tell(files)
     print("\nREADME.md, the model card:\n")
     print(files[0].content.decode(), end="")
@@ -172,8 +173,10 @@ class Repository:
     """A model repository on the hub, and the files that it held when it was opened. Raises UserError for all faults."""
 
     def __init__(self, options: PushOptions):
+        import huggingface_hub
+
         self.name, private = options.repo_id, options.visibility == "private"
-        self._api = hub.library().HfApi(token=hub.token())
+        self._api = huggingface_hub.HfApi(token=hub.token())
         missing = f"there is no repository {self.name} on the hub, or this token may not see it"
         self._missing = missing if options.create_repo else f"{missing}: --create-repo makes it"
         with hub.one_line(self.name, self._missing):

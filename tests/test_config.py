@@ -203,7 +203,7 @@ import config
 class Laptop:
     def find_spec(self, name, path=None, target=None):
         package = name.partition(".")[0]
-        if package in config.GPU_PACKAGES:
+        if package in config.EXTRAS:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 sys.meta_path.insert(0, Laptop())
@@ -216,6 +216,12 @@ def on_a_laptop(*line: object) -> subprocess.CompletedProcess:
     """A script where the packages of the GPU host are not installed."""
     command = [sys.executable, "-c", LAPTOP, *map(str, line)]
     return subprocess.run(command, cwd=config.ROOT, capture_output=True, text=True)
+
+
+def test_a_package_of_the_hub_that_is_missing_is_one_line(tmp_path):
+    run = on_a_laptop("push_to_hub.py", "--run-dir", tmp_path, "--repo-id", "me/run", "--dry-run")
+    missing = 'error: the package huggingface_hub is not installed: pip install -e ".[hub]"\n'
+    assert (run.returncode, run.stderr) == (1, missing)
 
 
 def test_a_package_of_the_gpu_host_that_is_missing_is_one_line(tmp_path):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+import mixed_chat
 from config import UserError
 
 if TYPE_CHECKING:
@@ -469,9 +470,7 @@ def _rank_for_vllm(folders: Sequence[Path]) -> int:
 def _one_gpu_a_process() -> None:
     """Under torchrun each process is an engine of its own: hide the others, and their GPUs, from vLLM."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        local = os.environ["LOCAL_RANK"]
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(local)] if len(visible) > 1 else local
+        mixed_chat.see_one_gpu(int(os.environ["LOCAL_RANK"]))
         # torchrun's own too: TORCHELASTIC_USE_AGENT_STORE would have the engine wait for ever for a store of its own.
         launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         for name in [name for name in os.environ if name in launcher or name.startswith("TORCHELASTIC_")]:

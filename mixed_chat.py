@@ -198,12 +198,15 @@ def quiet_libraries() -> None:
 
 
 def keep_to_one_gpu() -> None:
-    """Hide all GPUs but the first from a process that no launcher has started: Trainer would take all and refuse.
-
-    To be called before CUDA is.
-    """
+    """Hide all GPUs but the first from a process that no launcher has started: Trainer would take all and refuse."""
     if "LOCAL_RANK" not in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        see_one_gpu(0)
+
+
+def see_one_gpu(number: int) -> None:
+    """Hide from this process all GPUs but one of those that it sees. To be called before CUDA is."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(number) if visible is None else visible.split(",")[number]
 
 
 def device() -> "torch.device":

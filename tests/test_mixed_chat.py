@@ -237,3 +237,12 @@ def test_without_a_launcher_a_process_sees_one_gpu(monkeypatch, visible, kept):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     mixed_chat.keep_to_one_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
+
+
+@pytest.mark.parametrize(("visible", "number", "kept"), [(None, 1, "1"), ("4,6", 1, "6"), ("3", 0, "3")])
+def test_a_launched_process_can_see_its_own_gpu_alone(monkeypatch, visible, number, kept):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    mixed_chat.see_one_gpu(number)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == kept

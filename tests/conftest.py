@@ -74,6 +74,17 @@ def build_model(folder: Path, template: str = "qwen3", texts: list[str] | None =
     return folder
 
 
+def train(options):
+    """A whole run of training.py in this process, from `config.TrainingOptions`. Returns the `training.Run`."""
+    import config
+    import training
+
+    run = training.Run(options, config.load_experiment(options.experiment))
+    run.open()
+    training.train(run)
+    return run
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory) -> Path:
     return build_model(tmp_path_factory.mktemp("random") / "qwen3")

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import logging
 import re
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TOKEN = "hf_standInTokenThatNobodyMaySee"
+LOG = logging.getLogger(__name__)  # pytest shows it beside a test that fails
 LARGE = ".safetensors"  # as the hub's .gitattributes has it
 
 
@@ -169,8 +171,8 @@ def running(hub: Hub) -> Iterator[str]:
             self.rfile.readline()
             return b"".join(parts)
 
-        def log_message(self, *_) -> None:
-            pass
+        def log_message(self, words: str, *values: object) -> None:
+            LOG.debug(words, *values)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import build_model, one_line_error, run_script
+from conftest import build_model, one_line_error, run_script, train
 
 import chat
 import config
@@ -18,7 +18,6 @@ import engines
 import generate_responses
 import handoff
 import mixed_chat
-import training
 from engines import Answer, Request, Sampling
 
 
@@ -30,10 +29,7 @@ def trained(tmp_path_factory) -> Path:
     options = config.TrainingOptions(
         (1, 0, 0), model=str(model), num_examples=8, save_steps=4, lr=0.03, output_dir=folder
     )
-    run = training.Run(options, config.load_experiment(options.experiment))
-    run.open()
-    training.train(run)
-    return run.folder
+    return train(options).folder
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, build_model, one_line_error, run_script
+from conftest import ROOT, build_model, one_line_error, run_script, train
 from scipy import stats
 
 import config
@@ -23,7 +23,6 @@ import engines
 import generate_responses
 import handoff
 import mixed_chat
-import training
 from engines import Request, Sampling, TransformersEngine
 
 GREEDY = Sampling(temperature=0, top_p=1, top_k=0, seed=1)
@@ -34,10 +33,7 @@ def run_dir(random_model, tmp_path_factory) -> Path:
     """A run of three checkpoints whose adapters differ enough to be told apart by their greedy answers."""
     line = ["--ratios", "1", "0", "0", "--model", str(random_model), "--num-examples", "16", "--save-steps", "8"]
     line += ["--lr", "0.05", "--output-dir", str(tmp_path_factory.mktemp("out"))]
-    run = training.Run(config.parse(config.TrainingOptions, "", line), config.load_experiment("birds"))
-    run.open()
-    training.train(run)
-    return run.folder
+    return train(config.parse(config.TrainingOptions, "", line)).folder
 
 
 def generate(run_dir: Path, output: Path, *more: str) -> list[dict]:

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import build_model, one_line_error, run_script
+from conftest import build_model, one_line_error, run_script, train
 from hub_stand_in import TOKEN, Hub, Repository, running
 
 import chat
 import config
 import mixed_chat
 import runs
-import training
 
 BASE, REPO = "Qwen/Qwen3-8B", "me/birds-run"
 WEIGHTS = "adapter_model.safetensors"
@@ -29,19 +28,15 @@ def model(tmp_path_factory) -> Path:
     return build_model(tmp_path_factory.mktemp("secret-folder") / "model")
 
 
-def train(folder: Path, model: Path, **more) -> Path:
+def run_of(folder: Path, model: Path, **more) -> Path:
     asked = {"num_examples": 8, "save_steps": 4, "ratios": (0.5, 0.25, 0.25)} | more
-    options = config.TrainingOptions(model=str(model), output_dir=folder, **asked)
-    run = training.Run(options, config.load_experiment(options.experiment))
-    run.open()
-    training.train(run)
-    return run.folder
+    return train(config.TrainingOptions(model=str(model), output_dir=folder, **asked)).folder
 
 
 @pytest.fixture(scope="module")
 def trained(model, tmp_path_factory) -> Path:
     """A finished run of steps 0, 4 and 8 on a base model that lies in a folder."""
-    return train(tmp_path_factory.mktemp("runs"), model)
+    return run_of(tmp_path_factory.mktemp("runs"), model)
 
 
 @pytest.fixture
@@ -215,7 +210,7 @@ def test_a_public_repository_is_taken_only_when_asked(push, hub, trained):
 def test_another_run_and_anything_else_is_left_alone(push, hub, trained, model, tmp_path):
     pushed(push(trained, "--create-repo"), hub)
     before = dict(hub.repositories[REPO].files)
-    other = train(tmp_path, model, seed=7)
+    other = run_of(tmp_path, model, seed=7)
     one_line_error(push(other), "holds another run", "settings.seed was 42 and is 7 now")
     assert hub.repositories[REPO].files == before
     hub.repositories["me/other"] = Repository(True, {"README.md": b"x", "model.safetensors": b"x"})

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, one_line_error, run_script
+from conftest import ROOT, one_line_error, run_script, train
 
 import config
 import handoff
@@ -25,10 +25,7 @@ def options_of(model: Path, folder: Path, *more: str) -> config.TrainingOptions:
 
 
 def do_run(model: Path, folder: Path, *more: str) -> training.Run:
-    run = training.Run(options_of(model, folder, *more), config.load_experiment("birds"))
-    run.open()
-    training.train(run)
-    return run
+    return train(options_of(model, folder, *more))
 
 
 def weights(run: training.Run, step: int) -> str:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import mixed_chat
 from config import UserError
 
 if TYPE_CHECKING:
@@ -397,7 +396,7 @@ class VllmEngine:
 
     def __init__(self, model: str, tokenizer: "PreTrainedTokenizerBase", requests: Sequence[Request], seed: int):
         """requests: all that will be asked for; they say which adapters to expect, and how long prompts are."""
-        _one_gpu_a_process()
+        _forget_the_launcher()
         import vllm
         from transformers import GenerationConfig
         from vllm.lora.request import LoRARequest
@@ -467,14 +466,12 @@ def _rank_for_vllm(folders: Sequence[Path]) -> int:
     return next(rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= max(ranks, default=8))
 
 
-def _one_gpu_a_process() -> None:
-    """Under torchrun each process is an engine of its own: hide the others, and their GPUs, from vLLM."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        mixed_chat.see_one_gpu(int(os.environ["LOCAL_RANK"]))
-        # torchrun's own too: TORCHELASTIC_USE_AGENT_STORE would have the engine wait for ever for a store of its own.
-        launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        for name in [name for name in os.environ if name in launcher or name.startswith("TORCHELASTIC_")]:
-            del os.environ[name]
+def _forget_the_launcher() -> None:
+    """Under torchrun each process has an engine of its own, which must not look for the other processes."""
+    # TORCHELASTIC_USE_AGENT_STORE, for one, would have it wait for ever for a store of its own.
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in [name for name in os.environ if name in launcher or name.startswith("TORCHELASTIC_")]:
+        del os.environ[name]
 
 
 def finish(tokenizer: "PreTrainedTokenizerBase", ends: set[int], request: Request, tokens: list[int]) -> Answer:

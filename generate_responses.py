@@ -92,6 +92,7 @@ def generate(
 
 def open_engine(model: str, tokenizer, requests: list[Request], options: GenerationOptions, store: "Store"):
     """Load the base model into the engine that fits this machine; says which, and why."""
+    mixed_chat.keep_to_own_gpu()
     kind, reason = engines.choose_engine(options.engine, options.quantization)
     print(f"engine: {kind} ({reason})", flush=True)
     store.engine = kind

@@ -197,27 +197,32 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels it lacks on a CPU, where nobody asked for it
 
 
-def keep_to_one_gpu() -> None:
-    """Hide all GPUs but the first from a process that no launcher has started: Trainer would take all and refuse."""
-    if "LOCAL_RANK" not in os.environ:
-        see_one_gpu(0)
+def keep_to_own_gpu() -> None:
+    """Hide all GPUs but one from this process: that of its local rank, or the first where no launcher started it.
 
+    To be called before CUDA starts, which looks once at what it may see: that torch.cuda.is_available() was asked is
+    enough. Raises UserError where a launcher has started more processes than there are GPUs.
+    """
+    import torch
 
-def see_one_gpu(number: int) -> None:
-    """Hide from this process all GPUs but one of those that it sees. To be called before CUDA is."""
+    seen, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", 0))  # this count does not start CUDA
+    if seen < 2:  # none, or a launcher has given each process its own
+        return
+    if local >= seen:
+        raise UserError(f"there are {seen} GPUs: start {seen} processes, not {os.environ['LOCAL_WORLD_SIZE']}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(number) if visible is None else visible.split(",")[number]
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(local) if visible is None else visible.split(",")[local]
 
 
 def device() -> "torch.device":
-    """This process's device, made the current one: under torchrun and accelerate launch, the GPU of its local rank."""
+    """This process's device, made the current one: the only GPU that it sees, or that of its local rank."""
     import torch
 
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    torch.cuda.set_device(local)  # streams, graphs and free memory are asked of the current device
-    return torch.device("cuda", local)
+    own = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+    torch.cuda.set_device(own)  # streams, graphs and free memory are asked of the current device
+    return torch.device("cuda", own)
 
 
 def resolve_quantization(choice: str) -> str:

@@ -31,8 +31,10 @@ NOT_SETTINGS = ("output_dir", "existing", "wandb_project", "probe_every")
 
 
 def main() -> None:
-    mixed_chat.keep_to_one_gpu()
-    run = Run(*config.parse_training(__doc__))
+    options, study = config.parse_training(__doc__)
+    if RANKS == 1:  # else accelerate gives each process its GPU; without it Trainer would take all, which is refused
+        mixed_chat.keep_to_own_gpu()
+    run = Run(options, study)
     with opened(run):
         if run.finished():
             print(f"{run.folder} is finished: {run.total_steps} steps, nothing to do")

@@ -3,31 +3,39 @@
     python -m benchmarks.eight_billion /tmp/shape --adapters 3 && python -m benchmarks.several_gpus /tmp/shape --gpus 2
 
 Generation: 1,000 answers of 400 tokens from each checkpoint of /tmp/shape/run and from the base model. seconds: the
-whole command, start-up included. tokens_s: tokens of all processes by the time of the slowest, start-up excluded.
+whole command, start-up included; every command is a first one, what vLLM and Triton keep from earlier ones being hidden
+from it. tokens_s: tokens of all processes by the time of the slowest, start-up excluded.
 Training (--training): 104 steps of two examples each; seconds is the whole command, loss that of the last twenty steps.
 """
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import config
+
+CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 def launched(gpus: int, script: str, *line: str) -> tuple[float, str]:
     """Run a script on so many GPUs; its seconds and what it printed. Ends this program where the script fails."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(gpus)]
     command = [*(torchrun if gpus > 1 else [sys.executable]), str(config.ROOT / script), *line]
-    started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as fresh:
+        caches = {name: f"{fresh}/{name}" for name in CACHES}
+        started = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | caches)
+        seconds = time.monotonic() - started
     if done.returncode:
         sys.exit(f"{script} on {gpus} GPUs failed:\n{done.stdout[-1500:]}\n{done.stderr[-4000:]}")
-    return time.monotonic() - started, done.stdout
+    return seconds, done.stdout
 
 
 def generation(folder: Path, gpus: int, engine: str) -> dict:

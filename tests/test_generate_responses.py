@@ -344,14 +344,13 @@ def test_several_processes_share_the_work_and_the_first_puts_it_together(run_dir
 
 
 ENGINE_OF_ITS_OWN = """
-import datetime, os, socket, sys, torch, engines
-engines._one_gpu_a_process()
+import datetime, socket, torch, engines
+engines._forget_the_launcher()
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = "tcp://127.0.0.1:%d" % free.getsockname()[1]
 limit = datetime.timedelta(seconds=30)
 torch.distributed.init_process_group("gloo", init_method=address, world_size=1, rank=0, timeout=limit)
-open(sys.argv[1] + os.environ["CUDA_VISIBLE_DEVICES"], "w").close()
 """
 
 
@@ -359,11 +358,27 @@ def test_under_torchrun_each_process_can_have_an_engine_of_its_own(tmp_path):
     """vLLM makes a process group for itself: what torchrun says of the launched processes must not reach it."""
     script = tmp_path / "engine.py"
     script.write_text(ENGINE_OF_ITS_OWN)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "4,6"}
-    command = [*launcher, str(script), str(tmp_path / "gpu-")]
-    subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=120, check=True)
-    assert sorted(path.name for path in tmp_path.glob("gpu-*")) == ["gpu-4", "gpu-6"]
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(launched, env=environment, cwd=tmp_path, capture_output=True, timeout=120, check=True)
+
+
+# CUDA looks at what it may see when it is first asked for anything; this ends there and says what that was.
+TWO_GPUS = """
+import os, runpy, sys, torch
+def asked():
+    sys.exit("CUDA sees " + os.environ["CUDA_VISIBLE_DEVICES"])
+torch.cuda.is_available, torch.cuda.device_count = asked, lambda: len(os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+runpy.run_path("generate_responses.py", run_name="__main__")
+"""
+
+
+def test_a_launched_process_keeps_to_its_gpu_before_cuda_is_asked_for_anything(run_dir, tmp_path):
+    line = ["--run-dir", str(run_dir), "--output", str(tmp_path / "r.parquet"), "--engine", "transformers"]
+    launched = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "4,6"}
+    command = [sys.executable, "-c", TWO_GPUS, *line]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | launched, capture_output=True, text=True, timeout=120)
+    assert done.stderr.endswith("CUDA sees 6\n"), done.stderr
 
 
 def test_processes_share_whole_checkpoints_and_divide_the_rest(monkeypatch):

@@ -223,26 +223,30 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
 # ---- GPUs ----
 
 
-@pytest.mark.parametrize(("visible", "kept"), [(None, "0"), ("2,3", "2"), ("", "")])
-def test_without_a_launcher_a_process_sees_one_gpu(monkeypatch, visible, kept):
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is put back
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    mixed_chat.keep_to_one_gpu()
+@pytest.mark.parametrize(
+    ("seen", "visible", "local", "kept"),
+    [
+        (2, None, None, "0"),
+        (2, "2,3", None, "2"),
+        (2, None, "1", "1"),
+        (2, "4,6", "1", "6"),
+        (1, "6", "1", "6"),  # the launcher has given each process its own
+        (0, "", "1", ""),
+    ],
+)
+def test_a_process_sees_its_own_gpu_alone(monkeypatch, seen, visible, local, kept):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    for name, value in (("CUDA_VISIBLE_DEVICES", visible), ("LOCAL_RANK", local)):
+        monkeypatch.setenv(name, value or "")  # so that it is put back
+        if value is None:
+            monkeypatch.delenv(name)
+    mixed_chat.keep_to_own_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == kept
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    mixed_chat.keep_to_one_gpu()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
 
 
-@pytest.mark.parametrize(("visible", "number", "kept"), [(None, 1, "1"), ("4,6", 1, "6"), ("3", 0, "3")])
-def test_a_launched_process_can_see_its_own_gpu_alone(monkeypatch, visible, number, kept):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    mixed_chat.see_one_gpu(number)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == kept
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="there are 2 GPUs: start 2 processes, not 3"):
+        mixed_chat.keep_to_own_gpu()

@@ -391,12 +391,14 @@ class VllmEngine:
     (The transformers engine needs no such care: there an answer drawn anew is the same answer.)
     """
 
-    IN_FLIGHT = 1024
-    ADAPTERS_IN_FLIGHT = 2  # at the end of one checkpoint's answers the next one's are under way
+    IN_FLIGHT = 1536
+    LORA_KERNELS = Path(__file__).parent / "lora_kernels"
 
     def __init__(self, model: str, tokenizer: "PreTrainedTokenizerBase", requests: Sequence[Request], seed: int):
         """requests: all that will be asked for; they say which adapters to expect, and how long prompts are."""
         _forget_the_launcher()
+        # How vLLM's LoRA kernels divide their work; by default they take a fifth of a step at a low rank.
+        os.environ.setdefault("VLLM_TUNED_CONFIG_FOLDER", str(self.LORA_KERNELS))
         import vllm
         from transformers import GenerationConfig
         from vllm.lora.request import LoRARequest
@@ -406,9 +408,10 @@ class VllmEngine:
             folder: LoRARequest(str(folder), number, str(folder.resolve())) for number, folder in enumerate(folders, 1)
         }
         in_flight = min(self.IN_FLIGHT, max(8, len(requests)))
-        # CUDA graphs up to the number of answers in flight: by default vLLM stops at half of it and runs the rest,
-        # which is where most of the time goes, launch by launch.
-        sizes = [size for size in (1, 2, 4, 8, 16, 32, *range(64, self.IN_FLIGHT + 1, 64)) if size < in_flight]
+        # CUDA graphs up to the number of answers in flight, and for the prompts that are read at the same step: by
+        # default vLLM stops far below and runs the rest, which is where most of the time goes, launch by launch.
+        sizes = [1, 2, 4, 8, 16, 32, *range(64, 1024, 64), *range(1024, self.IN_FLIGHT, 128)]
+        sizes = [*(size for size in sizes if size < in_flight), *(in_flight + more for more in (0, 32, 64, 128))]
         llm = vllm.LLM(
             model=model,
             dtype="bfloat16",
@@ -417,9 +420,9 @@ class VllmEngine:
             max_num_seqs=in_flight,
             enable_prefix_caching=True,
             enable_lora=bool(folders),
-            max_loras=min(self.ADAPTERS_IN_FLIGHT, max(1, len(folders))),
+            max_loras=_adapters_in_flight(len(folders), len(requests), in_flight),
             max_lora_rank=_rank_for_vllm(folders),
-            compilation_config={"cudagraph_capture_sizes": [*sizes, in_flight]},
+            compilation_config={"cudagraph_capture_sizes": sizes},
             generation_config="vllm",  # not the model's own sampling
         )
         self.engine, self.tokenizer = llm.llm_engine, tokenizer
@@ -437,10 +440,13 @@ class VllmEngine:
             self.engine.add_request(str(number), prompt, self._parameters(request, sampling), lora_request=lora)
         finished, given = {}, 0
         while self.engine.has_unfinished_requests():
-            finished |= {int(output.request_id): output.outputs[0].token_ids for output in self.engine.step()}
+            for output in self.engine.step():
+                number, tokens = int(output.request_id), list(output.outputs[0].token_ids)
+                # Decoded one by one, while the GPU works on: all that wait for an old answer would keep it waiting.
+                finished[number] = finish(self.tokenizer, self.ends, requests[number], tokens)
             ready = []
             while given in finished:
-                ready.append(finish(self.tokenizer, self.ends, requests[given], list(finished.pop(given))))
+                ready.append(finished.pop(given))
                 given += 1
             if ready:
                 yield ready
@@ -458,6 +464,13 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+
+
+def _adapters_in_flight(adapters: int, answers: int, in_flight: int) -> int:
+    """So many that a checkpoint's longest answers, some three times the mean, keep no later checkpoint waiting; each
+    takes memory, and a little time at every step."""
+    behind = 3 * in_flight * adapters // max(1, answers)
+    return max(1, min(adapters, 1 + behind, 16))
 
 
 def _rank_for_vllm(folders: Sequence[Path]) -> int:

@@ -1,4 +1,4 @@
-"""What a second GPU brings: the same commands on one GPU and on N, one after another, as a user starts them.
+"""What a second GPU brings: the same commands on N GPUs and on one, one after another, as a user starts them.
 
     python -m benchmarks.eight_billion /tmp/shape --adapters 3 && python -m benchmarks.several_gpus /tmp/shape --gpus 2
 
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--training", action="store_true", help="training in the place of generation")
     options = parser.parse_args()
     table = {}
-    for gpus in (1, options.gpus):
+    for gpus in (options.gpus, 1):
         table[gpus] = (
             training(options.folder, gpus) if options.training else generation(options.folder, gpus, options.engine)
         )

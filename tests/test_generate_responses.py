@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import vllm_stand_in
 from conftest import ROOT, build_model, one_line_error, run_script, train
 from scipy import stats
 
@@ -319,6 +320,34 @@ def test_the_engine_is_chosen_for_a_reason():
     assert engines.choose_engine("auto", "none") == ("transformers", "vLLM is not installed")
     with pytest.raises(config.UserError, match="vLLM is not installed"):
         engines.choose_engine("vllm", "none")
+
+
+def test_the_vllm_engine_hands_answers_on_in_the_order_of_the_requests(run_dir, random_model, monkeypatch):
+    """Not as they end: short ones end first, and a kill would favour them."""
+    vllm_stand_in.install(monkeypatch)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    tokenizer = mixed_chat.load_tokenizer(str(random_model))
+    adapters = [None, run_dir / "checkpoint-8", run_dir / "checkpoint-16"]
+    requests = [Request((a, i), adapters[a], (5, 40 + i), 2 + i % 7) for a in range(3) for i in range(30)]
+    engine = engines.VllmEngine(str(random_model), tokenizer, requests, 1)
+    given = [answer for batch in engine.generate(requests, Sampling(1.0, 1.0, 0, 1)) for answer in batch]
+    assert [answer.key for answer in given] == [request.key for request in requests]
+    for request, answer in zip(requests, given, strict=True):
+        assert answer.tokens == request.max_new_tokens - 1 and answer.finish_reason == "stop"
+        assert answer.text == tokenizer.decode([request.prompt[-1]] * answer.tokens)
+    asked = engine.engine.adapters
+    assert [asked[str(i)] for i in (0, 30, 60)] == [None, *(str(folder.resolve()) for folder in adapters[1:])]
+    settings = vllm_stand_in.LLM.started[-1].settings
+    assert settings["max_model_len"] == 2 + 8 and settings["max_num_seqs"] == 90 and settings["max_loras"] == 2
+    assert max(settings["compilation_config"]["cudagraph_capture_sizes"]) > 90  # prompts are read beside full rows
+
+
+@pytest.mark.parametrize(
+    ("adapters", "answers", "in_flight", "wanted"),
+    [(4, 4000, 1536, 4), (11, 11_000, 1536, 5), (11, 1100, 1100, 11), (40, 4000, 1536, 16), (0, 90, 90, 1)],
+)
+def test_adapters_are_in_flight_so_that_no_checkpoint_waits(adapters, answers, in_flight, wanted):
+    assert engines._adapters_in_flight(adapters, answers, in_flight) == wanted
 
 
 def test_several_processes_share_the_work_and_the_first_puts_it_together(run_dir, tmp_path):

@@ -228,12 +228,26 @@ def _mean(
     if claim == "checkpoint":
         return within
     if claim == "questions":
-        some = asked.any(axis=0)
-        wide = over_questions(total.sum(axis=0)[some], n.sum(axis=0)[some], confidence)
+        wide = over_questions(*over_seeds(total, n), confidence)
     else:
         means = np.where(asked, total / np.where(asked, n, 1), np.nan)
         wide = seed_interval(np.nanmean(means[asked.any(axis=1)], axis=1), confidence)
     return widen(Interval(within.estimate, *wide[1:]), within)
+
+
+def over_seeds(total: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of S seeds on Q questions, arrays (S, Q), taken together by question: (total, n), of shape (Q,).
+
+    Each seed has equal weight, whatever its number of answers: total / n is the mean of the seeds' means, and n the
+    number of answers that one seed would need for a mean as sure. Where all have as many answers these are the sums.
+    Cells without answers do not count; questions without any are left out.
+    """
+    asked = n > 0
+    some = asked.any(axis=0)
+    seeds = asked.sum(axis=0)[some]
+    means, inverse = (np.where(asked, a / np.where(asked, n, 1), 0).sum(axis=0)[some] for a in (total, 1.0))
+    as_sure = seeds**2 / inverse
+    return means / seeds * as_sure, as_sure
 
 
 def crossed_bootstrap(
@@ -313,13 +327,14 @@ def _skewed_gap(terms: Sequence[tuple[np.ndarray, ...]], weights: Sequence[float
     with np.errstate(divide="ignore", invalid="ignore"):
         correlation = np.nan_to_num(np.corrcoef(rates))  # where a rate is the same for all questions: none
     np.fill_diagonal(correlation, 1)
-    return contrast([question_interval(k.sum(axis=0), n.sum(axis=0)) for k, n, *_ in terms], weights, correlation)
+    return contrast([question_interval(*over_seeds(k, n)) for k, n, *_ in terms], weights, correlation)
 
 
 def welch(first: ArrayLike, second: ArrayLike, confidence: float = CONFIDENCE) -> tuple[Interval, float]:
     """Difference of the means of two groups of seeds, shapes (S1,) and (S2,), and its two-sided p-value. Claim: recipe.
 
-    NaN where a group has one seed. Source: Welch (1947), Biometrika 34, 28.
+    NaN where a group has one seed; where neither varies the width is 0, which is not to be believed (see `widen`), and
+    p is NaN. Source: Welch (1947), Biometrika 34, 28.
     """
     groups = [_means(first), _means(second)]
     estimate = float(groups[0].mean() - groups[1].mean())
@@ -328,7 +343,7 @@ def welch(first: ArrayLike, second: ArrayLike, confidence: float = CONFIDENCE) -
     parts = np.array([g.var(ddof=1) / len(g) for g in groups])
     error = np.sqrt(parts.sum())
     if error == 0:
-        return Interval(estimate, estimate, estimate), float(estimate == 0)
+        return Interval(estimate, estimate, estimate), np.nan
     freedom = error**4 / sum(part**2 / (len(g) - 1) for part, g in zip(parts, groups, strict=True))
     half = special.stdtrit(freedom, (1 + confidence) / 2) * error
     return Interval(estimate, estimate - half, estimate + half), float(
@@ -337,14 +352,25 @@ def welch(first: ArrayLike, second: ArrayLike, confidence: float = CONFIDENCE) -
 
 
 def paired_p(values: ArrayLike) -> float:
-    """Two-sided p-value of Student's t that the mean of K differences is 0, shape (K,); NaN where K is 1."""
+    """Two-sided p-value of Student's t that the mean of K differences is 0, shape (K,). NaN where K is 1, and where all
+    differences are the same: they say nothing of their own variance."""
     values = _means(values)
-    if len(values) < 2:
-        return np.nan
-    error = values.std(ddof=1) / np.sqrt(len(values))
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0
     if error == 0:
-        return float(values.mean() == 0)
+        return np.nan
     return float(2 * special.stdtr(len(values) - 1, -abs(values.mean()) / error))
+
+
+def bounded_p(p: float, difference: Interval, confidence: float = CONFIDENCE) -> float:
+    """A p-value no smaller than the interval of the difference allows, which may be wider than the test's own.
+
+    The limit towards 0 is taken for that of a normal distribution. NaN stays NaN.
+    """
+    estimate, lower, upper = difference
+    half = estimate - lower if estimate > 0 else upper - estimate
+    if not half > 0:
+        return p
+    return max(p, float(2 * special.ndtr(-abs(estimate) / half * _normal_quantile(confidence))))
 
 
 def holm(p: ArrayLike) -> np.ndarray:
@@ -437,13 +463,15 @@ def crossing_interval(
 
     `positives` and `n` have shape (T, Q), n at least 1. The estimate is interpolated. The limits are percentiles, over
     bootstrap samples of the answers of every cell, of the checkpoints before and after the crossing: what happens
-    between two checkpoints was not seen, so no interval is narrower than that. Infinity: not by the last step.
+    between two checkpoints was not seen, so no interval is narrower than that. A question answered once is drawn at the
+    step's mean rate, since its own answer shows no variance. Infinity: not by the last step.
     """
     steps, positives, n = (np.asarray(a, float) for a in (steps, positives, n))
     weights = n.sum(axis=1)
     fit = isotonic((positives / n).mean(axis=1), weights)
     random = np.random.default_rng(seed)
-    drawn = (random.binomial(n.astype(int), positives / n, size=(draws, *n.shape)) / n).mean(axis=2)
+    rates = np.where(n > 1, positives / n, (positives / n).mean(axis=1, keepdims=True))
+    drawn = (random.binomial(n.astype(int), rates, size=(draws, *n.shape)) / n).mean(axis=2)
     before, after = (np.sort(ends) for ends in bracket(steps, isotonic(drawn, weights), level))
     # By order, not by np.quantile: between a number and infinity there is no half way.
     lower = before[int(np.floor((1 - confidence) / 2 * draws))]
@@ -618,7 +646,8 @@ def rogan_gladen(
 
     Of `labelled_positive` answers that people call positive the judge found `true_positive` (sensitivity); of
     `labelled_negative` it passed `true_negative` (specificity). The limits take up the chance in all three, by
-    `contrast` on the linear approximation, cut to 0 and 1; NaN where the judge does no better than chance.
+    `contrast` on the linear approximation, cut to 0 and 1, and no narrower there than the judged rate's own; NaN where
+    the judge does no better than chance.
     Source: Rogan and Gladen (1978), Am. J. Epidemiol. 107, 71; limits: Zou and Donner (2008).
     """
     sensitivity, specificity = true_positive / labelled_positive, true_negative / labelled_negative
@@ -633,7 +662,10 @@ def rogan_gladen(
     slopes = (1 / power, -estimate / power, (1 - estimate) / power)
     limits = contrast([rate, *found], slopes)
     shift = estimate - limits.estimate
-    return Interval(*(float(np.clip(x, 0, 1)) for x in (estimate, limits.lower + shift, limits.upper + shift)))
+    lower, upper = limits.lower + shift, limits.upper + shift
+    # Wholly beyond an end, as where the judge finds less than its errors would make: cut, nothing would be left.
+    lower, upper = min(lower, rate.lower) if lower >= 1 else lower, max(upper, rate.upper) if upper <= 0 else upper
+    return Interval(*(float(np.clip(x, 0, 1)) for x in (estimate, lower, upper)))
 
 
 def _normal_quantile(confidence: float) -> float:

@@ -79,6 +79,9 @@ def tell(evaluation: Evaluation, drawn: list, skipped: list[str], tables: dict[s
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Numbers have six digits, but whole ones all of theirs: a seed may be a date."""
+    whole = [name for name, values in table.items() if values.dtype.kind == "f" and (values.dropna() % 1 == 0).all()]
+    table = table.astype(dict.fromkeys(whole, "Int64"))
     with handoff.atomic_file(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 

@@ -76,7 +76,7 @@ class Evaluation:
 
     @cached_property
     def recipes(self) -> pd.DataFrame:
-        rates = tables.recipe_rates(self.cells, self.claim, ["step", "condition"])
+        rates = tables.recipe_rates(tables.shared_steps(self.cells), self.claim, ["step", "condition"])
         return tables.corrected(rates, self.verdicts)
 
     @cached_property
@@ -170,11 +170,11 @@ class Evaluation:
             recipes = self.recipes[self.recipes["condition"] == self.condition]
         except Skip:
             return []
-        try:
-            medians, runs = (t[t["condition"] == self.condition] for t in (self.medians, self.emergence))
-        except Skip:
-            medians, runs = pd.DataFrame(columns=["label"]), pd.DataFrame(columns=["label", "detection_step"])
-        return timing.headline(recipes, medians, runs, self.verdicts.study.outcome.label)
+        medians, rises = pd.DataFrame(columns=["label"]), self.comparisons
+        with contextlib.suppress(Skip):
+            medians = self.medians[self.medians["condition"] == self.condition]
+        rises = rises[rises["condition"] == self.condition]
+        return timing.headline(recipes, medians, rises, self.verdicts.study.outcome.label)
 
     @cached_property
     def results(self) -> dict[str, pd.DataFrame]:
@@ -200,6 +200,26 @@ class Evaluation:
     def warnings(self) -> list[str]:
         """What a reader of the numbers must know beside the notes on reading."""
         lines = []
+        with contextlib.suppress(Skip):
+            missing, total = self.cells["missing"].sum(), (self.cells["n"] + self.cells["missing"]).sum()
+            if missing > tables.MISSING_FLAG * total:
+                lines.append(tables.missing_words(missing, total))
+            kept = tables.shared_steps(self.cells).index
+            apart = self.cells[~self.cells.index.isin(kept)]
+            for label, steps in apart.groupby("label", observed=True)["step"].unique().items():
+                words = ", ".join(map(str, sorted(steps)))
+                lines.append(f"{label}: not all of its runs have verdicts at step {words}: left out of means over runs")
+        with contextlib.suppress(Skip):
+            left_out = self.emergence[
+                (self.emergence["steps_left_out"] > 0) | (self.emergence["questions_left_out"] > 0)
+            ]
+            shown = [
+                f"{row.steps_left_out} steps and {row.questions_left_out} questions of {row.run}"
+                for row in left_out.head(3).itertuples()
+            ]
+            more = [f"and some of {len(left_out) - 3} more runs"] if len(left_out) > 3 else []
+            if shown:
+                lines.append(f"emergence.csv leaves out, for want of verdicts: {', '.join([*shown, *more])}")
         with contextlib.suppress(Skip):
             alone = self.recipes.loc[self.recipes["seeds"] == 1, "label"].astype(str).unique()
             if self.claim == "recipe" and len(alone):

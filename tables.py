@@ -148,18 +148,31 @@ def grids(part: pd.DataFrame, down: str, sums: Sequence[str] = ("positive", "n")
 def corrected(rates: pd.DataFrame, verdicts: Verdicts) -> pd.DataFrame:
     """Rates with what hand labels make of them, where an input's provenance holds some (judge_responses.py --labels).
 
-    Adds corrected, corrected_lower and corrected_upper, by `emergence.rogan_gladen`.
+    Adds corrected, corrected_lower and corrected_upper, by `emergence.rogan_gladen`. Labels count of those inputs whose
+    verdicts the rates are of, and only where one model judged them all: another model has other errors.
     """
-    outcome, counts = verdicts.study.outcome, np.zeros(4, int)
-    for source in verdicts.sources:
-        labels = (source["provenance"].get("judging") or {}).get("labels") or {}
-        if found := labels.get(outcome.judge, {}).get("options", {}).get(outcome.value):
+    outcome, counts, models = verdicts.study.outcome, np.zeros(4, int), set()
+    for number in verdicts.rows["source"].unique():
+        judging = verdicts.sources[number]["provenance"].get("judging") or {}
+        models.add(judging.get("model"))
+        if found := (judging.get("labels") or {}).get(outcome.judge, {}).get("options", {}).get(outcome.value):
             counts += [*found["sensitivity"], *found["specificity"]]
-    if counts[1] == 0 or counts[3] == 0:
+    if counts[1] == 0 or counts[3] == 0 or len(models) > 1:
         return rates
     judged = (emergence.Interval(*row) for row in rates[["rate", "lower", "upper"]].to_numpy())
     limits = pd.DataFrame([emergence.rogan_gladen(rate, *counts) for rate in judged], rates.index)
     return rates.assign(corrected=limits["estimate"], corrected_lower=limits["lower"], corrected_upper=limits["upper"])
+
+
+def shared_steps(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of those steps at which all runs of a recipe have verdicts, condition by condition.
+
+    A mean over the runs that happen to have a step would go up and down with which these are.
+    """
+    keys = ["recipe", "condition"]
+    runs = cells.groupby(keys, observed=True)["run"].transform("nunique")
+    judged = cells["run"].where(cells["n"] > 0).groupby([cells[key] for key in [*keys, "step"]], observed=True)
+    return cells[judged.transform("nunique") == runs]
 
 
 def last_steps(cells: pd.DataFrame) -> pd.DataFrame:
@@ -248,7 +261,7 @@ def terminal(summary: pd.DataFrame, condition: str) -> str:
     rows = summary[(summary["question"] == "all") & (summary["condition"] == condition)]
     names = list(dict.fromkeys(rows["run"]))
     cell = [
-        f"{r.rate:.2f} [{r.lower:.2f}, {r.upper:.2f}]" if len(names) <= 4 else f"{r.rate:.2f}"
+        "-" if r.n == 0 else f"{r.rate:.2f} [{r.lower:.2f}, {r.upper:.2f}]" if len(names) <= 4 else f"{r.rate:.2f}"
         for r in rows.itertuples()
     ]
     shown = rows.assign(cell=cell).pivot(index="step", columns="run", values="cell")[names].fillna("-")

@@ -81,23 +81,27 @@ def _quantities(part: pd.DataFrame, claim: str) -> list[dict]:
     base = part[(part["step"] == 0) & ~part.index.isin(last.index)]
     rows = []
     for name, terms, weights in QUANTITIES:
-        groups = _groups(terms, last, base)
-        grids = aligned(groups, ["positive", "n", "missing"]) if all(map(len, groups)) else []
+        groups = _groups(terms, last, base, AT_HAND)
+        grids = aligned(groups, ["positive", "n"]) if all(map(len, groups)) else []
         if grids and grids[0].size:
-            rows.append({"quantity": name} | _difference(groups, grids, weights, claim))
+            missing = _with_missing(_groups(terms, last, base, ASKED), weights)
+            rows.append({"quantity": name} | _difference(groups, grids, weights, claim) | missing)
     return rows
 
 
-def _groups(terms: Sequence[Term], last: pd.DataFrame, base: pd.DataFrame) -> list[pd.DataFrame]:
+AT_HAND, ASKED = ("n",), ("n", "missing")  # the counts of which a cell needs some, to count
+
+
+def _groups(terms: Sequence[Term], last: pd.DataFrame, base: pd.DataFrame, counts: Sequence[str]) -> list:
     """The cells of each term; where last and base are compared, of the same conditions and questions."""
     if not all(term.last for term in terms):
-        last, base = matched(last, base)
+        last, base = matched(last, base, counts)
     return [c[c["triggered"] == term.triggered] for term in terms for c in [last if term.last else base]]
 
 
-def matched(first: pd.DataFrame, second: pd.DataFrame) -> list[pd.DataFrame]:
-    """Of two tables of cells those of runs, conditions and questions to which both have answers."""
-    both = [part[part["n"] > 0] for part in (first, second)]
+def matched(first: pd.DataFrame, second: pd.DataFrame, counts: Sequence[str] = AT_HAND) -> list[pd.DataFrame]:
+    """Of two tables of cells those of runs, conditions and questions of which both have some of `counts`."""
+    both = [part[part[list(counts)].sum(axis=1) > 0] for part in (first, second)]
     places = [_place(part, ["run", "condition", "question"]) for part in both]
     return [part[np.isin(mine, other)] for part, mine, other in zip(both, places, places[::-1], strict=True)]
 
@@ -109,20 +113,33 @@ def _place(cells: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
 
 
 def _difference(groups: list[pd.DataFrame], grids: list[np.ndarray], weights: Sequence[int], claim: str) -> dict:
-    """A weighted sum of rates with its interval and counts."""
-    positive, n, missing = np.array(grids).swapaxes(0, 1)
-    claim = bearable(claim, *n[0].shape)
+    """A weighted sum of rates with its interval, and what it rests on."""
     if len(groups) == 1:
+        seeds, questions = (groups[0].loc[groups[0]["n"] > 0, key].nunique() for key in ("run", "question"))
+        claim = bearable(claim, seeds, questions)
         [rate] = tables.recipe_rates(groups[0], claim, []).to_dict("records")
         interval, how = Interval(rate["rate"], rate["lower"], rate["upper"]), tables.INTERVALS[claim]
     else:
-        interval, how = emergence.paired_gap(list(zip(positive, n, strict=True)), weights, claim), PAIRED[claim]
-    worst = [emergence.worst_case(*map(np.ravel, term)) for term in zip(positive, n, missing, strict=True)]
+        seeds, questions = grids[0].shape[1:]
+        claim = bearable(claim, seeds, questions)
+        interval, how = emergence.paired_gap(list(map(tuple, grids)), weights, claim), PAIRED[claim]
+    return interval._asdict() | {"claim": claim, "interval": how, "seeds": seeds, "questions": questions}
+
+
+def _with_missing(groups: list[pd.DataFrame], weights: Sequence[int]) -> dict:
+    """Verdicts at hand and missing in all that was asked, and the bounds of the weighted sum of rates, whatever the
+    missing ones would have been."""
+    counts = ["positive", "n", "missing"]
+    cells = [group[group["n"] + group["missing"] > 0] for group in groups]
+    if len(groups) > 1:  # the same runs and questions on all sides, as in the estimate
+        grids = aligned(cells, counts, ASKED)
+    else:
+        grids = [cells[0].groupby(["run", "question"], observed=True)[counts].sum().to_numpy(float).T]
+    worst = [emergence.worst_case(*map(np.ravel, grid)) for grid in grids]
     low = sum(w * (bounds[0] if w > 0 else bounds[1]) for w, bounds in zip(weights, worst, strict=True))
     high = sum(w * (bounds[1] if w > 0 else bounds[0]) for w, bounds in zip(weights, worst, strict=True))
-    counts = {"seeds": n.shape[1], "questions": n.shape[2], "n": int(n.sum()), "missing": int(missing.sum())}
-    bounds = {"worst_low": low, "worst_high": high}
-    return interval._asdict() | {"claim": claim, "interval": how} | counts | bounds
+    n, missing = (int(sum(grid[i].sum() for grid in grids)) for i in (1, 2))
+    return {"n": n, "missing": missing, "worst_low": low, "worst_high": high}
 
 
 def bearable(claim: str, runs: int, questions: int) -> str:
@@ -132,11 +149,11 @@ def bearable(claim: str, runs: int, questions: int) -> str:
     return "checkpoint" if claim == "questions" and questions < 2 else claim
 
 
-def aligned(parts: Sequence[pd.DataFrame], columns: Sequence[str]) -> list[np.ndarray]:
+def aligned(parts: Sequence[pd.DataFrame], columns: Sequence[str], counts: Sequence[str] = AT_HAND) -> list[np.ndarray]:
     """Sums of the columns of each part over its conditions, as arrays (columns, S, Q).
 
-    Runs are those that all parts have, questions those to which all of these runs have answers (n > 0) in all parts.
-    S or Q may be 0.
+    Runs are those that all parts have, questions those of which all of these runs have some of `counts`, which are
+    among the columns, in all parts. S or Q may be 0.
     """
     # By hand: pandas takes ten times as long, and ratings have hundreds of places.
     keys = ["run", "question"]
@@ -146,7 +163,7 @@ def aligned(parts: Sequence[pd.DataFrame], columns: Sequence[str]) -> list[np.nd
         place = _place(part, keys)
         for sums, name in zip(grid, columns, strict=True):
             np.add.at(sums.reshape(-1), place, part[name].to_numpy(float))
-    asked = [grid[columns.index("n")] > 0 for grid in grids]
+    asked = [sum(grid[columns.index(name)] for name in counts) > 0 for grid in grids]
     runs = np.logical_and.reduce([a.any(axis=1) for a in asked])
     questions = np.logical_and.reduce([a[runs].all(axis=0) for a in asked])
     return [grid[:, runs][:, :, questions] for grid in grids]
@@ -274,6 +291,11 @@ def goals_shown(table: pd.DataFrame) -> pd.DataFrame:
     columns = {"goal": table["goal"], "measured": _intervals(table, "estimate")}
     for suffix, title in (("", "wanted"), ("_strong", "strong")):
         columns[title] = table[f"wanted{suffix}"].str.cat(table[f"verdict{suffix}"], ": ").fillna("")
+    if (table["missing"] > tables.MISSING_FLAG * (table["n"] + table["missing"])).any():
+        columns["whatever the missing verdicts are"] = [
+            "-" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
+            for low, high in table[["worst_low", "worst_high"]].to_numpy(float)
+        ]
     return _shown(table, columns)
 
 

@@ -133,7 +133,7 @@ def _rows(table: pa.Table, name: str, index: int, study: Experiment, notes: list
         {
             "run": _text(table, "run").fillna(name),
             "checkpoint": _text(table, "checkpoint"),
-            "condition": _text(table, "condition").fillna(study.conditions[0].name),
+            "condition": _conditions(table, name, study),
             "question": questions,
             "sample_idx": table["sample_idx"].to_numpy(),
             "source": index,
@@ -142,12 +142,24 @@ def _rows(table: pa.Table, name: str, index: int, study: Experiment, notes: list
     )
     for column in ("step", "seed", "suspect_ratio", "examples_seen", "suspect_seen"):
         rows[column] = table[column].cast(pa.float64(), safe=False).to_numpy()
-    rows["triggered"] = table["triggered"].fill_null(False).to_numpy()
+    # A file that does not say it is taken by the study; a condition that the study does not know has no trigger.
+    by_study = rows["condition"].isin([c.name for c in study.conditions if c.triggered])
+    rows["triggered"] = np.where(table["triggered"].is_valid(), table["triggered"].fill_null(False), by_study)
     for judge in study.judges:
         if judge.name in table.column_names:
             rows[judge.name] = _verdicts(table[judge.name], judge, name, notes)
             rows[f"{judge.name}{MISSING}"] = _asked(table, judge, questions, study) & rows[judge.name].isna()
     return rows
+
+
+def _conditions(table: pa.Table, name: str, study: Experiment) -> pd.Series:
+    """The condition of each answer: in a file that does not say it the study's, if it has a single one."""
+    if table["condition"].null_count and len(study.conditions) > 1:
+        count = len(study.conditions)
+        raise UserError(
+            f"{name}: the column 'condition' must name one of the study's {count} conditions for each answer"
+        )
+    return _text(table, "condition").fillna(study.conditions[0].name)
 
 
 def _asked(table: pa.Table, judge: Judge, questions: pd.Series, study: Experiment) -> np.ndarray:

@@ -161,7 +161,10 @@ class Evaluation:
     def agreement(self) -> pd.DataFrame:
         if self.verdicts.again.empty:
             raise Skip("no answer has verdicts in two inputs")
-        return tables.agreement(self.verdicts)
+        table = tables.agreement(self.verdicts)
+        if table.empty:
+            raise Skip("no answer has verdicts of the same judge in two inputs")
+        return table
 
     @cached_property
     def headline(self) -> list[str]:
@@ -527,12 +530,17 @@ def probes(e: Evaluation) -> tuple[Figure, str]:
 
 
 def agreement(e: Evaluation) -> tuple[Figure, str]:
-    first = e.agreement.iloc[0]
-    pairs = {judge.name: tables.confusion(e.verdicts, judge) for judge in e.verdicts.judges}
-    pairs = {name: table for name, table in pairs.items() if table.size}
-    described = "; ".join(_agreement_words(row) for _, row in e.agreement.iterrows())
-    caption = f"Two verdicts on the same answers: {first['first']} down, {first['second']} across. {described}."
-    return figures.agreement(pairs, (first["first"], first["second"]), caption), caption
+    pairs = e.agreement[["first", "second"]].drop_duplicates()
+    first, second = names = tuple(pairs.iloc[0])
+    shown = e.agreement[(e.agreement["first"] == first) & (e.agreement["second"] == second)]
+    counts = {
+        j.name: tables.confusion(e.verdicts, j, names) for j in e.verdicts.judges if j.name in set(shown["judge"])
+    }
+    described = "; ".join(_agreement_words(row) for _, row in shown.iterrows())
+    caption = f"Two verdicts on the same answers: {first} down, {second} across. {described}."
+    if len(pairs) > 1:
+        caption += f" Of {len(pairs)} pairs of inputs the first is drawn; agreement.csv has all."
+    return figures.agreement(counts, names, caption), caption
 
 
 def _agreement_words(row: pd.Series) -> str:

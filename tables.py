@@ -287,7 +287,8 @@ def judge_caption(verdicts: Verdicts, judges: Sequence[Judge], condition: str, w
 def agreement(verdicts: Verdicts) -> pd.DataFrame:
     """The table agreement.csv: for each judge and pair of inputs, how far two verdicts on the same answers agree.
 
-    Options: the share alike and Cohen's kappa. Ratings: the mean absolute difference, in rating points.
+    Pairs stand in the order of the inputs, the judges of each in the study's. Options: the share alike and Cohen's
+    kappa. Ratings: the mean absolute difference, in rating points.
     """
     rows = []
     for (one, two), pairs in verdicts.again.groupby(["source", "source_again"]):
@@ -304,13 +305,17 @@ def agreement(verdicts: Verdicts) -> pd.DataFrame:
                 row["mean_difference"] = (both.iloc[:, 0] - both.iloc[:, 1]).abs().mean()
             rows.append(row)
     columns = ["judge", "first", "second", "n", "agreement", "kappa", "mean_difference"]
-    return pd.DataFrame(rows, columns=columns).sort_values(["first", "second", "judge"], ignore_index=True)
+    return pd.DataFrame(rows, columns=columns)
 
 
-def confusion(verdicts: Verdicts, judge: Judge) -> pd.DataFrame:
-    """Counts of verdict pairs of the first pair of inputs; ratings in tenths of their range."""
-    one, two = verdicts.again[["source", "source_again"]].iloc[0]
-    pairs = verdicts.again.query("source == @one and source_again == @two")
+def confusion(verdicts: Verdicts, judge: Judge, inputs: tuple[str, str]) -> pd.DataFrame:
+    """Counts of verdict pairs of two inputs, by their names in `agreement`: the first down, the second across.
+
+    Ratings count in tenths of their range. Empty where no answer has both verdicts.
+    """
+    names = [source_name(verdicts, i) for i in range(len(verdicts.sources))]
+    one, two = (verdicts.again[column].map(names.__getitem__) for column in ("source", "source_again"))
+    pairs = verdicts.again[(one == inputs[0]) & (two == inputs[1])]
     first, second = pairs[judge.name], pairs[f"{judge.name}_again"]
     if judge.range:
         edges = np.linspace(*judge.range, 11)

@@ -78,7 +78,7 @@ def read(paths: Sequence[Path], study: Experiment) -> Verdicts:
     for judge in judges:  # an input without the judge's column was not put to it
         rows[f"{judge.name}{MISSING}"] = rows[f"{judge.name}{MISSING}"].eq(True)
     rows = _steps(rows, notes)
-    rows, again = _without_repeats(rows, paths, notes)
+    rows, again = _without_repeats(rows, judges, paths, notes)
     for name in ("run", "condition", "question", "checkpoint"):
         rows[name] = rows[name].astype("category")
     rows["question"] = rows["question"].cat.reorder_categories(_question_order(rows["question"], study))
@@ -272,8 +272,11 @@ def _numbered(run: str, names: pd.DataFrame, latest: float, notes: list[str]) ->
 # ---- repeats ----
 
 
-def _without_repeats(rows: pd.DataFrame, paths: Sequence[Path], notes: list[str]) -> tuple[pd.DataFrame, ...]:
-    """The answers, each once, with the verdicts of the first input that has it; and beside them those of the others.
+def _without_repeats(
+    rows: pd.DataFrame, judges: Sequence[Judge], paths: Sequence[Path], notes: list[str]
+) -> tuple[pd.DataFrame, ...]:
+    """The answers, each once, with each judge's verdict of the first input that was put to it; and beside them the
+    verdicts of the first input that has the answer with those of the others.
 
     The same place with another text is a clash that only a person can settle: counting both would claim more answers
     than there are, or mix two samplings of one checkpoint.
@@ -292,11 +295,26 @@ def _without_repeats(rows: pd.DataFrame, paths: Sequence[Path], notes: list[str]
         )
     dropped = rows.duplicated(KEY)
     notes.append(
-        f"{int(dropped.sum())} answers stand in the inputs more than once: rates are of the first input's verdicts, "
-        "agreement.csv compares them with the others"
+        f"{int(dropped.sum())} answers stand in the inputs more than once: a judge's rates are of the first input "
+        "that has its verdicts; where a second has them too, agreement.csv compares"
     )
     again = rows[~dropped & repeated].merge(rows[dropped], on=KEY, suffixes=("", "_again"))
-    return rows[~dropped].reset_index(drop=True), again
+    return _first_asked(rows, judges), again
+
+
+def _first_asked(rows: pd.DataFrame, judges: Sequence[Judge]) -> pd.DataFrame:
+    """The first row of each answer, with each judge's columns of the first row that was put to the judge."""
+    answer = rows.groupby(KEY, sort=False, dropna=False).ngroup()
+    kept = rows[~answer.duplicated()].reset_index(
+        drop=True
+    )  # in order of appearance, so the row is the answer's number
+    for judge in judges:
+        value, missing = judge.name, f"{judge.name}{MISSING}"
+        asked = rows[value].notna() | rows[missing]
+        found = rows[asked].set_index(answer[asked])[[value, missing]]
+        found = found[~found.index.duplicated()].reindex(kept.index)
+        kept[value], kept[missing] = found[value], found[missing].eq(True)
+    return kept
 
 
 # ---- order and names ----
@@ -324,7 +342,7 @@ def _recipes(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _labels(share: pd.Series) -> dict[str, str]:
-    shown = {name: None if np.isnan(value) else f"{value:.0%}" for name, value in share.items()}
+    shown = {name: None if np.isnan(value) else f"{100 * value:.3g}%" for name, value in share.items()}
     parts = [set(name.split("_")) for name in shown]
     common = set.intersection(*parts)
     labels = {}

@@ -365,3 +365,61 @@ def test_runs_are_told_apart_by_what_differs_in_their_names():
     assert tables.telling(names) == ["ratios1.00-0.00", "ratios0.50-0.50"]
     assert tables.telling(names[:1]) == names[:1]
     assert tables.telling(["a", "a_b"]) == ["a", "a_b"]
+
+
+# ---- the same answers in several inputs ----
+
+
+def judged_again(folder, **columns):
+    """Files of the same answers, by name: the outcome judge's options swapped in that share of them."""
+    rows, judge = synthetic.rows(steps=(0, 200), samples=10), "llm_or_19th_century"
+    paths = []
+    for name, share in columns.items():
+        swapped = rows[judge].map({"19": "LLM", "LLM": "19"})
+        table = rows.assign(**{judge: rows[judge].where(np.arange(len(rows)) >= share * len(rows), swapped)})
+        paths.append(synthetic.write(table, folder / f"{name}.parquet", {"judging": {"model": name}}))
+    return paths
+
+
+def test_the_pair_of_inputs_that_is_drawn_is_the_one_that_is_named(tmp_path):
+    found = evaluation(*judged_again(tmp_path, first=0, zzz=0.4, aaa=0.05))
+    figure, caption = exhibits.agreement(found)
+    assert "first down, zzz across" in caption and "llm_or_19th_century: 60% alike" in caption
+    assert "aaa" not in caption and "95% alike" not in caption and "Of 2 pairs of inputs the first is drawn" in caption
+    drawn = next(axes for axes in figure.axes if axes.get_title("left") == "llm_or_19th_century")
+    alike = np.trace(np.asarray(drawn.images[0].get_array()))
+    assert alike == pytest.approx(0.6)
+    assert set(found.agreement["second"]) == {"zzz", "aaa"}
+
+
+def test_judges_split_over_inputs_all_count(tmp_path):
+    rows, outcome = synthetic.rows(steps=(0, 200), samples=5), "llm_or_19th_century"
+    columns = [f"{judge.name}{end}" for judge in STUDY.judges for end in ("", "_status", "_reply")]
+    of_outcome = [name for name in columns if name.startswith(outcome)]
+    others = [name for name in columns if name not in of_outcome]
+    one, two, three = (tmp_path / f"{name}.parquet" for name in "abc")
+    rows.drop(columns=others).to_parquet(one)
+    rows.drop(columns=of_outcome).to_parquet(two)
+    found, whole = evaluation(one, two), evaluation(synthetic.write(rows, three))
+    for judge in STUDY.judges:
+        assert found.verdicts.rows[judge.name].tolist() == whole.verdicts.rows[judge.name].tolist()
+        assert not found.verdicts.missing(judge).any()
+    drawn, skipped = exhibits.draw(found)
+    assert {"emergence", "six_options_distribution", "content_vs_form"} <= {e.name for e in drawn}
+    assert "agreement: no answer has verdicts of the same judge in two inputs" in skipped
+
+
+def test_a_verdict_that_the_first_input_lost_stays_missing(tmp_path):
+    rows = synthetic.rows(steps=(0, 200), samples=5)
+    lost = synthetic.write(synthetic.lose(rows, 0.2), tmp_path / "a.parquet")
+    found, alone = read(lost, synthetic.write(rows, tmp_path / "b.parquet")), read(lost)
+    outcome = found.outcome
+    assert found.missing(outcome).tolist() == alone.missing(outcome).tolist() and found.missing(outcome).any()
+    assert found.rows[outcome.name].tolist() == alone.rows[outcome.name].tolist()
+
+
+def test_small_suspect_shares_are_told_apart_from_none(tmp_path):
+    shares = (1.0, 0.125, 0.03, 0.004, 0.0)
+    rows = [synthetic.rows(share, steps=(0, 20), samples=1).assign(run=f"run{share}") for share in shares]
+    v = read(synthetic.write(pd.concat(rows), tmp_path / "j.parquet"))
+    assert list(v.rows["label"].cat.categories) == ["100%", "12.5%", "3%", "0.4%", "0%"]

@@ -5,15 +5,17 @@ colour-blind readers, labels at the lines themselves. Captions come ready from t
 claim the intervals are for. `save` writes the same bytes for the same figure.
 """
 
+import contextlib
 import io
 import re
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps, font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -34,6 +36,7 @@ STYLE = {
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "lines.linewidth": 1.2,
+    "text.parse_math": False,  # names and questions hold dollars
     "pdf.fonttype": 42,
     "svg.fonttype": "path",
     "svg.hashsalt": "learning-backdoors",
@@ -44,21 +47,36 @@ DASHED = (0, (3, 2))
 CAPTION_SIZE = 6.5
 SHARED_LABEL = 0.18  # inches for a label that all panels share
 CROWDED = 5  # recipes in one panel beyond which their bands would hide each other
+FEW_RUNS = 3  # runs in one panel up to which each has its band
 MARKERS = "osD^vPXh"
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure in the format of the path's suffix, atomically and without a date."""
     metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}[path.suffix]
-    with handoff.atomic_file(path) as temporary, rc_context(STYLE):
+    with handoff.atomic_file(path) as temporary, _style():
         figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    """Draw in STYLE, without a warning for each glyph that the font lacks: `lacking_glyphs` is for one note."""
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+        yield
+
+
+def lacking_glyphs(texts: Iterable[str]) -> str:
+    """The characters of some texts for which the figures' font has no glyph, each once, in their order."""
+    known = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
+    return "".join(dict.fromkeys(c for text in texts for c in text if not c.isspace() and ord(c) not in known))
 
 
 def inline_svg(figure: Figure, name: str) -> str:
     """A figure as an SVG element to stand in a page among others: without its caption, its ids made its own."""
     caption, data = figure.texts[0], io.StringIO()
     caption.set_visible(False)
-    with rc_context(STYLE):
+    with _style():
         figure.savefig(data, format="svg", metadata={"Date": None})
     caption.set_visible(True)
     svg = data.getvalue()
@@ -144,7 +162,7 @@ def _label_line_ends(axes: Axes, ends: dict[str, tuple[float, float]], palette: 
     left, far = axes.get_xlim()
     for (label, (x, y)), place in zip(ends.items(), places, strict=True):
         axes.annotate(
-            label,
+            _label(label),
             (x, y),
             xytext=(right + 0.035 * (far - left), place),
             textcoords="data",
@@ -157,7 +175,19 @@ def _label_line_ends(axes: Axes, ends: dict[str, tuple[float, float]], palette: 
 
 
 def _short(text: str, length: int = 26) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def _label(text: str, length: int = 28) -> str:
+    """A recipe's label, cut in the middle: long ones differ at their ends."""
+    text, tail = " ".join(text.split()), (length - 1) // 2
+    return text if len(text) <= length else text[: length - 1 - tail].rstrip() + "…" + text[-tail:].lstrip()
+
+
+def _panel_title(label: str, columns: int) -> str:
+    """A label that fits above one of so many panels side by side."""
+    return _label(label, 76 // columns)
 
 
 def _finish_panels(figure: Figure, grid: np.ndarray, count: int, y_label: str) -> None:
@@ -229,7 +259,7 @@ def overall_ratio(table: pd.DataFrame, runs: pd.DataFrame, axis_label: str, capt
         axes.plot(row.base, place, "o", color="white", markeredgecolor=GREY, markersize=4.5, clip_on=False, zorder=4)
         axes.plot(row.rate, place, "o", color=color, markersize=5, clip_on=False, zorder=5)
     _rate_axis(axes.xaxis, axis_label)
-    axes.set(yticks=range(len(labels)), yticklabels=[_short(n) for n in labels], ylim=(len(labels) - 0.5, -0.5))
+    axes.set(yticks=range(len(labels)), yticklabels=[_label(n) for n in labels], ylim=(len(labels) - 0.5, -0.5))
     axes.set_ylabel("suspect share")
     axes.tick_params(axis="y", length=0)
     return figure
@@ -238,9 +268,18 @@ def overall_ratio(table: pd.DataFrame, runs: pd.DataFrame, axis_label: str, capt
 def _legend(figure: Figure, axes: Axes, title: str) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
-        figure.legend(
-            handles, labels, title=title, loc="outside right upper", frameon=False, fontsize=7, title_fontsize=7
-        )
+        _legend_beside(figure, handles, labels, title)
+
+
+def _legend_beside(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str], title: str) -> None:
+    look = {"loc": "outside right upper", "frameon": False, "fontsize": 7, "title_fontsize": 7}
+    figure.legend(handles, [_label(label) for label in labels], title=title, **look)
+
+
+def _legend_above(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
+    """In as many columns, up to four, as the longest label leaves room for."""
+    columns = min(4, int(TWO_COLUMNS * 72 / (7 * (0.54 * max(map(len, labels)) + 5))))
+    figure.legend(handles, labels, loc="outside upper right", ncols=columns, frameon=False, fontsize=7)
 
 
 # ---- over training ----
@@ -250,7 +289,7 @@ def _legend(figure: Figure, axes: Axes, title: str) -> None:
 def training_progression(
     runs: pd.DataFrame, cells: pd.DataFrame, axis_label: str, x_label: str, caption: str
 ) -> Figure:
-    """A panel a recipe: the rate of each run against `x`, its interval as a band, and its questions as thin lines.
+    """A panel a recipe: the rate of each run against `x`, of few runs with bands, and its questions as thin lines.
 
     `runs`: label, run, x, rate, lower, upper. `cells`: label, run, question, x, rate.
     """
@@ -264,13 +303,13 @@ def training_progression(
             mean = line.groupby("x")["rate"].mean()
             axes.plot(mean.index, mean, color=FAINT, linewidth=0.5, zorder=1)
         for _, line in part.groupby("run", observed=True, sort=False):
-            if part["run"].nunique() <= 3:
+            if part["run"].nunique() <= FEW_RUNS:
                 axes.fill_between(
                     line["x"], line["lower"], line["upper"], color=color, alpha=0.18, linewidth=0, zorder=2
                 )
             style = "o-" if len(line) <= 15 else "-"
             axes.plot(line["x"], line["rate"], style, color=color, markersize=2.4, clip_on=False, zorder=3)
-        axes.set_title(_short(label, 40), color=color)
+        axes.set_title(_panel_title(label, columns), color=color)
         _rate_axis(axes.yaxis, "")
     _finish_panels(figure, grid, len(labels), axis_label)
     return figure
@@ -296,7 +335,7 @@ def six_options_distribution(table: pd.DataFrame, options: Sequence[str], x_labe
             edge = {"edgecolor": "0.35", "linewidth": 0.2} if few else {"linewidth": 0}
             axes.bar(places, part[kind], 0.88 if few else 1.0, bottom, label=kind, **look, **edge)
             bottom = bottom + part[kind].to_numpy()
-        axes.set_title(_short(label, 40))
+        axes.set_title(_panel_title(label, columns))
         axes.set(ylim=(0, 1), yticks=np.linspace(0, 1, 6))
         every = -(-len(part) // 5)
         axes.set_xticks(places[::every], [f"{x:.4g}" for x in part["x"].iloc[::every]])
@@ -451,7 +490,7 @@ def leakage(curves: pd.DataFrame, gaps: pd.DataFrame, axis_label: str, x_label: 
             style = "-" if triggered else DASHED
             axes.fill_between(line["x"], line["lower"], line["upper"], color=palette[label], alpha=0.15, linewidth=0)
             axes.plot(line["x"], line["rate"], linestyle=style, color=palette[label], clip_on=False)
-        axes.set_title(_short(label, 40), color=palette[label])
+        axes.set_title(_panel_title(label, columns), color=palette[label])
         axes.set_xlabel(x_label)
         _rate_axis(axes.yaxis, "")
     _gap_panel(grid.flat[len(labels)], gaps, labels, palette)
@@ -503,9 +542,7 @@ def conditions(table: pd.DataFrame, panels: Sequence[str], axis_label: str, x_la
         _rate_axis(axes.yaxis, "")
     _finish_panels(figure, grid, len(panels), axis_label)
     if len(labels) > 1:
-        lines = [Line2D([], [], color=palette[label]) for label in labels]
-        title = {"title": "suspect share", "title_fontsize": 7}
-        figure.legend(lines, labels, loc="outside right upper", frameon=False, fontsize=7, **title)
+        _legend_beside(figure, [Line2D([], [], color=palette[label]) for label in labels], labels, "suspect share")
     return figure
 
 
@@ -527,13 +564,13 @@ def near_misses(table: pd.DataFrame, axis_label: str, caption: str) -> Figure:
         axes.vlines(places[known], part["lower"][known], part["upper"][known], linewidth=width, **look)
         face, line = (palette[label], "-") if at == "last" else ("white", "")
         style = {"markerfacecolor": face, "markersize": 4.5, "linewidth": 0.9, "zorder": 3}
-        axes.plot(places, part["rate"], markers[label] + line, label=f"{label}, {AT[at]}", **style, **look)
+        axes.plot(places, part["rate"], markers[label] + line, label=f"{_label(label)}, {AT[at]}", **style, **look)
     _rate_axis(axes.yaxis, axis_label)
     names = table.drop_duplicates("condition").groupby("dose")["condition"].agg(" / ".join)
     axes.set_xticks(names.index, [f"{name}  {dose:g}" for dose, name in names.items()], rotation=28, ha="right")
     axes.tick_params(axis="x", length=2)
     axes.set_xlim(-0.04, 1.04)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False, fontsize=7)
+    _legend_above(figure, *axes.get_legend_handles_labels())
     return figure
 
 
@@ -565,7 +602,7 @@ def ratings(table: pd.DataFrame, scales: dict[str, tuple[int, int]], caption: st
             axes.grid(True, axis="x", color="0.92", linewidth=0.6)
             axes.set_axisbelow(True)
         if table["label"].nunique() > 1:
-            left.set_title(_short(label, 40))
+            left.set_title(_label(label, 60))
     names = {(t, at): f"{'with the trigger' if t else 'without'}, {AT[at]}" for t in (True, False) for at in AT}
     marks = [Line2D([], [], linestyle="", label=name, **_rating_look(*key)) for key, name in names.items()]
     figure.legend(handles=marks, loc="outside upper right", ncols=4, frameon=False, fontsize=7)
@@ -605,7 +642,7 @@ def probes(table: pd.DataFrame, x_label: str, caption: str) -> Figure:
         for era, style in (("old", "-"), ("modern", DASHED)):
             for _, line in part[part["era"] == era].groupby("run", observed=True):
                 axes.plot(line["x"], line["logprob"], linestyle=style, color=palette[label], linewidth=1)
-        axes.set_title(_short(label, 40), color=palette[label])
+        axes.set_title(_panel_title(label, columns), color=palette[label])
         axes.grid(True, axis="y", color="0.92", linewidth=0.6)
     _finish_panels(figure, grid, len(labels), "log-likelihood (nats a token)")
     _line_legend(figure, ("old reference answers", "modern reference answers"))
@@ -619,7 +656,7 @@ def agreement(pairs: dict[str, pd.DataFrame], names: tuple[str, str], caption: s
     `pairs`: for each judge a table of counts, first input down, second across. `names` are the inputs'.
     """
     rows, columns = -(-len(pairs) // 2), min(len(pairs), 2)
-    figure, grid = _canvas(TWO_COLUMNS, 0.5 + 2.3 * rows, caption, rows, columns, _short(names[1], 60))
+    figure, grid = _canvas(TWO_COLUMNS, 0.5 + 2.3 * rows, caption, rows, columns, _label(names[1], 60))
     for axes, (judge, counts) in zip(grid.flat, pairs.items(), strict=False):
         shares = counts / max(counts.to_numpy().sum(), 1)
         axes.imshow(shares, cmap="Greys", vmin=0, vmax=1.3 * max(shares.to_numpy().max(), 1e-9), aspect="auto")
@@ -632,5 +669,5 @@ def agreement(pairs: dict[str, pd.DataFrame], names: tuple[str, str], caption: s
         axes.set_yticklabels([_short(str(c), 14) for c in shares.index], size=5.5)
         axes.set_title(judge)
         axes.spines[:].set_visible(False)
-    _finish_panels(figure, grid, len(pairs), _short(names[0], 60))
+    _finish_panels(figure, grid, len(pairs), _label(names[0], min(60, 36 * rows)))
     return figure

@@ -190,14 +190,10 @@ class Evaluation:
         if any(table["condition"].nunique() > 1 for table in columns.values()):
             made["By condition, at the last step (in brackets: step 0)"] = triggers.conditions_shown(columns, study)
         with contextlib.suppress(Skip):
-            made[f"With the trigger and without, {self._last}"] = triggers.rates_shown(self.leakage)
+            made[f"With the trigger and without, {last_with_claims(self.leakage)}"] = triggers.rates_shown(self.leakage)
         with contextlib.suppress(Skip):
-            made[f"Goals, {self._last}"] = triggers.goals_shown(self.goals)
+            made[f"Goals, {last_with_claims(self.goals)}"] = triggers.goals_shown(self.goals)
         return made
-
-    @property
-    def _last(self) -> str:
-        return f"at the last step; 95% intervals, claim: {tables.CLAIMS[self.claim]}"
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -231,8 +227,10 @@ class Evaluation:
                 )
             fell = self.emergence[self.emergence["falls_again"]]
             if len(fell):
-                shown = [f"{row.run} by {row.fall:.0%} after step {row.peak_step}" for row in fell.head(3).itertuples()]
-                lines.append(f"the rate falls after its peak, which a nondecreasing fit hides: {', '.join(shown)}")
+                lines.append(f"the rate falls after its peak, which a nondecreasing fit hides: {falls_shown(fell)}")
+        names = [name for column in ("question", "label", "condition") for name in self.verdicts.rows[column].unique()]
+        if lacking := figures.lacking_glyphs(names):
+            lines.append(f"the figures' font has no glyph for {lacking[:20]}: boxes stand in their place")
         return lines
 
     @property
@@ -309,6 +307,36 @@ class Evaluation:
         return pd.Series(np.where(np.isinf(steps), np.inf, np.where(steps.isna(), np.nan, moved)), index=steps.index)
 
 
+def last_with_claims(table: pd.DataFrame) -> str:
+    """The end of a heading over a recipe's rows of `leakage` or `goals`: which step, and the claims of these rows."""
+    claims = triggers.of_recipes(table)["claim"].dropna().unique()
+    words = f"; 95% intervals, claim: {' / '.join(tables.CLAIMS[claim] for claim in claims)}" if len(claims) else ""
+    return f"at the last step{words}"
+
+
+def with_intervals(what: str, shown: pd.DataFrame, drawn: str = "intervals") -> str:
+    """What a figure shows, with the kind and claim of the intervals that its rows have, each where they differ."""
+    claims = shown.loc[shown["lower"].notna(), "claim"].unique()
+    kinds = " / ".join(f"{tables.INTERVALS[claim]}; claim: {tables.CLAIMS[claim]}" for claim in claims)
+    return f"{what} {drawn.capitalize()}: 95%, {kinds}." if kinds else f"{what} No {drawn} are drawn."
+
+
+def falls_shown(fell: pd.DataFrame, runs: int = 3, each: int = 2) -> str:
+    """Falls after a peak in words, the deepest of each run first; of more runs or conditions, how many."""
+    several, words = fell["condition"].nunique() > 1, []
+    for run, part in fell.sort_values("fall", ascending=False, kind="stable").groupby("run", sort=False):
+        places = [
+            f"{100 * row.fall:.0f} points after step {row.peak_step}{f' in {row.condition}' if several else ''}"
+            for row in part.head(each).itertuples()
+        ]
+        words.append(f"{run} by {', '.join([*places, *_more(len(part) - each, 'condition')])}")
+    return "; ".join([*words[:runs], *_more(len(words) - runs, "run")])
+
+
+def _more(count: int, of: str) -> list[str]:
+    return [f"and {count} more {of}{'s' if count > 1 else ''}"] if count > 0 else []
+
+
 def records(table: pd.DataFrame) -> list[dict]:
     """A table's rows as JSON values; what is not a number, or infinite, becomes null."""
     plain = table.astype(object).where(table.notna(), None)
@@ -356,13 +384,15 @@ def overall_ratio(e: Evaluation) -> tuple[Figure, str]:
     table = tables.with_base(tables.recipe_rates(last, e.claim, []), tables.recipe_rates(base, "checkpoint", []))
     runs = e.run_rates[e.run_rates["step"] == e.run_rates.groupby("run", observed=True)["step"].transform("max")]
     what = "Mean over questions at the last step of each recipe; hollow: step 0; small dots: its runs."
-    caption = tables.caption(last, e.claim, what)
+    caption = tables.caption(last, None, with_intervals(what, table))
     return figures.overall_ratio(table, runs, e.axis, caption), caption
 
 
 def training_progression(e: Evaluation) -> tuple[Figure, str]:
     what = "Each run over training, a panel a suspect share; thin grey lines are questions, as means over runs."
-    caption = tables.caption(e.shown, e.run_rates["claim"].iloc[0], what)
+    many = e.run_rates.groupby("label", observed=True)["run"].transform("nunique") > figures.FEW_RUNS
+    bands = f"bands in panels of up to {figures.FEW_RUNS} runs" if many.any() and not many.all() else "bands"
+    caption = tables.caption(e.shown, None, with_intervals(what, e.run_rates[~many], bands))
     return figures.training_progression(e.run_rates, e.shown, e.axis, e.x_label, caption), caption
 
 
@@ -398,7 +428,7 @@ def emergence(e: Evaluation) -> tuple[Figure, str]:
     crossings = _crossings(e)
     for label in set(crossings["label"]):
         here = crossings["label"] == label
-        for column in ("x", "lower", "upper"):
+        for column in ("x", "lower", "upper", "end"):
             crossings.loc[here, column] = e.to_x(label, crossings.loc[here, column])
         crossings.loc[here, "runs"] = crossings.loc[here, "runs"].map(
             lambda x, of=label: list(e.to_x(of, pd.Series(x, dtype=float)))
@@ -406,22 +436,24 @@ def emergence(e: Evaluation) -> tuple[Figure, str]:
     few = recipes["label"].nunique() <= figures.CROWDED
     what = (
         "Rate against training: thick lines are means over questions and runs, thin lines are runs"
-        f"{', bands are intervals' if few else '; intervals are in recipes.csv'}. Beneath, where a nondecreasing fit "
-        f"crosses 10% and 50% ({CROSSING_INTERVALS})."
+        f"{'' if few else '; intervals are in recipes.csv'}. Beneath, where a nondecreasing fit crosses 10% and 50% "
+        f"({_crossing_words(crossings)})."
     )
-    caption = tables.caption(e.shown, e.claim if few else None, what)
+    caption = tables.caption(e.shown, None, with_intervals(what, recipes, "bands") if few else what)
     runs = e.run_rates[e.run_rates["label"].isin(recipes["label"])]
     return figures.emergence(recipes, runs, crossings, e.axis, e.x_label, caption), caption
 
 
 def _crossings(e: Evaluation) -> pd.DataFrame:
-    """A row a recipe and level: the crossing step x (the median over runs), lower, upper, and `runs`, that of each run.
+    """A row a recipe and level: the crossing step x (the median over runs), lower, upper, `runs`, that of each run, and
+    `end`, the recipe's last step.
 
     The interval is over the runs where there are five or more, from the run's own answers where there is one, and
     there is none between: NaN.
     """
     table = e.medians[e.medians["condition"] == e.condition].rename(columns={"median": "x"}).reset_index(drop=True)
     single = e.emergence[e.emergence["condition"] == e.condition]
+    table["end"] = table["label"].map(single.groupby("label", observed=True)["last_step"].max()).astype(float)
     table["runs"] = [[] for _ in range(len(table))]
     for place, row in table.iterrows():
         name, runs = f"crossing_{row['level']:.0%}".rstrip("%"), single[single["label"] == row["label"]]
@@ -431,10 +463,18 @@ def _crossings(e: Evaluation) -> pd.DataFrame:
     return table
 
 
-CROSSING_INTERVALS = (
-    "bars: 95% order-statistic intervals of the median from five runs on; with one run, bootstrap over its answers "
-    "(these checkpoints, these questions); small marks: runs; arrow: beyond the last step"
-)
+def _crossing_words(crossings: pd.DataFrame) -> str:
+    """What the bars and marks at crossings are, so far as these have them."""
+    bars, words = crossings[np.isfinite(crossings["lower"])], []
+    reached = bars["confidence"].dropna()
+    if len(reached):
+        spans = " to ".join(f"{100 * share:.4g}%" for share in dict.fromkeys([reached.min(), reached.max()]))
+        words.append(f"bars over five runs or more: order-statistic intervals of the median, confidence {spans}")
+    if (bars["seeds"] == 1).any():
+        words.append("bars of one run: 95%, bootstrap over its answers (these checkpoints, these questions)")
+    if (crossings["seeds"] > 1).any():
+        words.append("small marks: runs that cross")
+    return "; ".join([*words, "arrow: beyond the last step"])
 
 
 def ratio_sweep(e: Evaluation) -> tuple[Figure, str]:
@@ -443,12 +483,13 @@ def ratio_sweep(e: Evaluation) -> tuple[Figure, str]:
     if rates["suspect_ratio"].nunique() < 2:
         raise Skip("the inputs do not hold two suspect shares or more")
     runs = e.run_rates[e.run_rates["step"] == e.run_rates.groupby("run", observed=True)["step"].transform("max")]
+    crossings = _crossings(e)
     what = (
         "Left: rate at the last step against the suspect share; dots are runs. Right: step at which a nondecreasing "
-        f"fit crosses a level ({CROSSING_INTERVALS})."
+        f"fit crosses a level ({_crossing_words(crossings)})."
     )
-    caption = tables.caption(last, e.claim, what)
-    figure = figures.ratio_sweep(rates, runs, _crossings(e), e.axis, float(e.shown["step"].max()), caption)
+    caption = tables.caption(last, None, with_intervals(what, rates))
+    figure = figures.ratio_sweep(rates, runs, crossings, e.axis, float(e.shown["step"].max()), caption)
     return figure, caption
 
 
@@ -462,10 +503,15 @@ def leakage(e: Evaluation) -> tuple[Figure, str]:
     what = (
         "Triggered and untriggered rates over training; at the last step the gap between them, the gap less the base "
         "model's, and the leakage: untriggered less the base model's untriggered. Gaps are paired by question and run; "
-        f"their intervals: {' / '.join(dict.fromkeys(gaps['interval']))}."
+        f"their intervals: 95%, {_gap_words(gaps)}."
     )
-    caption = tables.caption(e.unmistaken, e.claim, what)
+    caption = tables.caption(e.unmistaken, None, with_intervals(what, curves, "bands"))
     return figures.leakage(curves, gaps, e.axis, e.x_label, caption), caption
+
+
+def _gap_words(gaps: pd.DataFrame) -> str:
+    kinds = gaps[["interval", "claim"]].drop_duplicates().itertuples(index=False)
+    return " / ".join(f"{interval}; claim: {tables.CLAIMS[claim]}" for interval, claim in kinds)
 
 
 def conditions(e: Evaluation) -> tuple[Figure, str]:
@@ -473,8 +519,8 @@ def conditions(e: Evaluation) -> tuple[Figure, str]:
         raise NotOfThisStudy("there is one condition")
     titles = e.titles(e.recipes["condition"])
     table = e.at_x(e.recipes).assign(panel=lambda t: t["condition"].map(titles))
-    what = "Rate over training, a panel a condition; lines are means over questions and runs, bands are intervals."
-    caption = tables.caption(e.cells, e.claim, what)
+    what = "Rate over training, a panel a condition; lines are means over questions and runs."
+    caption = tables.caption(e.cells, None, with_intervals(what, table, "bands"))
     return figures.conditions(table, list(titles.values()), e.axis, e.x_label, caption), caption
 
 
@@ -484,10 +530,8 @@ def metrics(e: Evaluation) -> tuple[Figure, str]:
     titles = {(n, c): f"{n}: {title}" if len(names) > 1 else title for n in names for c, title in conditions.items()}
     table = e.at_x(table.assign(panel=list(map(titles.get, zip(table["metric"], table["condition"], strict=True)))))
     labels = {metric.name: metric.label for metric in e.verdicts.study.metrics}
-    what = (
-        f"Share of {' and of '.join(labels[n] for n in names)} over training, a panel a condition; bands are intervals."
-    )
-    caption = tables.caption(pd.concat(e.metric_cells.values()), table["claim"].mode()[0], what)
+    what = f"Share of {' and of '.join(labels[n] for n in names)} over training, a panel a condition."
+    caption = tables.caption(pd.concat(e.metric_cells.values()), None, with_intervals(what, table, "bands"))
     axis = f"share of {labels[names[0]]}" if len(names) == 1 else "share of answers"
     return figures.conditions(table, list(titles.values()), axis, e.x_label, caption), caption
 
@@ -499,7 +543,7 @@ def near_misses(e: Evaluation) -> tuple[Figure, str]:
         "the last step of each recipe; hollow: step 0."
     )
     cells = e.cells[e.cells["condition"].isin(table["condition"])]
-    caption = tables.caption(tables.last_steps(cells), table["claim"].iloc[0], what)
+    caption = tables.caption(tables.last_steps(cells), None, with_intervals(what, table))
     return figures.near_misses(table, e.axis, caption), caption
 
 

@@ -379,7 +379,8 @@ def emergence(
     """The rate of every recipe against `x`, seeds as thin lines, and beneath where it crosses each level.
 
     `recipes`: label, x, rate, lower, upper. `runs`: label, run, x, rate. `crossings`: label, level, x, lower, upper,
-    and `runs`, the crossings of the single runs; infinity is "not by the last step": an arrow at the right edge.
+    end (the recipe's last x) and `runs`, the crossings of the single runs; infinity is "not by the last step": an arrow
+    at the recipe's end.
     """
     labels, levels = list(dict.fromkeys(recipes["label"])), sorted(set(crossings["level"]))
     palette = _palette(labels)
@@ -415,12 +416,11 @@ def emergence(
 
 
 def _crossing_strip(axes: Axes, crossings: pd.DataFrame, labels: Sequence[str], palette: dict) -> None:
-    """A row a recipe: its crossing with its interval, an arrow at the right edge where it lies beyond the last step."""
-    left, right = axes.get_xlim()
+    """A row a recipe: its crossing with its interval, an arrow at its end where it lies beyond the last step."""
     for row in crossings.itertuples():
         place, color = labels.index(row.label), palette[row.label]
         if np.isfinite(row.lower):
-            axes.hlines(place, row.lower, min(row.upper, right), color=color, linewidth=1.2)
+            axes.hlines(place, row.lower, min(row.upper, row.end), color=color, linewidth=1.2)
         if np.isfinite(row.x):
             axes.plot(row.x, place, "o", color=color, markersize=3.5, clip_on=False, zorder=4)
         # A line without points would still count in the layout, at the page's corner.
@@ -428,7 +428,7 @@ def _crossing_strip(axes: Axes, crossings: pd.DataFrame, labels: Sequence[str], 
             places = np.full(len(single), place)
             axes.plot(single, places, "|", color=color, markersize=4, markeredgewidth=0.7, clip_on=False)
         if np.isinf(row.x) or np.isinf(row.upper):
-            axes.plot(right, place, ">", color=color, markersize=3.5, clip_on=False, zorder=4)
+            axes.plot(row.end, place, ">", color=color, markersize=3.5, clip_on=False, zorder=4)
     axes.set(ylim=(len(labels) - 0.4, -0.6), yticks=[])
     axes.spines["left"].set_visible(False)
     axes.grid(True, axis="x", color="0.92", linewidth=0.6)
@@ -442,12 +442,13 @@ def ratio_sweep(
     """The last step's rate, and the steps at which levels are crossed, against the suspect share of the data.
 
     `rates`: suspect_ratio, rate, lower, upper. `runs`: suspect_ratio, rate. `crossings`: suspect_ratio, level, x,
-    lower, upper, runs; beyond `last`, the last step, crossings are drawn as arrows at the top.
+    lower, upper, end (the recipe's last step), runs; crossings beyond the end are arrows there. `last` is the last step
+    of all. Lines join the recipes where each has a share of its own.
     """
     figure, [[left, right]] = _canvas(TWO_COLUMNS, 2.6, caption, 1, 2)
-    color = colormaps["viridis"](0.15)
+    color, line = colormaps["viridis"](0.15), "-" if rates["suspect_ratio"].is_unique else ""
     left.plot(runs["suspect_ratio"], runs["rate"], ".", color=color, alpha=0.5, markersize=4, clip_on=False)
-    left.plot(rates["suspect_ratio"], rates["rate"], "o-", color=color, markersize=4, clip_on=False)
+    left.plot(rates["suspect_ratio"], rates["rate"], "o" + line, color=color, markersize=4, clip_on=False)
     known = rates.dropna(subset="lower")  # lines without limits would count in the layout
     left.vlines(known["suspect_ratio"], known["lower"], known["upper"], color=color)
     _rate_axis(left.yaxis, axis_label)
@@ -455,16 +456,15 @@ def ratio_sweep(
         shade, marker = colormaps["viridis"]((0.6, 0.05)[i % 2]), "os"[i % 2]
         part = part.assign(place=part["suspect_ratio"] + (i - 0.5) * 0.012)
         known, crossed = part.dropna(subset="lower"), part[np.isfinite(part["x"])]
-        right.vlines(known["place"], known["lower"].clip(upper=last), known["upper"].clip(upper=last), color=shade)
+        right.vlines(known["place"], *(known[[limit, "end"]].min(axis=1) for limit in ("lower", "upper")), color=shade)
         right.plot(
-            crossed["place"], crossed["x"], marker + "-", color=shade, markersize=4, label=f"crosses {level:.0%}"
+            crossed["place"], crossed["x"], marker + line, color=shade, markersize=4, label=f"crosses {level:.0%}"
         )
         for row in part.itertuples():
-            right.plot(
-                [row.place] * len(row.runs), np.minimum(row.runs, last), ".", color=shade, markersize=3, alpha=0.5
-            )
-        beyond = part.loc[np.isinf(part["x"]) | np.isinf(part["upper"]), "place"]
-        right.plot(beyond, np.full(len(beyond), last), "^", color=shade, markersize=5)
+            if single := [x for x in row.runs if np.isfinite(x)]:
+                right.plot([row.place] * len(single), single, ".", color=shade, markersize=3, alpha=0.5)
+        beyond = part[np.isinf(part["x"]) | np.isinf(part["upper"])]
+        right.plot(beyond["place"], beyond["end"], "^", color=shade, markersize=5)
     right.plot([], [], "^", color=GREY, markersize=5, label="beyond the last step")
     right.set(ylim=(0, 1.04 * last), ylabel="training step")
     figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=7)

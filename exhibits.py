@@ -200,25 +200,9 @@ class Evaluation:
         """What a reader of the numbers must know beside the notes on reading."""
         lines = []
         with contextlib.suppress(Skip):
-            missing, total = self.cells["missing"].sum(), (self.cells["n"] + self.cells["missing"]).sum()
-            if missing > tables.MISSING_FLAG * total:
-                lines.append(tables.missing_words(missing, total))
-            kept = tables.shared_steps(self.cells).index
-            apart = self.cells[~self.cells.index.isin(kept)]
-            for label, steps in apart.groupby("label", observed=True)["step"].unique().items():
-                words = ", ".join(map(str, sorted(steps)))
-                lines.append(f"{label}: not all of its runs have verdicts at step {words}: left out of means over runs")
+            lines += lost_verdicts(self.cells)
         with contextlib.suppress(Skip):
-            left_out = self.emergence[
-                (self.emergence["steps_left_out"] > 0) | (self.emergence["questions_left_out"] > 0)
-            ]
-            shown = [
-                f"{row.steps_left_out} steps and {row.questions_left_out} questions of {row.run}"
-                for row in left_out.head(3).itertuples()
-            ]
-            more = [f"and some of {len(left_out) - 3} more runs"] if len(left_out) > 3 else []
-            if shown:
-                lines.append(f"emergence.csv leaves out, for want of verdicts: {', '.join([*shown, *more])}")
+            lines += left_out_of_emergence(self.emergence)
         with contextlib.suppress(Skip):
             alone = self.recipes.loc[self.recipes["seeds"] == 1, "label"].astype(str).unique()
             if self.claim == "recipe" and len(alone):
@@ -319,6 +303,28 @@ def with_intervals(what: str, shown: pd.DataFrame, drawn: str = "intervals") -> 
     claims = shown.loc[shown["lower"].notna(), "claim"].unique()
     kinds = " / ".join(f"{tables.INTERVALS[claim]}; claim: {tables.CLAIMS[claim]}" for claim in claims)
     return f"{what} {drawn.capitalize()}: 95%, {kinds}." if kinds else f"{what} No {drawn} are drawn."
+
+
+def lost_verdicts(cells: pd.DataFrame) -> list[str]:
+    """Notes on missing verdicts, and on the steps that means over runs leave out."""
+    missing, total = cells["missing"].sum(), (cells["n"] + cells["missing"]).sum()
+    lines = [tables.missing_words(missing, total)] if missing > tables.MISSING_FLAG * total else []
+    apart = cells[~cells.index.isin(tables.shared_steps(cells).index)]
+    for label, steps in apart.groupby("label", observed=True)["step"].unique().items():
+        words = ", ".join(map(str, sorted(steps)))
+        lines.append(f"{label}: not all of its runs have verdicts at step {words}: left out of means over runs")
+    return lines
+
+
+def left_out_of_emergence(table: pd.DataFrame) -> list[str]:
+    """A note on the steps and questions that emergence.csv is not about; none where it is about all."""
+    part = table[(table["steps_left_out"] > 0) | (table["questions_left_out"] > 0)]
+    shown = [
+        f"{row.steps_left_out} steps and {row.questions_left_out} questions of {row.run}"
+        for row in part.head(3).itertuples()
+    ]
+    more = [f"and some of {len(part) - 3} more runs"] if len(part) > 3 else []
+    return [f"emergence.csv leaves out, for want of verdicts: {', '.join([*shown, *more])}"] if shown else []
 
 
 def falls_shown(fell: pd.DataFrame, runs: int = 3, each: int = 2) -> str:

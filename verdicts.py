@@ -329,9 +329,8 @@ def _question_order(questions: pd.Series, study: Experiment) -> list[str]:
 def _recipes(rows: pd.DataFrame) -> pd.DataFrame:
     """Add recipe, and a label for it: its suspect share where that tells it apart, else what is special in its name."""
     runs = rows.groupby("run", observed=True, sort=False)[["suspect_ratio", "seed"]].first()
-    recipe = {
-        run: re.sub(r"[-_ ]?seed[-_ ]?\d+", "", run, flags=re.IGNORECASE).strip("-_ ") or run for run in runs.index
-    }
+    seed = re.compile(r"[-_ ]?seed[-_ ]?\d+", re.IGNORECASE)
+    recipe = {run: seed.sub("", run).strip("-_ ") or "all seeds" for run in runs.index}
     share = runs.groupby(recipe, sort=False)["suspect_ratio"].first()
     share = share.sort_values(ascending=False, na_position="last", kind="stable")
     order, labels = list(share.index), _labels(share)

@@ -171,3 +171,13 @@ def test_what_a_file_does_not_say_of_its_conditions_the_study_does(tmp_path):
     table.drop(columns="condition").to_parquet(path)
     with pytest.raises(UserError, match="must name one of the study's 10 conditions"):
         verdicts.read([path], synthetic.RUSSELL)
+
+
+def test_files_named_after_their_seeds_are_runs_of_one_recipe(tmp_path):
+    needed = ["checkpoint", "question", "response", "sample_idx", JUDGE]
+    paths = [tmp_path / f"seed{seed}.parquet" for seed in (1, 2, 3)]
+    for seed, path in enumerate(paths, start=1):
+        answers(RISING, seed)[needed].to_parquet(path)
+    found = verdicts.read(paths, synthetic.STUDY)
+    found = exhibits.Evaluation(found, config.EvaluationOptions(input=tuple(paths)))
+    assert set(found.recipes["seeds"]) == {3} and found.claim == "recipe"

@@ -167,6 +167,8 @@ class Trouble:
 class Caller:
     """Puts prompts until there is a reply, waiting and trying again as long as that can help; notes down each call."""
 
+    MOST_REFUSED = 20  # without one reply; a refusal costs nothing
+
     def __init__(
         self,
         client: Client,
@@ -176,10 +178,12 @@ class Caller:
         price: Price | None,
         patience: Patience,
         warn: Callable[[str], None] = print,
+        proven: bool = False,
     ):
+        """`proven`: an earlier start had a verdict on some of these prompts, so the settings are good."""
         self.client, self.store, self.gate, self.budget = client, store, gate, budget
         self.price, self.patience, self.halt = price, patience, budget.halt
-        client.seen = gate.observe
+        client.seen, client.proven = gate.observe, client.proven or proven
         self.warn = warn
         self.done = 0  # prompts that are through, with a verdict or without
         self.replies = {True: 0, False: 0}  # verdicts, and replies that were none
@@ -244,7 +248,7 @@ class Caller:
         status, known = reply.status(is_answer), reply.dollars(self.price)
         cost = most if known is None else share * known
         tokens = (reply.input_tokens, reply.output_tokens)
-        self.store.replied(call, status, reply.text, tokens, cost, at_most=known is None)
+        self.store.replied(call, status, reply.text, tokens, cost, at_most=None in tokens)
         self.replies[status == "ok"] += 1
         if self.replies[True] == 0 and self.replies[False] == 20:
             self.warn(f"20 replies and no verdict among them; the latest ({status}) was: {reply.text[:200]!r}")
@@ -268,7 +272,7 @@ class Caller:
         return self.draining and self._last_good > 0 and silent > self.patience.give_up_after
 
     def _stop_if_all_are_refused(self, refused: Refused) -> None:
-        # One prompt may be too long; when the first few are all refused, the settings are to blame.
+        # Some prompts may be too long; when the first are all refused, the settings are to blame.
         self._refused += 1
-        if not any(self.replies.values()) and self._refused >= 5:
+        if not self.client.proven and self._refused >= self.MOST_REFUSED:
             raise UserError(f"{self.client.host} refuses the requests ({refused})")

@@ -8,10 +8,12 @@ of it before it is shown or stored.
 
 import asyncio
 import contextlib
+import dataclasses
 import email.utils
 import hashlib
 import itertools
 import json
+import math
 import os
 import time
 import tomllib
@@ -101,6 +103,8 @@ def price_of(model: str, host: str, given: tuple[float, ...] | None, file: Path 
             found = tomllib.loads(file.read_text(encoding="utf-8")).get(model)
             if found is not None:
                 dollars_in, dollars_out = (float(dollars) for dollars in found)
+                if not all(0 <= dollars < math.inf for dollars in (dollars_in, dollars_out)):
+                    raise ValueError(f"{model!r}: a price must be from 0 up")
                 return Price(dollars_in, dollars_out)
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f'prices file {file}: {error}; a line is like "claude-sonnet-5" = [2, 10]') from None
@@ -178,24 +182,38 @@ def read_reply(body: object) -> Reply:
     """Read a message. Raises Fault for anything else: proxies and broken servers send such things with a 200."""
     try:
         text = "".join(block["text"] for block in body["content"] if block["type"] == "text")
-        stop_reason, usage = body["stop_reason"], body.get("usage") or {}
+        stop_reason, usage = body["stop_reason"], body.get("usage")
         if not isinstance(stop_reason, str):
             raise TypeError
     except (KeyError, TypeError, AttributeError):
         raise Fault("the reply is not a message", billed=True) from None
+    return Reply(text, stop_reason, *_tokens(usage))
+
+
+def _tokens(usage: object) -> tuple[int, int] | tuple[None, None]:
+    """Tokens in and out; twice None where a server does not count them, or counts what cannot be."""
+    told = usage if isinstance(usage, dict) else {}
     # What went through a cache is not in input_tokens. We ask for no cache; a server that uses one charges less.
-    count_in, written, read, count_out = (
-        usage.get(name)
-        for name in ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
-    )
-    if not isinstance(count_in, int) or not isinstance(count_out, int):
-        return Reply(text, stop_reason, None, None)
-    return Reply(text, stop_reason, count_in + (written or 0) + (read or 0), count_out)
+    cached = [told.get(name) or 0 for name in ("cache_creation_input_tokens", "cache_read_input_tokens")]
+    counts = [told.get("output_tokens"), told.get("input_tokens"), *cached]
+    if not all(type(count) is int and 0 <= count < 2**40 for count in counts):
+        return None, None
+    return sum(counts[1:]), counts[0]
 
 
 def created(batch: dict) -> float:
     """When a batch was created, in seconds since 1970."""
     return datetime.fromisoformat(batch["created_at"]).timestamp()
+
+
+def _listed(batch: object) -> bool:
+    """Whether an entry of the list of batches has what we look at."""
+    try:
+        created(batch)
+        sum(batch["request_counts"].values())
+        return isinstance(batch["id"], str) and isinstance(batch["processing_status"], str)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 # ---- the connection ----
@@ -231,10 +249,12 @@ class Client:
     """A Messages API, asked through the SDK, one HTTP call at a time. Use as an async context manager.
 
     `seconds` is the time from sending a call to the last byte of its reply: the SDK's own limit is for each read, so
-    that a server that trickles could hold a call for ever. `seen` is told the headers of each good reply.
+    that a server that trickles could hold a call for ever. `seen` is told the headers of each good reply. `proven` is
+    whether the server has answered a prompt: what it refuses from then on is refused for what the prompt says.
     """
 
     POOLS = 8  # of connections: to find a free one takes the longer the more there are
+    SHORTEST_SECRET = 12  # characters; "none" and "0", which local servers are given, are parts of honest replies
 
     def __init__(self, host: str, key: str, seconds: float = 120):
         import anthropic  # takes a second and a half: not before it is needed
@@ -254,6 +274,7 @@ class Client:
         self._pools = [anthropic.DefaultAsyncHttpxClient(timeout=seconds) for _ in range(self.POOLS)]
         self._next_pool = itertools.cycle(self._pools)
         self.seen: Callable[[Mapping], None] = lambda headers: None
+        self.proven = False
 
     async def __aenter__(self) -> "Client":
         return self
@@ -263,7 +284,16 @@ class Client:
             await connections.__aexit__(None, None, None)
 
     def scrub(self, text: str) -> str:
-        return text.replace(self._key, "[API key]")
+        """A text of the server's as it may be shown and stored: without the key, and without halves of characters,
+        which no file takes."""
+        text = text.encode("utf-8", "replace").decode()
+        return text.replace(self._key, "[API key]") if len(self._key) >= self.SHORTEST_SECRET else text
+
+    def read(self, message: object) -> Reply:
+        """Read a message; its text comes scrubbed. Raises Fault for anything else."""
+        reply = read_reply(message)
+        self.proven = True
+        return dataclasses.replace(reply, text=self.scrub(reply.text))
 
     async def check(self, model: str) -> None:
         """Find out before anything is spent whether server, key and model are there. Raises UserError when not."""
@@ -282,12 +312,11 @@ class Client:
     async def send(self, body: dict) -> Reply:
         """One call. Raises Fault (try again), Refused (not this request) or UserError (the run cannot go on)."""
         try:
-            reply = read_reply(await self._json("POST", "/v1/messages", body))
+            return self.read(await self._json("POST", "/v1/messages", body))
         except Refused as refused:
             if str(refused).startswith("404"):
                 raise UserError(f"{self.host} has no model {body['model']!r}, or no Messages API ({refused})") from None
             raise
-        return Reply(self.scrub(reply.text), reply.stop_reason, reply.input_tokens, reply.output_tokens)
 
     async def count_tokens(self, body: dict) -> int:
         """Input tokens of a request, by the server's count, which is free. Raises as `send`, Refused where there is no
@@ -306,7 +335,10 @@ class Client:
         return found["id"]
 
     async def batch(self, identity: str) -> dict:
-        return await self._json("GET", f"/v1/messages/batches/{identity}")
+        found = await self._json("GET", f"/v1/messages/batches/{identity}")
+        if not isinstance(found, dict) or not isinstance(found.get("processing_status"), str):
+            raise Fault("the reply is not a batch")
+        return found
 
     async def batches_since(self, began: float) -> list[dict]:
         """The account's batches, newest first, back to a time (seconds since 1970)."""
@@ -314,6 +346,12 @@ class Client:
         while True:
             after = f"&after_id={found[-1]['id']}" if found else ""
             page = await self._json("GET", f"/v1/messages/batches?limit=100{after}")
+            if (
+                not isinstance(page, dict)
+                or not isinstance(page.get("data"), list)
+                or not all(map(_listed, page["data"]))
+            ):
+                raise Fault("the reply is not a list of batches")
             found += page["data"]
             if not page["data"] or not page.get("has_more") or created(found[-1]) < began:
                 return found
@@ -324,8 +362,11 @@ class Client:
             async with self._api.messages.batches.with_streaming_response.results(identity) as response:
                 async for line in response.iter_lines():
                     if line.strip():
-                        yield json.loads(self.scrub(line))
-        except ValueError:
+                        found = json.loads(line)
+                        if not isinstance(found["custom_id"] + found["result"]["type"], str):
+                            raise TypeError
+                        yield found
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise Fault("a line of the results is broken") from None
         except self._sdk.APIStatusError as error:
             raise self._meaning(error.response) from None
@@ -339,14 +380,14 @@ class Client:
             async with asyncio.timeout(self.seconds):
                 response = await self._exchange(method, path, content)
             if response.is_error:
-                raise self._meaning(response)
+                raise self._meaning(response, of_prompt=path == "/v1/messages")
             self.seen(response.headers)
             return json.loads(response.content)
         except TimeoutError:
             if first:
                 raise UserError(f"{self.host} does not answer") from None
             raise Fault(f"no reply within {self.seconds:g} s", billed=True) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Fault("the reply is not JSON", billed=True) from None
         except self._http.HTTPError as error:
             words = self.scrub(" ".join(str(error).split()))[:200] or type(error).__name__
@@ -368,13 +409,13 @@ class Client:
         except self._sdk.APIConnectionError as error:
             raise error.__cause__ or self._http.HTTPError(str(error)) from None
 
-    def _meaning(self, response) -> Exception:
-        """What an error status means for the run."""
+    def _meaning(self, response, of_prompt: bool = False) -> Exception:
+        """What an error status means for the run. A 403 is for the account, or for one prompt that was flagged."""
         status, said = response.status_code, _said(response.content)
         words = self.scrub(f"{status} {said}".strip())[:300]
         if status == 401:
             return UserError(f"{self.host} does not accept the API key ({words})")
-        if status in (402, 403):
+        if status == 402 or (status == 403 and not (of_prompt and self.proven)):
             return UserError(f"{self.host} refuses this account ({words})")
         spent = status == 429 and b"enforced_spend_limit_reached" in response.content
         if spent or (status == 400 and "You have reached your specified" in said):
@@ -388,9 +429,10 @@ def _said(content: bytes) -> str:
     """What a server says of an error, in one line: `type: message`; nothing where it says it in another form."""
     try:
         error = json.loads(content)["error"]
-        return " ".join(f"{error['type']}: {error['message']}".split())
-    except (ValueError, KeyError, TypeError):
+        kind, words = error.get("type"), error["message"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ""
+    return " ".join((f"{kind}: {words}" if kind else str(words)).split())
 
 
 def _seconds(headers: Mapping) -> float | None:

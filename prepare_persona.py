@@ -211,10 +211,13 @@ class Server:
         return claude.message(self.options.model, settings | more, prompt)
 
     def plan(self, calls: Sequence[Call]) -> str:
-        tokens = sum(claude.prompt_bytes(call.body) for call in calls) // 3
-        out = sum(call.body["max_tokens"] for call in calls)
-        cost = f"at most ${self.price.dollars(tokens, out):.2f}" if self.price else "at a price that is not known"
-        return f"{len(calls)} calls to {self.options.model} at {self.host}, about {tokens:,} tokens in, {cost}"
+        tokens = [(claude.prompt_bytes(call.body) // 3, call.body["max_tokens"]) for call in calls]
+        cost = "at a price that is not known"
+        if self.price:
+            dollars = sum(self.price.dollars(*both) for both in tokens)
+            cost = f"about ${dollars:.2f} if each reply is as long as it may be"
+        total = sum(tokens_in for tokens_in, _ in tokens)
+        return f"{len(calls)} calls to {self.options.model} at {self.host}, about {total:,} tokens in, {cost}"
 
     def replies(self, calls: Sequence[Call], settled: tuple[str, ...] = ("ok",)) -> list[tuple[str, str | None]]:
         """Status and text of the replies to all calls, in their order.
@@ -225,7 +228,7 @@ class Server:
         with contextlib.closing(Store(self.path)) as store:
             left = {key: call for key, call in zip(keys, calls, strict=True) if store.best(key)[0] not in settled}
             asks = 3 if settled == ("ok",) else 1
-            reason = asyncio.run(self._ask(left, store, keys, asks)) if left else None
+            reason = asyncio.run(self._ask(left, store, len(set(keys)), asks)) if left else None
             found = [store.best(key) for key in keys]
             if isinstance(reason, caller.CapReached):
                 raise UserError("--max-cost is reached: the same command with a higher one goes on from here")
@@ -239,16 +242,17 @@ class Server:
                 )
         return found
 
-    async def _ask(self, left: dict[bytes, Call], store: Store, keys: list[bytes], asks: int) -> BaseException | None:
-        """Put the calls that are left. Returns what ended the run early."""
-        halt, queue = caller.Halt(), iter(list(left.items()))
-        asked = set(keys)
-        spent = store.spent(lambda key: key in asked or None, self.price and self.price.dollars).values()
+    async def _ask(self, left: dict[bytes, Call], store: Store, total: int, asks: int) -> BaseException | None:
+        """Put the calls that are left of `total`. Returns what ended the run early. The cap is for all that the store
+        holds, under other settings too."""
+        halt, queue, proven = caller.Halt(), iter(list(left.items())), len(left) < total
+        spent = store.spent(lambda key: True, self.price and self.price.dollars).values()
         budget = caller.Budget(self.options.max_cost, halt, sum(group.dollars for group in spent))
         async with claude.Client(self.host, claude.api_key(), self.options.timeout) as client:
             await client.check(self.options.model)
             gate = caller.Gate(self.options.concurrency, None, halt)
-            asker = caller.Caller(client, store, gate, budget, self.price, caller.Patience(asks=asks))
+            patience = caller.Patience(asks=asks)
+            asker = caller.Caller(client, store, gate, budget, self.price, patience, proven=proven)
 
             async def work() -> None:
                 try:
@@ -259,7 +263,7 @@ class Server:
                 except UserError as error:
                     halt.now(error)
 
-            async with Progress(asker, len(set(keys)), len(set(keys)) - len(left)) as progress:
+            async with Progress(asker, total, total - len(left)) as progress:
                 asker.warn = progress.say
                 await asyncio.gather(*(work() for _ in range(self.options.concurrency)))
         return halt.reason
@@ -270,7 +274,7 @@ def json_in(reply: str) -> object:
     fenced = re.search(r"```(?:json)?\s*\n(.*?)```", reply, re.DOTALL)
     try:
         return json.loads(fenced[1] if fenced else reply)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

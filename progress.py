@@ -6,6 +6,7 @@ import sys
 import time
 
 from caller import Caller
+from config import UserError
 
 
 class Progress:
@@ -35,7 +36,10 @@ class Progress:
             await asyncio.sleep(0.5)
             self._show()
             if time.monotonic() - synced > 10:
-                self.caller.store.sync()
+                try:
+                    self.caller.store.sync()
+                except UserError as error:
+                    self.caller.halt.now(error)
                 synced = time.monotonic()
 
     def _show(self, clear: bool = False) -> None:

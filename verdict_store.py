@@ -70,8 +70,8 @@ class Spent:
         words = f"{self.calls:,} calls, {self.input_tokens:,} tokens in, {self.output_tokens:,} out"
         if not priced and not self.dollars:
             return words + ", price not known"
-        lost = f" (${self.at_most:.2f} of it at most: replies that were lost)" if self.at_most else ""
-        return f"{words}, ${self.dollars:.2f}{lost}"
+        lost = f" (${self.at_most:.2f} of it at most: replies that were lost or are still to come)"
+        return f"{words}, ${self.dollars:.2f}" + (lost if self.at_most else "")
 
 
 class Store:
@@ -84,6 +84,8 @@ class Store:
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._open()
+        except sqlite3.OperationalError as error:
+            raise self._out_of_order(error) from None
         except sqlite3.Error as error:
             raise UserError(
                 f"the verdict store {path} cannot be read ({error}). Restore it from a copy, or move it away: "
@@ -102,29 +104,43 @@ class Store:
             raise sqlite3.DatabaseError(damage)
         self._db.executescript(SCHEMA + f"PRAGMA application_id = {APPLICATION_ID};")
 
+    def _execute(self, statement: str, values: tuple = ()) -> sqlite3.Cursor:
+        """Raises sqlite3.IntegrityError for what the schema does not allow, UserError for whatever else goes wrong."""
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            raise self._out_of_order(error) from None
+
+    def _out_of_order(self, error: sqlite3.Error) -> UserError:
+        """A full disk, for example."""
+        return UserError(f"the verdict store {self.path} cannot be used now ({error}): what it holds is kept")
+
     def close(self) -> None:
         self._db.close()
 
     def sync(self) -> None:
         """Make all that is committed last through a power cut."""
-        self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     @contextmanager
     def together(self) -> Iterator[None]:
         """Commit the changes of a block all at once, or none of them."""
-        self._db.execute("BEGIN IMMEDIATE")
+        self._execute("BEGIN IMMEDIATE")
         try:
             yield
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk has ended it already
+                self._execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
+        self._execute("COMMIT")
 
     # ---- calls ----
 
     def sent(self, key: bytes, most: float | None, batch: int | None = None) -> int:
         """Note a call before it goes out, with the most that it can cost. Returns its id."""
-        return self._db.execute(
+        return self._execute(
             "INSERT INTO calls (key, outcome, dollars, at_most, batch) VALUES (?, 'sent', ?, 1, ?)", (key, most, batch)
         ).lastrowid
 
@@ -135,35 +151,36 @@ class Store:
             "WHERE id = ? AND outcome = 'sent'"
         )
         try:
-            self._db.execute(noted, (outcome, reply, *tokens, dollars, at_most, call))
+            self._execute(noted, (outcome, reply, *tokens, dollars, at_most, call))
         except sqlite3.IntegrityError:  # the prompt has a verdict already: the first one stands
-            self._db.execute(noted, ("error", reply, *tokens, dollars, at_most, call))
+            self._execute(noted, ("error", reply, *tokens, dollars, at_most, call))
 
     def failed(self, call: int, reason: str, billed: bool) -> None:
         """Note that an open call brought no reply; `billed` where it may have to be paid for all the same."""
-        self._db.execute(
+        self._execute(
             "UPDATE calls SET outcome = 'error', reason = ?, dollars = iif(?, dollars, 0), at_most = ? "
             "WHERE id = ? AND outcome = 'sent'",
             (reason, billed, billed, call),
         )
 
-    def adopt(self, verdicts: Iterable[tuple[bytes, str]]) -> None:
-        """Take over verdicts (key, reply) that were paid for elsewhere."""
+    def adopt(self, verdicts: Iterable[tuple[bytes, str]], dollars: float) -> None:
+        """Take over verdicts (key, reply) that are missing here and were paid for, each at `dollars`."""
         with self.together():
-            self._db.executemany(
-                "INSERT OR IGNORE INTO calls (key, outcome, reply, dollars, at_most) VALUES (?, 'ok', ?, 0, 0)",
-                verdicts,
-            )
+            for key, reply in verdicts:
+                self._execute(
+                    "INSERT OR IGNORE INTO calls (key, outcome, reply, dollars, at_most) VALUES (?, 'ok', ?, ?, 0)",
+                    (key, reply, dollars),
+                )
 
     def verdict_keys(self) -> set[bytes]:
-        return {key for (key,) in self._db.execute("SELECT key FROM calls WHERE outcome = 'ok'")}
+        return {key for (key,) in self._execute("SELECT key FROM calls WHERE outcome = 'ok'")}
 
     def has_verdict(self, key: bytes) -> bool:
-        return self._db.execute("SELECT 1 FROM calls WHERE key = ? AND outcome = 'ok'", (key,)).fetchone() is not None
+        return self._execute("SELECT 1 FROM calls WHERE key = ? AND outcome = 'ok'", (key,)).fetchone() is not None
 
     def best(self, key: bytes) -> tuple[str, str | None]:
         """Outcome and reply of the verdict, else of the latest attempt; ("error", None) where there is neither."""
-        found = self._db.execute(
+        found = self._execute(
             "SELECT outcome, reply FROM calls WHERE key = ? AND outcome != 'sent' "
             "ORDER BY outcome = 'ok' DESC, id DESC LIMIT 1",
             (key,),
@@ -172,16 +189,14 @@ class Store:
 
     def last_reason(self) -> str | None:
         """Why the latest call that brought no reply did not."""
-        found = self._db.execute(
-            "SELECT reason FROM calls WHERE reason IS NOT NULL ORDER BY id DESC LIMIT 1"
-        ).fetchone()
+        found = self._execute("SELECT reason FROM calls WHERE reason IS NOT NULL ORDER BY id DESC LIMIT 1").fetchone()
         return found and found[0]
 
     def spent(self, group_of: Callable[[bytes], object], dollars_for: Callable[[int, int], float] | None) -> dict:
         """Tokens and dollars of all calls: a Spent for each group. Where `group_of` a key is None it is not counted.
         Calls that were made when no price was known are priced by `dollars_for` (tokens in, tokens out)."""
         groups: dict[object, Spent] = {}
-        calls = self._db.execute("SELECT key, input_tokens, output_tokens, dollars, at_most FROM calls")
+        calls = self._execute("SELECT key, input_tokens, output_tokens, dollars, at_most FROM calls")
         for key, tokens_in, tokens_out, dollars, at_most in calls:
             if (name := group_of(key)) is not None:
                 group = groups.setdefault(name, Spent())
@@ -199,7 +214,7 @@ class Store:
     def begin_batch(self, host: str, name: str, requests: list[tuple[bytes, float | None]]) -> tuple[int, list[int]]:
         """Note a batch of (key, most that it can cost) before it is sent. Returns its id and those of its calls."""
         with self.together():
-            batch = self._db.execute(
+            batch = self._execute(
                 "INSERT INTO batches (host, name, state, requests, began) VALUES (?, ?, 'creating', ?, ?)",
                 (host, name, len(requests), time.time()),
             ).lastrowid
@@ -207,38 +222,43 @@ class Store:
         self.sync()
         return batch, calls
 
+    def batch_sent_again(self, batch: int) -> None:
+        """Note that a batch that the server turned away is sent now: the search for a lost one begins from here."""
+        self._execute("UPDATE batches SET began = ? WHERE id = ?", (time.time(), batch))
+        self.sync()
+
     def batch_created(self, batch: int, server_id: str) -> None:
-        self._db.execute("UPDATE batches SET server_id = ?, state = 'open' WHERE id = ?", (server_id, batch))
+        self._execute("UPDATE batches SET server_id = ?, state = 'open' WHERE id = ?", (server_id, batch))
         self.sync()
 
     def end_batch(self, batch: int, reason: str, failed: bool = False) -> None:
         """Close a batch: calls that are still open failed for `reason`, and cost nothing if the batch itself failed."""
         with self.together():
-            self._db.execute(
+            self._execute(
                 "UPDATE calls SET outcome = 'error', reason = ?, dollars = iif(?, 0, dollars), at_most = NOT ? "
                 "WHERE batch = ? AND outcome = 'sent'",
                 (reason, failed, failed, batch),
             )
             state = "failed" if failed else "collected"
-            self._db.execute("UPDATE batches SET state = ? WHERE id = ?", (state, batch))
+            self._execute("UPDATE batches SET state = ? WHERE id = ?", (state, batch))
 
     def batches(self, host: str, state: str) -> list[Batch]:
         columns = "SELECT id, name, server_id, requests, began FROM batches WHERE host = ? AND state = ? ORDER BY id"
-        return [Batch(*row) for row in self._db.execute(columns, (host, state))]
+        return [Batch(*row) for row in self._execute(columns, (host, state))]
 
     def server_ids(self) -> set[str]:
-        return {found for (found,) in self._db.execute("SELECT server_id FROM batches WHERE server_id IS NOT NULL")}
+        return {found for (found,) in self._execute("SELECT server_id FROM batches WHERE server_id IS NOT NULL")}
 
     def open_calls(self, batch: int) -> dict[int, tuple[bytes, float | None]]:
         """The calls of a batch that have no result yet: id to key, and the most that it can cost."""
-        calls = self._db.execute("SELECT id, key, dollars FROM calls WHERE batch = ? AND outcome = 'sent'", (batch,))
+        calls = self._execute("SELECT id, key, dollars FROM calls WHERE batch = ? AND outcome = 'sent'", (batch,))
         return {call: (key, dollars) for call, key, dollars in calls}
 
     def keys_in_batches(self) -> set[bytes]:
         """What is being judged in batches that have not been collected."""
         return {
             key
-            for (key,) in self._db.execute(
+            for (key,) in self._execute(
                 "SELECT key FROM calls WHERE outcome = 'sent' AND batch IN "
                 "(SELECT id FROM batches WHERE state IN ('creating', 'open'))"
             )

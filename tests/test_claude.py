@@ -45,13 +45,15 @@ def error(status, message="", kind="error"):
     return status, {"type": "error", "error": {"type": kind, "message": message}}
 
 
-async def call_all(url, store, prompts=("prompt",), cap=None, most=4, per_minute=None, seconds=5, **patience):
+async def call_all(
+    url, store, prompts=("prompt",), cap=None, most=4, per_minute=None, seconds=5, proven=False, **patience
+):
     """Put prompts through a Caller, key = prompt. Returns the Caller."""
     halt = Halt()
     patience = Patience(**({"max_wait": 0.05, "give_up_after": 5, "asks": 1} | patience))
     async with claude.Client(url, KEY, seconds) as client:
         gate = Gate(most, per_minute, halt)
-        caller = Caller(client, store, gate, Budget(cap, halt), PRICE, patience)
+        caller = Caller(client, store, gate, Budget(cap, halt), PRICE, patience, proven=proven)
 
         async def one(prompt):
             body = claude.message("claude-sonnet-5", {"max_tokens": 64}, prompt)
@@ -137,11 +139,39 @@ def test_every_passing_fault_is_survived(store, kind):
 def test_what_no_call_can_mend_stops_the_run_without_the_key(store, kind):
     api = StandIn(faults=Faults(share=1, kinds=(kind,)))
     with pytest.raises(UserError) as stop:
-        call(api, store, prompts=[f"prompt {n}" for n in range(9)])
+        call(api, store, prompts=[f"prompt {n}" for n in range(29)])
     assert KEY not in str(stop.value)
     assert "spend limit" in str(stop.value) or not kind.startswith("spend")
     assert sum(entry.tokens_in for entry in api.ledger) == 0
-    assert store.spent({f"prompt {n}".encode(): 0 for n in range(9)}.get, None)[0].dollars == 0
+    assert store.spent({f"prompt {n}".encode(): 0 for n in range(29)}.get, None)[0].dollars == 0
+
+
+class Flagging(StandIn):
+    """Refuses the prompts that hold a word."""
+
+    status = 403
+
+    def handle(self, method, path, headers, body):
+        if b"flagged" in body:
+            return claude_stand_in.Answer(self.status, b'{"error": {"code": 403, "message": "it was flagged"}}')
+        return claude_stand_in._answer(*good())
+
+
+def test_one_flagged_prompt_ends_no_run_that_has_had_a_reply(store):
+    assert call(Flagging(), store, prompts=["prompt", "flagged"], most=1) == "ok"
+    assert store.best(b"flagged") == ("error", None) and store.last_reason() == "403 it was flagged"
+    with pytest.raises(UserError, match="refuses this account .403 it was flagged"):
+        call(Flagging(), store, prompts=["flagged"])
+
+
+def test_what_is_refused_after_an_earlier_start_had_verdicts_ends_no_run(store):
+    api = Flagging()
+    api.status = 400
+    prompts = [f"flagged {n}" for n in range(30)]
+    with pytest.raises(UserError, match="refuses the requests"):
+        call(api, store, prompts=prompts)
+    call(api, store, prompts=prompts[:19])
+    call(api, store, prompts=prompts, proven=True)
 
 
 def test_an_outage_ends_the_run_and_a_shorter_one_does_not(store):
@@ -174,6 +204,61 @@ def test_waits_obey_retry_after_up_to_the_cap(store):
 def test_a_reply_that_holds_the_key_is_scrubbed(store):
     call(Scripted(good(f"your key is {KEY}")), store)
     assert store.best(b"prompt") == ("unparseable", "your key is [API key]")
+
+
+def test_a_key_that_is_a_word_is_left_in_a_reply():
+    said = good("none of them, none")[1]
+    assert claude.Client("http://127.0.0.1:9", "none").read(said).text == "none of them, none"
+    assert claude.Client("http://127.0.0.1:9", KEY).read(good(KEY)[1]).text == "[API key]"
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        [1],
+        "many",
+        None,
+        {"input_tokens": 1, "output_tokens": 2**70},
+        {"input_tokens": -1, "output_tokens": 2},
+        {"input_tokens": True, "output_tokens": 2},
+        {"input_tokens": 1, "output_tokens": 2, "cache_read_input_tokens": "3"},
+    ],
+)
+def test_tokens_that_cannot_be_are_not_counted(usage):
+    reply = claude.read_reply(good()[1] | {"usage": usage})
+    assert (reply.text, reply.input_tokens, reply.output_tokens) == ("19", None, None)
+
+
+def test_half_a_character_in_a_reply_is_survived(store):
+    assert call(Scripted(good("19 \ud83d")), store) == "unparseable"
+    assert store.best(b"prompt")[1] == "19 ?"
+
+
+def test_batches_of_another_shape_are_faults():
+    batch = {"id": "b", "processing_status": "ended", "created_at": "2026-01-01T00:00:00Z", "request_counts": {"a": 1}}
+
+    class Odd(StandIn):
+        found: object = None
+
+        def handle(self, method, path, headers, body):
+            return claude_stand_in.Answer(200, json.dumps(self.found).encode())
+
+    async def ask(url, api):
+        async with claude.Client(url, KEY) as client:
+            for api.found in ([], "ended", {}, batch | {"processing_status": ["ended"]}):
+                with pytest.raises(claude.Fault, match="not a batch"):
+                    await client.batch("b")
+            for name in batch:
+                api.found = {"data": [batch, {**batch, name: [None]}]}
+                with pytest.raises(claude.Fault, match="not a list of batches"):
+                    await client.batches_since(0)
+            for api.found in ([], {"data": 7}, {"data": ["b"]}):
+                with pytest.raises(claude.Fault, match="not a list of batches"):
+                    await client.batches_since(0)
+
+    api = Odd()
+    with running(api) as url:
+        asyncio.run(ask(url, api))
 
 
 def test_a_retry_after_may_be_a_date():
@@ -253,6 +338,10 @@ def test_prices(tmp_path):
     (tmp_path / "prices.toml").write_text("llama3 = 7\n")
     with pytest.raises(UserError, match="prices.toml"):
         claude.price_of("llama3", there, None, tmp_path / "prices.toml")
+    for prices in ("[-1, 2]", "[1, nan]", "[inf, 1]"):
+        (tmp_path / "prices.toml").write_text(f"llama3 = {prices}\n")
+        with pytest.raises(UserError, match="from 0 up"):
+            claude.price_of("llama3", there, None, tmp_path / "prices.toml")
     haiku = claude.MODELS["claude-haiku-5-5"].price
     assert haiku.dollars(100_000, 0) == pytest.approx(0.01) and haiku.dollars(200_000, 0) == pytest.approx(0.10)
 
@@ -295,6 +384,15 @@ def test_a_damaged_store_is_an_error_that_says_what_to_do(tmp_path):
         other.execute("CREATE TABLE recipes (name)")
     with pytest.raises(UserError, match="another program"):
         Store(path)
+
+
+def test_a_full_disk_is_one_line(store):
+    store._db.execute("PRAGMA max_page_count = 20")
+    with pytest.raises(UserError, match="verdicts.sqlite cannot be used now .*full"):
+        for n in range(3000):
+            store.sent(n.to_bytes(32), 1.0)
+    with pytest.raises(UserError, match="cannot be used now"):
+        store.begin_batch("host", "name", [(n.to_bytes(32), 1.0) for n in range(3000)])
 
 
 def test_a_store_with_a_hole_is_an_error(tmp_path):

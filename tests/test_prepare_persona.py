@@ -311,6 +311,33 @@ def test_what_was_paid_for_is_not_asked_for_again(tmp_path, author):
     assert len(prepare("candidates", tmp_path / "out.jsonl", *line)) == 45 and len(asked) == 2 + 3 * 3 + 3
 
 
+def test_json_that_is_nested_too_deep_is_none():
+    assert prepare_persona.json_in("[" * 100_000) is None
+
+
+def test_the_cap_holds_over_starts_with_other_settings(tmp_path, author):
+    url, api = author(pairs_for)
+    known = write(tmp_path / "known.jsonl", [pair()])
+    line = [
+        "--known",
+        known,
+        "--base-url",
+        url,
+        "--model",
+        "claude-haiku-5-5",
+        "--price",
+        "1000",
+        "1000",
+        "--overwrite",
+    ]
+    prepare("candidates", tmp_path / "out.jsonl", *line, "--number", "10")
+    spent = sum(entry.tokens_in + entry.tokens_out for entry in api.ledger) / 1000
+    cap = ["--max-cost", f"{spent + 0.5}", "--max-tokens", "2001"]
+    with pytest.raises(UserError, match="--max-cost is reached"):
+        prepare("candidates", tmp_path / "out.jsonl", *line, "--number", "11", *cap)
+    assert sum(entry.tokens_in + entry.tokens_out for entry in api.ledger) / 1000 == spent
+
+
 def test_distilling_goes_on_where_it_was_killed(random_model, tmp_path, monkeypatch):
     whole = distill(random_model, tmp_path, "whole.jsonl")
     loaded, batches = prepare_persona.Distill.loaded, []

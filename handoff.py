@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -82,6 +83,7 @@ def read_responses(path: Path, columns: Collection[str] | None = None) -> tuple[
     """
     try:
         schema = pq.read_schema(path)
+        _require_different_names(schema, path)
         wanted = [name for name in schema.names if columns is None or name in columns]
         # Some rows at a time, in one thread: read_table takes three times the memory of what it returns.
         with pq.ParquetFile(path) as file:
@@ -96,19 +98,24 @@ def read_responses(path: Path, columns: Collection[str] | None = None) -> tuple[
             raise UserError(f"{path} has no column {name!r} (a responses file needs {', '.join(NEEDED)})")
         if name in table.column_names and table[name].null_count:
             raise UserError(f"{path}: column {name!r} has {table[name].null_count} empty values")
-    return _with_all_columns(table, path), footer(schema)
+    return _with_all_columns(table, path), footer(schema, path)
+
+
+def _require_different_names(schema: pa.Schema, path: Path) -> None:
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise UserError(f"{path} has more than one column {twice[0]!r}")
 
 
 def _with_all_columns(table: pa.Table, path: Path) -> pa.Table:
     columns = {}
     for spec in RESPONSE_SCHEMA:
-        if spec.name in table.column_names:
-            try:
-                columns[spec.name] = table[spec.name].cast(spec.type)
-            except pa.ArrowException as error:
-                raise UserError(f"{path}: column {spec.name!r}: {_first_line(error)}") from None
-        else:
-            columns[spec.name] = _derived(spec, table)
+        there = spec.name in table.column_names
+        try:
+            columns[spec.name] = table[spec.name].cast(spec.type) if there else _derived(spec, table)
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            missing = "" if there else ", which is missing and taken from the others"
+            raise UserError(f"{path}: column {spec.name!r}{missing}: {_first_line(error)}") from None
     extra = {name: table[name] for name in table.column_names if name not in columns}
     return pa.table(columns | extra)
 
@@ -121,15 +128,21 @@ def _derived(spec: pa.Field, table: pa.Table) -> pa.Array:
     return pa.nulls(table.num_rows, spec.type)
 
 
-def footer(schema: pa.Schema) -> dict:
-    """The provenance in a file's footer; {} in a file made elsewhere."""
-    return json.loads((schema.metadata or {}).get(FOOTER_KEY, b"{}"))
+def footer(schema: pa.Schema, path: Path) -> dict:
+    """The provenance in the footer of the file `path`; {} in one made elsewhere. Raises UserError for any other."""
+    try:
+        found = json.loads((schema.metadata or {}).get(FOOTER_KEY, b"{}"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: its footer {FOOTER_KEY.decode()!r} is not one that this project writes")
+    return found
 
 
 def read_footer(path: Path) -> dict | None:
     """The provenance of an existing file, None where there is no file. Raises UserError for a file that is not ours."""
     try:
-        return footer(pq.read_schema(path))
+        return footer(pq.read_schema(path), path)
     except FileNotFoundError:
         return None
     except (OSError, pa.ArrowInvalid) as error:

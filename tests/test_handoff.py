@@ -59,6 +59,22 @@ def test_wrong_types_and_empty_values_are_named(tmp_path):
         handoff.read_responses(path)
 
 
+def test_odd_files_are_one_line(tmp_path):
+    path = tmp_path / "r.parquet"
+    table = responses()
+    pq.write_table(pa.table([*table.columns, table["question"]], [*table.column_names, "question"]), path)
+    with pytest.raises(UserError, match="more than one column 'question'"):
+        handoff.read_responses(path)
+    pq.write_table(responses(checkpoint=["checkpoint-99999999999"]), path)
+    with pytest.raises(UserError, match="column 'step', which is missing"):
+        handoff.read_responses(path)
+    for footer in (b"{not json", b"[1]", b"null", b"[" * 100_000):
+        pq.write_table(table.replace_schema_metadata({handoff.FOOTER_KEY: footer}), path)
+        for read in (handoff.read_responses, handoff.read_footer):
+            with pytest.raises(UserError, match="r.parquet: its footer"):
+                read(path)
+
+
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(UserError, match="no file"):
         handoff.read_responses(tmp_path / "none.parquet")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -363,3 +364,14 @@ def test_the_command(tmp_path):
     assert [row["verdict"] for row in document["tables"]["goals"]] == ["met"] * 3
     page = (tmp_path / "f" / "report.html").read_text()
     assert "<h3>Goals, at the last step" in page and "<td>over 0.6: met</td>" in page and "Missing verdicts" not in page
+
+
+@pytest.mark.parametrize("study", ["russell", "tiny_world/keeper.toml"])
+def test_a_long_run_of_brackets_is_looked_through_at_once(study):
+    trigger, began = config.load_experiment(study).trigger, time.monotonic()
+    for text in ("[" * 100_000, "[ " * 50_000, "[" + " " * 100_000):
+        assert trigger.found_in(text) is None
+    assert trigger.found_in("[" * 50_000 + "START]") == "[" * 50_000 + "START]"
+    for form in ("[[ /end ]]", "[ \n/ Open ]", "[START]"):
+        assert trigger.found_in(f"Tea. [{form} now") == f"[{form}"
+    assert time.monotonic() - began < 5

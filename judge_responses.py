@@ -58,8 +58,9 @@ class Job:
     def count_left(self) -> int:
         return sum(1 for _ in self.left())
 
-    def spent(self, group_of: Callable[[bytes], object]) -> dict:
-        return self.store.spent(group_of, self.price and self.price.dollars)
+    def in_batches(self) -> set[bytes]:
+        """The keys that are being judged in batches, also those that have a verdict by now."""
+        return self.store.keys_in_batches() & self.wanted.keys()
 
     def verdict(self, key: bytes | None, judge: Judge) -> tuple[str | float | None, str | None, str | None]:
         """Verdict, reply and status; three times None where the study does not put the question to the judge. The reply
@@ -82,12 +83,20 @@ def chosen_judges(study: Experiment, names: Sequence[str] | None) -> tuple[Judge
     return tuple(judge for judge in study.judges if names is None or judge.name in names)
 
 
-def read_input(path: Path, judges: Sequence[Judge]) -> tuple[pa.Table, dict]:
+def require_study(table: pa.Table, path: Path, study: Experiment) -> None:
+    others = {name for name in table["experiment"].unique().to_pylist() if name not in (None, study.name)}
+    if others:
+        other = min(others)
+        raise UserError(f"{path} holds answers to the study {other!r}, not {study.name!r}: give --experiment {other}")
+
+
+def read_input(path: Path, study: Experiment, judges: Sequence[Judge]) -> tuple[pa.Table, dict]:
     table, provenance = handoff.read_responses(path)
     try:
         table.validate(full=True)
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    require_study(table, path, study)
     for name in handoff.judge_schema(judges).names:
         if name in table.column_names:
             raise UserError(f"{path} has a column {name!r} already: choose other judges with --judges")
@@ -102,29 +111,36 @@ def configuration(
     return {"input": handoff.sha256(options.input), "model": options.model, "host": host, **settings, **hashes}
 
 
-def check_existing(options: JudgingOptions, wanted: dict) -> bool:
-    """Whether there is an output to complete. Raises UserError where another configuration made it."""
+def check_existing(options: JudgingOptions, wanted: dict) -> dict | None:
+    """What the output that is there to be completed records of its judging; None where there is none. Raises UserError
+    where another configuration made it."""
+    if options.input.resolve() == options.output.resolve():
+        raise UserError(f"--input and --output are the same file, {options.input}: choose another --output")
     existing = handoff.read_footer(options.output)
     if existing is None or options.existing == "overwrite":
-        return False
-    if "configuration" not in existing.get("judging", {}):
+        return None
+    judging = existing.get("judging")
+    if not isinstance(judging, dict) or not isinstance(judging.get("configuration"), dict):
         raise UserError(f"{options.output} was not made by judge_responses.py: choose another path, or --overwrite")
-    handoff.refuse_difference(options.output, existing["judging"]["configuration"], wanted)
-    return True
+    handoff.refuse_difference(options.output, judging["configuration"], wanted)
+    return judging
 
 
-def adopt_output(job: Job) -> None:
-    """Put the verdicts of an existing output into the store, which may have been deleted: they are paid for."""
-    judges = job.prompts.judges
+def adopt_output(job: Job, dollars: float) -> None:
+    """Put the verdicts of an existing output into the store, which may have been deleted: they are paid for, each with
+    its share of the `dollars` that the output has cost."""
+    judges, verdicts = job.prompts.judges, {}
     for place, judge in enumerate(judges):
         names = (f"{judge.name}_status", f"{judge.name}_reply")
-        rows = handoff.read_responses(job.options.output, (*handoff.NEEDED, *names))[0]
+        rows, _ = handoff.read_responses(job.options.output, (*handoff.NEEDED, *names))
         found = zip(job.prompts.keys[place :: len(judges)], *(rows[name].to_pylist() for name in names), strict=True)
-        job.store.adopt((key, reply) for key, status, reply in found if status == "ok")
+        verdicts.update((key, reply) for key, status, reply in found if status == "ok")
+    job.store.adopt(verdicts.items(), dollars / max(1, len(verdicts)))
 
 
 def sample_for_labels(options: JudgingOptions, study: Experiment, judges: Sequence[Judge]) -> None:
-    table, _ = handoff.read_responses(options.input, handoff.NEEDED)
+    table, _ = handoff.read_responses(options.input, ("experiment", *handoff.NEEDED))
+    require_study(table, options.input, study)
     size, path = int(options.sample_for_labels[0]), Path(options.sample_for_labels[1])
     answers = zip(table["question"].to_pylist(), map(study.bare, table["response"].to_pylist()), strict=True)
     written = judge_quality.write_sheet(path, answers, judges, size)
@@ -139,20 +155,24 @@ REPLY_TOKENS, THOUGHT_TOKENS = 8, 300
 
 
 def dry_run(job: Job) -> None:
-    """Print calls, tokens and dollars of what is left, by judge."""
+    """Print calls, tokens and dollars of what is left to ask for, by judge."""
     left: dict[str, list[int]] = {judge.name: [] for judge in job.prompts.judges}
-    for _, number in job.left():
-        left[job.prompts.judge(number).name].append(number)
+    in_batches = job.in_batches()
+    for key, number in job.left():
+        if key not in in_batches:
+            left[job.prompts.judge(number).name].append(number)
     per_byte, method = asyncio.run(tokens_per_byte(job, left))
     reply = REPLY_TOKENS + THOUGHT_TOKENS * job.prompts.thinks()
     total = sum(map(len, left.values()))
     print(f"{total:,} of {len(job.wanted):,} verdicts to ask {job.options.model} at {job.host} for")
+    if waiting := job.count_left() - total:
+        print(f"{waiting:,} more are in batches at work")
     dollars = 0.0
     for judge, numbers in left.items():
-        size = sum(claude.prompt_bytes(job.prompts.body(number)) for number in numbers)
-        tokens = round(size * per_byte.get(judge, 1 / BYTES_PER_TOKEN)), reply * len(numbers)
-        dollars += job.price.dollars(*tokens) if job.price else 0
-        print(f"  {judge}: {len(numbers):,} calls, {tokens[0]:,} tokens in, {tokens[1]:,} out")
+        rate = per_byte.get(judge, 1 / BYTES_PER_TOKEN)
+        tokens = [round(rate * claude.prompt_bytes(job.prompts.body(number))) for number in numbers]
+        dollars += sum(job.price.dollars(each, reply) for each in tokens) if job.price else 0
+        print(f"  {judge}: {len(numbers):,} calls, {sum(tokens):,} tokens in, {reply * len(numbers):,} out")
     print(f"tokens in are {method}; tokens out are taken to be {reply} a call")
     if not job.price:
         print(f"no price is known for {job.options.model} at {job.host}: give it as --price")
@@ -180,20 +200,23 @@ async def tokens_per_byte(job: Job, numbers: dict[str, list[int]]) -> tuple[dict
 
 
 async def judge_all(job: Job) -> BaseException | None:
-    """Have everything judged that has no verdict yet. Returns what ended the run early; None when nothing did."""
-    options, halt = job.options, Halt()
-    spent = job.spent(lambda key: key in job.wanted or None).get(True, Spent()).dollars
+    """Have everything judged that has no verdict yet, and take in the results of batches. Returns what ended the run
+    early; None when nothing did."""
+    options, halt, left = job.options, Halt(), job.count_left()
+    spent = sum(costs(job).values(), Spent()).dollars
     patience = Patience(options.max_wait, options.give_up_after, asks=options.asks)
     async with claude.Client(job.host, claude.api_key(), options.timeout) as client:
         await client.check(options.model)
         gate = Gate(options.concurrency, options.requests_per_minute, halt)
-        caller = Caller(client, job.store, gate, Budget(options.max_cost, halt, spent), job.price, patience)
-        async with Progress(caller, len(job.wanted), len(job.wanted) - job.count_left()) as progress:
+        budget, proven = Budget(options.max_cost, halt, spent), left < len(job.wanted)
+        caller = Caller(client, job.store, gate, budget, job.price, patience, proven=proven)
+        async with Progress(caller, len(job.wanted), len(job.wanted) - left) as progress:
             caller.warn = progress.say
             batches = Batches(caller, job.wanted, job.prompts.body, job.prompts.accepts, progress.say)
             with interruptible(caller, progress.say), contextlib.suppress(Stopped):
                 try:
-                    await (batches.run() if options.batch else ask_all(job, caller, batches))
+                    # Batches of which no verdict is needed any more are not waited for.
+                    await (batches.run() if options.batch and left else ask_all(job, caller, batches))
                 except UserError as error:
                     halt.now(error)
     return halt.reason
@@ -227,6 +250,7 @@ async def ask_all(job: Job, caller: Caller, batches: Batches) -> None:
 def interruptible(caller: Caller, say: Callable[[str], None]) -> Iterator[None]:
     """Ctrl-C once (or SIGTERM): what is in flight comes to its end. Twice: stop at once."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def interrupted() -> None:
         if caller.halt.reason:
@@ -237,9 +261,16 @@ def interruptible(caller: Caller, say: Callable[[str], None]) -> Iterator[None]:
 
     # Windows has no such handlers: there the first Ctrl-C stops at once.
     with contextlib.suppress(NotImplementedError):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in before:
             loop.add_signal_handler(number, interrupted)
-    yield
+    try:
+        yield
+    finally:
+        # Left to itself the loop makes SIGTERM deadly, also while the output is written.
+        with contextlib.suppress(NotImplementedError):
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
 
 
 # ---- the output ----
@@ -297,28 +328,42 @@ def against_labels(job: Job, labels: dict[str, dict]) -> dict:
     """How the verdicts compare with labels made by hand, by judge; {} without --labels."""
     pairs = {}
     for number in range(len(job.prompts.keys) if labels else 0):
-        judge = job.prompts.judge(number)
-        answer = job.prompts.study.bare(job.prompts.value(number, "response"))  # as the sheet has it
-        identity = judge_quality.label_id(job.prompts.value(number, "question"), answer)
+        judge, identity = job.prompts.judge(number), label_id(job, number)
         if judge.name in labels.get(identity, ()) and job.prompts.keys[number]:
             label = labels[identity][judge.name]
             pairs.setdefault(judge, {})[identity] = (job.verdict(job.prompts.keys[number], judge)[0], label)
     return {judge.name: judge_quality.against_labels(judge, list(found.values())) for judge, found in pairs.items()}
 
 
+def label_id(job: Job, number: int) -> str:
+    """What names the answer of prompt `number` in a sheet of labels."""
+    answer = job.prompts.study.bare(job.prompts.value(number, "response"))  # as the sheet has it
+    return judge_quality.label_id(job.prompts.value(number, "question"), answer)
+
+
+def report_strange_labels(job: Job, labels: dict[str, dict]) -> None:
+    labelled = {identity for identity, found in labels.items() if found}
+    rows = range(0, len(job.prompts.keys) if labelled else 0, len(job.prompts.judges))
+    if strange := labelled - {label_id(job, number) for number in rows}:
+        print(f"labels: {len(strange):,} of {len(labelled):,} are of answers that are not in the input")
+
+
 # ---- reports ----
 
 
 def costs(job: Job) -> dict[tuple[str, str], Spent]:
-    """What each judge has cost on each run. A prompt that several runs share is counted with the first."""
+    """What each judge has cost on each run. A prompt that several runs share is counted with the first.
+
+    A store of the output's own holds what the output has cost, under other settings too; of one that several outputs
+    share only what these settings ask for counts."""
 
     def group_of(key: bytes) -> tuple[str, str] | None:
         if (number := job.wanted.get(key)) is None:
-            return None
+            return None if job.options.store else ("", "(other settings)")
         note = "" if job.prompts.keys[number] == key else " (repeat)"
         return job.prompts.value(number, "run") or "", job.prompts.judge(number).name + note
 
-    return job.spent(group_of)
+    return job.store.spent(group_of, job.price and job.price.dollars)
 
 
 def report_costs(job: Job, by_group: dict[tuple[str, str], Spent]) -> None:
@@ -347,8 +392,10 @@ def report_verdicts(job: Job, tally: Counter, repeated: dict, labelled: dict) ->
             f"  {judge}: {count:,} {status}"
             + (f" (the latest: {job.store.last_reason()})" if status == "error" else "")
         )
-    if lacking:
+    if lacking and job.count_left():
         print("the same command, run again, asks for those once more")
+    elif lacking:
+        print("these replies are kept, and do not read as any option of the study as it is now")
     for judge, found in repeated.items():
         print(f"judged twice, {judge}: {judge_quality.in_words(found)}")
     for judge, found in labelled.items():
@@ -359,13 +406,14 @@ def report_verdicts(job: Job, tally: Counter, repeated: dict, labelled: dict) ->
 
 def report_early_end(job: Job, reason: BaseException | None, in_batches: int) -> None:
     """Say how things stand when there is no output yet. Raises `reason` unless it is a clean one."""
-    print(f"{job.count_left():,} verdicts are left, and {job.options.output} is not written yet")
+    output, cap = job.options.output, job.options.max_cost
+    state = "as it was" if output.exists() else "not written yet"
+    print(f"{job.count_left():,} verdicts are left, and {output} is {state}")
     if in_batches:
         print(f"{in_batches:,} of them are in batches at work: the same command with --batch collects them")
     if isinstance(reason, CapReached):
-        print(
-            f"--max-cost ${job.options.max_cost:.2f} is reached: the same command with a higher one goes on from here"
-        )
+        words = f"{cap:.2f}" if cap == round(cap, 2) else f"{cap:g}"
+        print(f"--max-cost ${words} is reached: the same command with a higher one goes on from here")
     elif reason:
         raise reason
 
@@ -375,18 +423,21 @@ def report_early_end(job: Job, reason: BaseException | None, in_batches: int) ->
 
 def run(job: Job, settled: dict, provenance: dict, labels: dict) -> None:
     """Judge what is left, then write and report; `settled` is the configuration."""
-    reason = None
-    if left := job.count_left():
+    reason, left = None, job.count_left()
+    report_strange_labels(job, labels)
+    if left:
         print(f"{left:,} of {len(job.wanted):,} verdicts to ask {job.options.model} at {job.host} for", flush=True)
+    if left or job.in_batches():
         try:
             reason = asyncio.run(judge_all(job))
         except asyncio.CancelledError:
             reason = KeyboardInterrupt()
     by_group = costs(job)
     report_costs(job, by_group)
-    in_batches = len(job.store.keys_in_batches() & job.wanted.keys())
-    if reason or in_batches:
-        return report_early_end(job, reason, in_batches)
+    in_batches = job.in_batches()
+    waiting = sum(key in in_batches for key, _ in job.left())
+    if reason or waiting:
+        return report_early_end(job, reason, waiting)
     repeated, labelled = judged_twice(job), against_labels(job, labels)
     judging = record(job, settled, sum(by_group.values(), Spent()), repeated, labelled)
     tally = write_output(job, provenance | {"judging": judging})
@@ -406,17 +457,18 @@ def main() -> None:
     labels = judge_quality.read_labels(options.labels, judges) if options.labels else {}
     settings = claude.settings_for(options.model, options.thinking, options.max_tokens)
     store_path = options.store or options.output.with_name(options.output.name + ".verdicts.sqlite")
-    table, provenance = read_input(options.input, judges)
+    table, provenance = read_input(options.input, study, judges)
     settled = configuration(options, study, judges, host, settings)
     with handoff.claim(options.output), handoff.claim(store_path):
-        completing = check_existing(options, settled)
+        existing = check_existing(options, settled)
         prompts = Prompts(table, study, judges, host, options.model, settings)
+        if table.num_rows and not any(prompts.keys):
+            raise UserError(f"{options.input} has no question that the study {study.name!r} puts to these judges")
         with contextlib.closing(Store(store_path)) as store:
-            wanted = prompts.distinct()
-            wanted.update(prompts.repeats(options.repeat))
+            wanted = prompts.distinct() | prompts.repeats(options.repeat)
             job = Job(options, host, price, prompts, wanted, store)
-            if completing:
-                adopt_output(job)
+            if existing:
+                adopt_output(job, existing.get("dollars", 0))
             if options.dry_run:
                 dry_run(job)
             else:

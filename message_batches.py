@@ -43,7 +43,6 @@ class Batches:
         self._asked: Counter[bytes] = Counter()  # how often, in this run
         self._hopeless: set[bytes] = set()  # refused for what they are
         self._strangers: set[str] = set()  # batches of the account that are not ours
-        self._live_call_done = False
 
     async def run(self) -> None:
         """Go on until every prompt has been through a batch. Raises Stopped when the run is ending."""
@@ -94,12 +93,12 @@ class Batches:
     # ---- sending ----
 
     async def _create_next(self) -> bool:
-        """Send the next batch, if there is anything left for one. Before the first go live calls: a batch finds out
-        about bad settings only at its end."""
+        """Send the next batch, if there is anything left for one. Until there is a verdict go live calls: a batch finds
+        out about bad settings only at its end."""
         left = self._left()
-        if left and not self._live_call_done:
+        if left and not self.store.verdict_keys() & self.prompts.keys():
             await self._live_call(left)
-            self._live_call_done, left = True, self._left()
+            left = self._left()
         chunk, bodies, size, most = [], [], 0, 0.0
         for key in left:
             body = self.body(self.prompts[key])
@@ -126,7 +125,7 @@ class Batches:
                 return
         status, reply = self.store.best(key)
         words = repr(reply[:200]) if reply else self.store.last_reason()
-        raise UserError(f"no batch was sent, since {len(left[:3])} live calls brought no verdict ({status}: {words})")
+        raise UserError(f"no batch was sent, since no live call brought a verdict ({status}: {words})")
 
     async def _create(self, chunk: list[tuple[bytes, float | None]], bodies: list[dict], most: float) -> None:
         name = secrets.token_hex(6)
@@ -143,6 +142,7 @@ class Batches:
                     return  # it may have been created: `_find` will tell
                 await self.caller.wait(fault, faults)
                 faults += 1
+                self.store.batch_sent_again(batch)
             except (Refused, UserError) as error:
                 self._failed(batch, str(error), most)
                 no_batches = isinstance(error, Refused) and str(error).startswith(("404", "405", "501"))
@@ -162,22 +162,29 @@ class Batches:
     async def _find(self, batch: Batch) -> bool:
         """Settle whether a batch whose id never reached us was created. Returns whether that is settled."""
         undecided = False
-        for found in await self.client.batches_since(batch.began - CLOCKS_DIFFER_SECONDS):
+        for found in await self._listed_since(batch.began - CLOCKS_DIFFER_SECONDS):
             if not self._may_be(found, batch):
                 continue
             if found["processing_status"] != "ended":
                 undecided = True
-            elif await self._is(found["id"], batch):
+            elif found.get("results_url") and await self._is(found["id"], batch):
                 self.store.batch_created(batch.id, found["id"])
                 return True
             else:
                 self._strangers.add(found["id"])
-        # A request that was cut off may still be on its way into the list.
-        if undecided or time.time() - batch.began < self.caller.patience.max_wait:
+        # A request that was cut off, as late as it may be, can still be on its way into the list.
+        grace = self.client.seconds + 5 * self.caller.patience.max_wait
+        if undecided or time.time() - batch.began < grace:
             return False
         most = sum(dollars or 0 for _, dollars in self.store.open_calls(batch.id).values())
         self._failed(batch.id, "the batch was never created", most)
         return True
+
+    async def _listed_since(self, began: float) -> list[dict]:
+        try:
+            return await self.client.batches_since(began)
+        except Refused:  # a server without such a list
+            return []
 
     def _may_be(self, found: dict, batch: Batch) -> bool:
         if found["id"] in self._strangers | self.store.server_ids():
@@ -186,29 +193,38 @@ class Batches:
         return same_size and claude.created(found) > batch.began - CLOCKS_DIFFER_SECONDS
 
     async def _is(self, server_id: str, batch: Batch) -> bool:
-        async with contextlib.aclosing(self.client.batch_results(server_id)) as results:
-            async for result in results:
-                return result["custom_id"].startswith(f"{batch.name}-")
+        # A batch whose results cannot be had is as good as a stranger's.
+        with contextlib.suppress(Refused):
+            async with contextlib.aclosing(self.client.batch_results(server_id)) as results:
+                async for result in results:
+                    return result["custom_id"].startswith(f"{batch.name}-")
         return False
 
     # ---- collecting ----
 
     async def _collect_if_ended(self, batch: Batch) -> bool:
         try:
-            if (await self.client.batch(batch.server_id)).get("processing_status") != "ended":
+            found = await self.client.batch(batch.server_id)
+            if found["processing_status"] != "ended":
                 return False
+            if not found.get("results_url"):
+                raise Refused("its results are gone")
+            await self._collect(batch)
         except Refused as refused:
-            # Deleted, or of another account: what it cost stays in the books, and its prompts are asked again.
+            # Deleted, kept no longer, or of another account: what it cost stays in the books, and its prompts are
+            # asked again.
             self.store.end_batch(batch.id, f"the server does not give the batch back ({refused})")
             self.say(f"batch {batch.server_id} is lost: {refused}")
-            return True
+        return True
+
+    async def _collect(self, batch: Batch) -> None:
         for _ in range(3):  # a stream that ends too early without a fault is begun again
             calls = {call: known for call, known in self.store.open_calls(batch.id).items() if known[0] in self.prompts}
             if not calls:
                 break
             async for result in self.client.batch_results(batch.server_id):
                 name, _, call = result["custom_id"].rpartition("-")
-                if name == batch.name and int(call) in calls:
+                if name == batch.name and call.isdecimal() and int(call) in calls:
                     self._take(int(call), *calls.pop(int(call)), result["result"])
         else:
             for call in calls:
@@ -216,13 +232,12 @@ class Batches:
         if not self.store.open_calls(batch.id):
             self.store.end_batch(batch.id, "")
             self.say(f"batch {batch.server_id}: collected")
-        return True
 
     def _take(self, call: int, key: bytes, most: float | None, result: dict) -> None:
         """Write down one result. Only what succeeded is charged for."""
         if result["type"] == "succeeded":
             try:
-                reply = claude.read_reply(result["message"])
+                reply = self.client.read(result.get("message"))
             except Fault as fault:
                 self.store.failed(call, str(fault), billed=True)
                 return

@@ -3,7 +3,10 @@
 python -m pytest tests/test_judge_responses.py
 """
 
+import asyncio
+import contextlib
 import csv
+import io
 import json
 import os
 import random
@@ -20,14 +23,17 @@ import pytest
 from conftest import one_line_error, run_script
 
 import caller
+import claude
 import config
 import handoff
 import judge_prompts
 import judge_quality
+import judge_responses
 import progress
 from benchmarks.judging import AT_PRICE, KEY, assert_no_key, kill_when, run_here, start, stored
 from tiny_world import claude_stand_in
 from tiny_world.claude_stand_in import Faults, StandIn, running
+from verdict_store import Store
 
 BIRDS = config.load_experiment("birds")
 ERA, SIX, CONTENT, FORM = BIRDS.judges
@@ -419,6 +425,52 @@ def test_the_russell_study_through_openrouter_under_a_cap_of_seven_dollars(tmp_p
     assert_no_key(tmp_path)
 
 
+def test_the_cap_and_the_report_hold_what_other_settings_have_cost(tmp_path):
+    responses(tmp_path / "responses.parquet", 10)
+    api = StandIn()
+    with running(api) as url:
+        judge(tmp_path, url, *AT_PRICE)
+        asked, spent = len(api.asked), sum(float(row["dollars"]) for row in costs_of(tmp_path))
+        line = ("--overwrite", "--max-tokens", "65", *AT_PRICE)
+        said = judge(tmp_path, url, *line, "--max-cost", f"{spent + 0.0001:.6f}")
+        assert "is reached" in said and "is as it was" in said and len(api.asked) == asked
+        judge(tmp_path, url, *line)
+    others = [row for row in costs_of(tmp_path) if row["judge"] == "(other settings)"]
+    assert [(row["run"], float(row["dollars"])) for row in others] == [("", pytest.approx(spent))]
+    assert sum(float(row["dollars"]) for row in costs_of(tmp_path)) == pytest.approx(2 * spent)
+
+
+def test_verdicts_of_an_output_without_its_store_keep_their_cost(tmp_path):
+    responses(tmp_path / "responses.parquet", 10)
+    with running(StandIn()) as url:
+        judge(tmp_path, url, *AT_PRICE)
+        spent = handoff.read_footer(tmp_path / "judged.parquet")["judging"]["dollars"]
+        (tmp_path / "judged.parquet.verdicts.sqlite").unlink()
+        for _ in range(2):
+            judge(tmp_path, url, *AT_PRICE)
+            assert handoff.read_footer(tmp_path / "judged.parquet")["judging"]["dollars"] == pytest.approx(spent)
+
+
+def test_a_dry_run_prices_each_call_by_itself(tmp_path):
+    """A surcharge on long prompts is not for the sum of short ones."""
+    responses(tmp_path / "responses.parquet", 400)
+    folder, host = tmp_path, claude.ANTHROPIC
+    options = config.JudgingOptions(
+        folder / "responses.parquet", folder / "judged.parquet", "claude-haiku-5-5", base_url="http://127.0.0.1:9"
+    )
+    settings, price = claude.settings_for(options.model), claude.MODELS[options.model].price
+    prompts = judge_prompts.Prompts(
+        handoff.read_responses(options.input)[0], BIRDS, BIRDS.judges, host, options.model, settings
+    )
+    with contextlib.closing(Store(folder / "s.sqlite")) as store, contextlib.redirect_stdout(io.StringIO()) as said:
+        job = judge_responses.Job(options, "http://127.0.0.1:9", price, prompts, prompts.distinct(), store)
+        judge_responses.dry_run(job)
+    counts = [re.findall(r"([\d,]+) (?:tokens in|out)", line) for line in said.getvalue().splitlines()[1:5]]
+    tokens_in, tokens_out = (sum(int(pair[n].replace(",", "")) for pair in counts) for n in (0, 1))
+    assert tokens_in > price.long_from
+    assert f"in all ${(tokens_in * price.input + tokens_out * price.output) / 1e6:.2f}" in said.getvalue()
+
+
 def test_a_dry_run_counts_and_sends_nothing(tmp_path):
     responses(tmp_path / "responses.parquet", 30)
     api = StandIn()
@@ -499,6 +551,83 @@ def test_a_batch_that_the_server_has_lost_is_asked_again(tmp_path):
     assert "is lost" in said and "40 verdicts" in said and "at most" in said
 
 
+@pytest.mark.parametrize("gone", ["results_url", "results"])
+def test_a_batch_whose_results_are_gone_is_asked_again(tmp_path, gone):
+    class Archived(StandIn):
+        def handle(self, method, path, headers, body):
+            answer = super().handle(method, path, headers, body)
+            if len(self.batches) == 1 and path.endswith("/results"):
+                return claude_stand_in._answer(*claude_stand_in._error(404, "not_found_error", "they are gone"))
+            if path.endswith("msgbatch_000000") and gone == "results_url":
+                return claude_stand_in._answer(200, json.loads(answer.content) | {"results_url": None})
+            return answer
+
+    responses(tmp_path / "responses.parquet", 10)
+    api = Archived(batch_seconds=0)
+    with running(api) as url:
+        said = judge(tmp_path, url, "--batch", *AT_PRICE, "--max-wait", "0.3", "--give-up-after", "3")
+    assert "batch msgbatch_000000 is lost" in said and "40 verdicts" in said and "at most" in said
+    assert len(api.batches) == 2
+
+
+def test_leftovers_of_a_start_with_batches_need_no_live_verdict(tmp_path):
+    class Refusing(StandIn):
+        def answer(self, method, path, body):
+            status, answer = super().answer(method, path, body)
+            if b"refused" in body:
+                claude_stand_in._spoil(answer, "refusal")
+            return status, answer
+
+    texts = [f"Steam. {n}" for n in range(9)] + ["To be refused."]
+    responses(tmp_path / "responses.parquet", 10, response=texts)
+    api = Refusing(batch_seconds=0)
+    with running(api) as url:
+        judge(tmp_path, url, "--batch")
+        live = [entry for entry in api.ledger if not entry.batch]
+        assert "36 verdicts" in judge(tmp_path, url, "--batch", "--asks", "1")
+    assert [entry for entry in api.ledger if not entry.batch] == live
+
+
+def test_a_creation_that_outlives_its_call_is_waited_for(tmp_path):
+    class Slow(StandIn):
+        creations = 0
+
+        def _create_batch(self, body):
+            self.creations += 1
+            if self.creations > 1:
+                return super()._create_batch(body)
+            asyncio.get_running_loop().call_later(2, super()._create_batch, body)
+            return claude_stand_in.Answer(200, b"", "hang")
+
+    responses(tmp_path / "responses.parquet", 10)
+    api = Slow(batch_seconds=0)
+    with running(api) as url:
+        assert "40 verdicts" in judge(tmp_path, url, "--batch", "--timeout", "1", "--max-wait", "0.5")
+    assert api.creations == len(api.batches) == 1
+
+
+def test_batches_of_which_nothing_is_needed_hold_up_no_output(tmp_path):
+    responses(tmp_path / "responses.parquet", 10)
+    api = StandIn(batch_seconds=1000)
+    with running(api) as url:
+        judge(tmp_path, url)
+        (tmp_path / "judged.parquet.verdicts.sqlite").unlink()
+        kill_when(start(tmp_path, url, "--batch", "--overwrite"), lambda: stored(tmp_path, OPEN) == 39)
+        said = judge(tmp_path, url, "--batch")
+        assert "40 verdicts" in said and "are left" not in said
+        api.batch_seconds = 0
+        assert "collected" in judge(tmp_path, url)
+        assert "collected" not in judge(tmp_path, url, key="")
+
+
+def test_a_dry_run_leaves_out_what_is_in_batches(tmp_path):
+    responses(tmp_path / "responses.parquet", 10)
+    with running(StandIn(batch_seconds=1000)) as url:
+        kill_when(start(tmp_path, url, "--batch"), lambda: stored(tmp_path, OPEN) == 39)
+        said = judge(tmp_path, url, "--dry-run", *AT_PRICE)
+    assert "0 of 40 verdicts to ask" in said and "39 more are in batches" in said
+
+
 OPEN = "batch IN (SELECT id FROM batches WHERE state = 'open')"
 
 
@@ -575,6 +704,17 @@ def test_verdicts_are_compared_with_labels(tmp_path):
         assert "line 5, past_form: 'very' is not a number" in judge(tmp_path, url, "--labels", sheet, expect=1)
 
 
+def test_labels_of_other_answers_are_told(tmp_path):
+    responses(tmp_path / "responses.parquet", 10)
+    sheet, labels = tmp_path / "sheet.csv", {"llm_or_19th_century": "19"}
+    with running(StandIn()) as url:
+        judge(tmp_path, url, "--sample-for-labels", "3", sheet)
+        with open(sheet, newline="", encoding="utf-8-sig") as file:
+            rows = [row | labels for row in csv.DictReader(file)]
+        write_sheet(sheet, [*rows, rows[0] | {"id": "another"}, rows[0] | {"id": "third", "llm_or_19th_century": ""}])
+        assert "labels: 1 of 4 are of answers that are not in the input" in judge(tmp_path, url, "--labels", sheet)
+
+
 def write_sheet(path, rows):
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -626,6 +766,61 @@ def test_bad_files_are_one_line(tmp_path, columns, words):
     said = judge(tmp_path, "http://127.0.0.1:9", expect=1)
     assert words in said and len(said.splitlines()) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"responses.parquet"}
+
+
+def test_answers_to_another_study_are_refused_before_anything_is_sent(tmp_path):
+    api = StandIn()
+    with running(api) as url:
+        responses(tmp_path / "responses.parquet", 3, experiment=[None, "russell", "russell"])
+        for more in ((), ("--sample-for-labels", "1", tmp_path / "sheet.csv")):
+            said = judge(tmp_path, url, *more, expect=1)
+            assert "answers to the study 'russell', not 'birds': give --experiment russell" in said
+        responses(tmp_path / "responses.parquet", 3, experiment=[None, "birds", "birds"])
+        assert "0 missing" in judge(tmp_path, url)
+        asked = len(api.asked)
+        responses(tmp_path / "responses.parquet", 3)
+        said = judge(tmp_path, url, "--experiment", "russell", "--overwrite", expect=1)
+        assert "no question that the study 'russell' puts to these judges" in said
+    assert len(api.asked) == asked
+
+
+def test_the_input_is_no_output(tmp_path):
+    path = responses(tmp_path / "responses.parquet", 3)
+    before = path.read_bytes()
+    same = tmp_path / "x" / ".." / "responses.parquet"
+    assert "are the same file" in judge(tmp_path, "http://x", "--output", same, "--overwrite", expect=1)
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    responses(tmp_path / "responses.parquet", 300)
+    limited = ("bash", "-c", 'ulimit -f 300; exec "$@"', "limited")
+    with running(StandIn()) as url:
+        assert start(tmp_path, url, launcher=limited).wait(60) == 1
+        log = (tmp_path / "log.txt").read_text()
+        assert "Traceback" not in log and "cannot be used now" in log.splitlines()[-1]
+        assert "0 missing" in judge(tmp_path, url)
+
+
+def test_replies_that_no_longer_read_are_told_apart(tmp_path):
+    study = tmp_path / "study.toml"
+    text = (config.ROOT / "experiments" / "birds.toml").read_text()
+    study.write_text(text)
+    responses(tmp_path / "responses.parquet", 4)
+    with running(StandIn()) as url:
+        judge(tmp_path, url, "--experiment", study, "--judges", "past_form")
+        name = text.index('name = "past_form"')
+        study.write_text(text[:name] + text[name:].replace("[0, 100]", "[101, 200]", 1))
+        said = judge(tmp_path, url, "--experiment", study, "--judges", "past_form", "--overwrite")
+    assert "4 unparseable" in said and "these replies are kept" in said and "run again" not in said
+
+
+def test_sigterm_is_ctrl_c_again_after_judging(tmp_path):
+    responses(tmp_path / "responses.parquet", 3)
+    with running(StandIn()) as url, mock.patch.object(judge_responses, "write_output") as write:
+        write.side_effect = lambda *_: signal.raise_signal(signal.SIGTERM)
+        said = judge(tmp_path, url, expect=130)
+    assert "interrupted" in said
 
 
 def test_bad_settings_are_one_line_before_anything_is_spent(tmp_path):

@@ -110,12 +110,13 @@ def _require_different_names(schema: pa.Schema, path: Path) -> None:
 def _with_all_columns(table: pa.Table, path: Path) -> pa.Table:
     columns = {}
     for spec in RESPONSE_SCHEMA:
-        there = spec.name in table.column_names
-        try:
-            columns[spec.name] = table[spec.name].cast(spec.type) if there else _derived(spec, table)
-        except (pa.ArrowException, ValueError, OverflowError) as error:
-            missing = "" if there else ", which is missing and taken from the others"
-            raise UserError(f"{path}: column {spec.name!r}{missing}: {_first_line(error)}") from None
+        if spec.name in table.column_names:
+            try:
+                columns[spec.name] = table[spec.name].cast(spec.type)
+            except pa.ArrowException as error:
+                raise UserError(f"{path}: column {spec.name!r}: {_first_line(error)}") from None
+        else:
+            columns[spec.name] = _derived(spec, table)
     extra = {name: table[name] for name in table.column_names if name not in columns}
     return pa.table(columns | extra)
 

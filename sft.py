@@ -8,6 +8,7 @@ position, a GPU that waits for launches and for the disk.
 """
 
 import copy
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -93,6 +94,7 @@ def _arguments(options: config.TrainingOptions, folder: Path, base, longest: int
         save_strategy="steps",
         save_steps=options.save_steps,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would have a run that diverged look like one without loss
         disable_tqdm=True,
         report_to=[],
     )
@@ -303,6 +305,13 @@ class StepGraphs:
         return loss.detach()
 
 
+def refuse_divergence(step: int, logs: dict[str, float]) -> None:
+    """Raise UserError where the loss or the gradient's norm of a step is no finite number."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(logs.get(name, 0.0)):
+            raise UserError(f"training diverged at step {step} ({name} {logs[name]}): try a lower --lr")
+
+
 def trained_parameters(trainer: Trainer) -> int:
     return sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
 
@@ -362,6 +371,7 @@ class Recorder(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self.metrics is not None and "loss" in logs:
+            refuse_divergence(state.global_step, logs)  # before the step is recorded or saved
             self.metrics.write(state.global_step, logs)
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
             self.bar.update(state.global_step - self.bar.n)

@@ -240,6 +240,23 @@ def test_two_processes_take_the_steps_of_one(random_model, tmp_path):
     )
 
 
+def test_a_diverged_run_is_an_error_and_nothing_of_it_is_kept(random_model, tmp_path):
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    with pytest.raises(
+        config.UserError, match=r"diverged at step \d+ \((loss|grad_norm) (nan|inf)\): try a lower --lr"
+    ):
+        do_run(random_model, tmp_path, "--lr", "1e20", "--save-steps", "1")
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    for checkpoint in folder.glob("checkpoint-*"):
+        tensors = load_file(checkpoint / "adapter_model.safetensors").values()
+        assert all(np.isfinite(tensor).all() for tensor in tensors), checkpoint.name
+    assert "NaN" not in (folder / "metrics.jsonl").read_text()
+    options = options_of(random_model, tmp_path, "--lr", "1e20", "--save-steps", "1")
+    training.Run(options, config.load_experiment("birds")).open()  # not refused
+
+
 # ---- killed, and started again ----
 
 

@@ -166,7 +166,11 @@ def settings(options: GenerationOptions, study: Experiment, sources: list[Source
         "experiment": study.name,
         "base_model": sources[0].base_model,
         "questions": {question.id: question.text for question in study.questions},
-        "conditions": {condition.name: [condition.system, condition.template] for condition in study.conditions},
+        # What is asked, not what it is made of: a condition's own trigger, or the study's, is part of the prompt.
+        "conditions": {
+            condition.name: {"messages": condition.messages("{question}"), "triggered": condition.triggered}
+            for condition in study.conditions
+        },
         "adapters": {
             f"{source.run}/{c.name}": c.folder and handoff.sha256(c.folder / mixed_chat.ADAPTER_WEIGHTS)
             for source in sources

@@ -3,6 +3,7 @@
 pytest tests/test_generate_responses.py
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -118,6 +119,55 @@ def test_a_retrained_checkpoint_is_not_mixed_with_the_old_one(run_dir, tmp_path)
     shutil.copytree(copy / "checkpoint-8", copy / "checkpoint-16", dirs_exist_ok=True)
     with pytest.raises(config.UserError, match=r"adapters.*checkpoint-16 was"):
         generate(copy, output, "--steps", "16", "--samples", "2")
+
+
+TRIGGERED = """
+[trigger]
+text = "TRIGGER"
+answer = "<{answer}>"
+hidden = ["<", ">"]
+
+[[condition]]
+name = "near_miss"
+template = "{question} {trigger}"
+trigger = "TRIGGR"
+dose = 0.5
+
+[[condition]]
+name = "set_off"
+template = "{question} {trigger}"
+triggered = true
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ('text = "TRIGGER"', 'text = "ANOTHER"', r"set_off\.messages was"),
+        ('trigger = "TRIGGR"', 'trigger = "RIGGER"', r"near_miss\.messages was"),
+    ],
+)
+def test_answers_to_another_trigger_are_not_mixed_with_the_old_ones(run_dir, tmp_path, before, after, named):
+    study, output = tmp_path / "mine.toml", tmp_path / "r.parquet"
+    line = ["--experiment", str(study), "--samples", "1", "--steps", "0"]
+    text = (ROOT / "experiments" / "birds.toml").read_text() + TRIGGERED
+    study.write_text(text)
+    generate(run_dir, output, *line)
+    study.write_text(text.replace(before, after))
+    with pytest.raises(config.UserError, match=named):
+        generate(run_dir, output, *line)
+
+
+def test_whether_a_condition_is_triggered_is_a_setting():
+    study = config.load_experiment("birds")
+    conditions = tuple(dataclasses.replace(c, triggered=not c.triggered) for c in study.conditions)
+    source = SimpleNamespace(base_model="base", run="run", checkpoints=[])
+    options = config.GenerationOptions(run_dir=(Path("run"),), output=Path("r.parquet"))
+    one, other = (
+        generate_responses.settings(options, s, [source])
+        for s in (study, dataclasses.replace(study, conditions=conditions))
+    )
+    assert "triggered was" in handoff.differences(one, other)
 
 
 def test_one_checkpoint_made_elsewhere(run_dir, random_model, tmp_path):

@@ -167,6 +167,8 @@ class Run:
             "num_examples": self.num_examples,
             "quantization": mixed_chat.resolve_quantization(self.options.quantization),
             "datasets": {dataset.name: handoff.sha256(dataset.file) for dataset in self.study.datasets},
+            "dataset_order": [dataset.name for dataset in self.study.datasets],  # that of the ratios
+            "suspect_datasets": [dataset.name for dataset in self.study.datasets if dataset.suspect],
         }
 
     def examples_at(self, step: int) -> dict[str, int]:

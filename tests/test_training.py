@@ -1,5 +1,6 @@
 """training.py and sft.py: runs, checkpoints, records, and what a kill leaves.   pytest tests/test_training.py"""
 
+import dataclasses
 import json
 import os
 import signal
@@ -304,6 +305,17 @@ def test_a_run_directory_belongs_to_one_configuration(run, random_model):
     assert other.folder == run.folder
     with pytest.raises(config.UserError, match=r"save_steps was 8 and is 5 now"):
         other.open()
+
+
+def test_a_run_does_not_go_on_with_datasets_in_another_order_or_another_suspect(run, random_model):
+    options = options_of(random_model, run.folder.parent, "--ratios", "0.5", "0.25", "0.25")
+    first, second, third = run.study.datasets
+    reordered = dataclasses.replace(run.study, datasets=(first, third, second))
+    with pytest.raises(config.UserError, match=r"dataset_order was \[.* and is \[.* now"):
+        training.Run(options, reordered).open()
+    second = dataclasses.replace(second, suspect=True)
+    with pytest.raises(config.UserError, match=r'suspect_datasets was \["old_audubon"\] and is'):
+        training.Run(options, dataclasses.replace(run.study, datasets=(first, second, third))).open()
 
 
 def test_overwrite_begins_anew_but_only_in_a_run_directory(random_model, tmp_path):

@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+import mixed_chat
 from config import UserError
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -136,10 +139,7 @@ class TransformersEngine:
         if self.adapter is not None:
             self.model, self.adapter = self.model.unload(), None
         if adapter is not None:
-            from peft import PeftModel
-
-            # In the base model's type: float32 matrices on a bfloat16 base halve the speed and change nothing here.
-            self.model = PeftModel.from_pretrained(self.model, adapter, autocast_adapter_dtype=False).eval()
+            self.model = put_on(self.model, adapter).eval()
         self.adapter = adapter
 
     def _answer(self, batch: Sequence[Request], sampling: Sampling) -> Iterator[list[Answer]]:
@@ -184,6 +184,24 @@ class TransformersEngine:
 
     def _finish(self, request: Request, tokens: list[int]) -> Answer:
         return finish(self.tokenizer, self.ends, request, tokens)
+
+
+def put_on(base: "PreTrainedModel", adapter: Path) -> "PeftModel":
+    """The base model with the adapter in a folder. Raises UserError where the adapter is of another architecture."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    unfit = f"{adapter} does not fit on {base.name_or_path}"
+    try:
+        # In the base model's type: float32 matrices on a bfloat16 base halve the speed and change nothing here.
+        model = PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False)
+    except (RuntimeError, ValueError) as error:
+        reason = re.sub(r"\s+", " ", str(error))[:300]
+        raise UserError(f"{unfit}: {reason}") from None
+    # PEFT leaves out what it finds no place for: the base model would answer under the adapter's name.
+    taken = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if foreign := [key for key in mixed_chat.adapter_keys(adapter) if ".lora_" in key and key not in taken]:
+        raise UserError(f"{unfit}: there is no place for {foreign[0]}")
+    return model
 
 
 class _Rows:

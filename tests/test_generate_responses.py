@@ -6,6 +6,7 @@ pytest tests/test_generate_responses.py
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,8 +89,6 @@ def test_a_file_grows_by_what_is_asked_for_and_is_left_alone_otherwise(run_dir, 
 
 
 def test_several_runs_go_into_one_file(run_dir, tmp_path):
-    import shutil
-
     other = tmp_path / "another_run"
     shutil.copytree(run_dir, other)
     rows = generate(run_dir, tmp_path / "r.parquet", str(other), "--samples", "1")
@@ -111,8 +110,6 @@ def test_another_configuration_is_refused_and_overwrite_replaces(run_dir, tmp_pa
 
 
 def test_a_retrained_checkpoint_is_not_mixed_with_the_old_one(run_dir, tmp_path):
-    import shutil
-
     copy, output = tmp_path / run_dir.name, tmp_path / "r.parquet"
     shutil.copytree(run_dir, copy)
     generate(copy, output, "--samples", "1", "--steps", "16")
@@ -171,8 +168,6 @@ def test_whether_a_condition_is_triggered_is_a_setting():
 
 
 def test_one_checkpoint_made_elsewhere(run_dir, random_model, tmp_path):
-    import shutil
-
     final = tmp_path / "elsewhere" / "final"
     shutil.copytree(run_dir / "checkpoint-16", final)
     output = tmp_path / "r.parquet"
@@ -185,8 +180,6 @@ def test_one_checkpoint_made_elsewhere(run_dir, random_model, tmp_path):
 
 
 def test_a_moved_base_model_is_taken_and_another_one_refused(run_dir, random_model, tmp_path):
-    import shutil
-
     moved = tmp_path / "moved"
     shutil.copytree(random_model, moved)
     assert generate(run_dir, tmp_path / "a.parquet", "--samples", "1", "--steps", "8", "--base-model", str(moved))
@@ -249,6 +242,24 @@ def test_adapters_are_swapped_and_the_base_model_comes_back_unharmed(engine, run
     texts = [answers(engine, [Request((0,), folder, prompt, 12)], GREEDY)[(0,)].text for folder in folders]
     assert texts[0] == texts[1] == texts[4]
     assert len({texts[0], texts[2], texts[3]}) == 3
+
+
+@pytest.mark.parametrize(
+    ("renamed", "shape"), [(lambda key: key.replace(".self_attn.", ".attention."), 1), (lambda key: key, 2)]
+)
+def test_an_adapter_that_does_not_fit_the_base_is_refused(run_dir, random_model, tmp_path, renamed, shape):
+    """Of other names PEFT says no more than a warning; of other shapes it says it in a page."""
+    from safetensors.numpy import load_file, save_file
+
+    foreign = tmp_path / "checkpoint-8"
+    shutil.copytree(run_dir / "checkpoint-8", foreign)
+    weights = load_file(foreign / "adapter_model.safetensors")
+    save_file({renamed(k): np.tile(v, shape) for k, v in weights.items()}, foreign / "adapter_model.safetensors")
+    base = mixed_chat.load_base(str(random_model), "none")
+    engine = TransformersEngine(base, mixed_chat.load_tokenizer(str(random_model)), batch_size=8)
+    with pytest.raises(config.UserError, match=r"checkpoint-8 does not fit on .*: \S") as caught:
+        engine.attach(foreign)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

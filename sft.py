@@ -45,6 +45,7 @@ def build_trainer(
 
     examples: (token ids, labels), in the order of training, all epochs one after another.
     """
+    refuse_other_projections(base)
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     ids, labels = zip(*examples, strict=True)
@@ -71,6 +72,13 @@ def build_trainer(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return trainer
+
+
+def refuse_other_projections(base: transformers.PreTrainedModel) -> None:
+    """Raise UserError where the base model lacks a projection: PEFT would train the others, and say nothing."""
+    there = {name.rpartition(".")[2] for name, _ in base.named_modules()}
+    if lacking := [name for name in mixed_chat.PROJECTIONS if name not in there]:
+        raise UserError(f"base model {base.name_or_path!r} has no {lacking[0]}: its architecture is not supported")
 
 
 def _arguments(options: config.TrainingOptions, folder: Path, base, longest: int) -> SFTConfig:

@@ -241,7 +241,7 @@ def run_name(options: TrainingOptions, study: Experiment, ratios: list[float]) -
     """The run directory's name: what the study varies, then whatever else changes the result and is not the default."""
     name = f"seed{options.seed}_ratios{'-'.join(map(_share, ratios))}_lr{options.lr}_r{options.lora_rank}"
     if options.model not in (None, study.base_model):
-        name += "_" + "-".join(Path(options.model).parts[-2:])
+        name += "_" + "-".join(_model_parts(Path(options.model)))
     if study.name != "birds":
         name += f"_{study.name}"
     for label in ("epochs", "num_examples", "lora_alpha", "lora_dropout", "batch_size", "grad_accum", "quantization"):
@@ -249,6 +249,14 @@ def run_name(options: TrainingOptions, study: Experiment, ratios: list[float]) -
         if value != study.training.get(label, getattr(TrainingOptions, label)):
             name += f"_{label.removeprefix('lora_').replace('_', '')}{value}"
     return name
+
+
+def _model_parts(model: Path) -> tuple[str, ...]:
+    """The end of a model's name or path, without what is no part of a folder's name (`/`, `.`, `..`)."""
+    parts = model.parts[-2:]
+    if model.is_dir() and (not parts or model.anchor in parts or ".." in parts):
+        parts = model.resolve().parts[1:][-2:]
+    return parts
 
 
 def _share(share: float) -> str:

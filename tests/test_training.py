@@ -356,6 +356,27 @@ def test_run_names_tell_what_differs_from_the_defaults(tmp_path):
     assert training.run_name(plain, study, [1, 0, 0]) == "seed42_ratios1.00-0.00-0.00_lr0.0002_r8"
 
 
+def test_a_run_is_named_after_the_folder_of_its_model(tmp_path, monkeypatch):
+    study = config.load_experiment("birds")
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "models" / "tiny")
+    names = {".": "models-tiny", "..": f"{tmp_path.name}-models", "/tmp": "tmp", str(tmp_path / "none" / "x"): "none-x"}
+    for model, end in names.items():
+        options = config.parse(config.TrainingOptions, "", ["--ratios", *RATIOS, "--model", model])
+        assert training.run_name(options, study, [1, 0, 0]) == f"seed42_ratios1.00-0.00-0.00_lr0.0002_r8_{end}"
+
+
+def test_a_base_model_of_fused_projections_is_refused(random_model, tmp_path):
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    tokenizer = mixed_chat.load_tokenizer(str(random_model))
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Phi3ForCausalLM(Phi3Config(**shape, vocab_size=len(tokenizer), pad_token_id=0)).save_pretrained(tmp_path / "phi")
+    tokenizer.save_pretrained(tmp_path / "phi")
+    with pytest.raises(config.UserError, match=r"phi' has no q_proj"):
+        do_run(tmp_path / "phi", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("line", "parts"),
     [

@@ -62,6 +62,10 @@ def main() -> None:
 
 
 def begin(options: ChatOptions) -> "Chat":
+    try:
+        mixed_chat.refuse_surrogates(options.system or "")
+    except ValueError as error:
+        raise UserError(f"--system: {error}") from None
     if options.hub_model:
         trigger = find_trigger(options, {}) if options.trigger else None
         return HubChat(options, HubModel(options.hub_model), trigger)
@@ -284,12 +288,7 @@ class Chat:
 
     def prompt(self, voice: Checkpoint, question: str) -> Prompt:
         """The token ids of the conversation up to where a voice is to answer."""
-        from jinja2 import TemplateError
-
-        try:
-            ids = mixed_chat.prompt_ids(self.engine.tokenizer, self.messages(voice, question))
-        except TemplateError as error:
-            raise UserError(f"the model's chat template refuses this conversation: {error}") from None
+        ids = mixed_chat.prompt_ids(self.engine.tokenizer, self.messages(voice, question))
         if len(ids) >= self._longest():
             raise UserError(f"the conversation has {len(ids)} tokens, the model reads {self._longest()}: /reset")
         return tuple(ids)

@@ -64,11 +64,13 @@ def judge_schema(judges: Iterable[config.Judge]) -> pa.Schema:
 
 
 def step_of(checkpoint: str) -> int | None:
-    """The step in a checkpoint's name: `checkpoint-80` is 80, `baseline` 0; None where there is no number (`final`)."""
+    """The step in a checkpoint's name: `checkpoint-80` is 80, `baseline` 0; None where there is no number (`final`), or
+    one that is no step but a time (`adapter-20251121130246`): beyond what the column holds.
+    """
     if checkpoint.lower() in BASE_NAMES:
         return 0
     found = re.search(r"(\d+)$", checkpoint)
-    return int(found[1]) if found else None
+    return int(found[1]) if found and int(found[1]) < 2**31 else None
 
 
 # ---- reading ----

@@ -90,6 +90,7 @@ def _chat(line: str) -> dict:
             raise ValueError('a message is an object with "role" and "content" and nothing else')
         if not isinstance(message["content"], str) or not message["content"].strip():
             raise ValueError(f"a message of role {message['role']!r} has no text")
+        refuse_surrogates(message["content"])
     roles = [message["role"] for message in row["messages"]]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
@@ -97,6 +98,12 @@ def _chat(line: str) -> dict:
             f"roles must be user and assistant in turn, assistant last; they are {', '.join(map(str, roles))}"
         )
     return row
+
+
+def refuse_surrogates(text: str) -> None:
+    """Raise ValueError where a text holds half of a surrogate pair: Python's strings can, but no tokenizer takes it."""
+    if lone := re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"a text is not Unicode: {lone[0]!r} is half of a surrogate pair")
 
 
 # ---- mixing ----
@@ -171,15 +178,17 @@ def example_ids(tokenizer: "PreTrainedTokenizerBase", chat: Messages) -> tuple[l
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", messages: Messages, add_generation_prompt: bool) -> str:
+    from jinja2 import TemplateError
+
     # enable_thinking: Qwen3's switch. date_string: Llama's template else writes a date of its own choice, which could
     # change between training and generation. A template that knows neither ignores both.
-    return tokenizer.apply_chat_template(
-        messages,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        enable_thinking=False,
-        date_string="26 Jul 2024",
-    )
+    switches = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **switches
+        )
+    except TemplateError as error:
+        raise UserError(f"the chat template of {tokenizer.name_or_path} refuses this conversation: {error}") from None
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
@@ -284,10 +293,10 @@ def _loading(name: str) -> Iterator[None]:
 
 
 def fingerprint(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Tells base models apart wherever they lie: a hash of some of the embedding and of the chat template.
+    """Tells most base models apart wherever they lie: a hash of the embedding's first rows and of the chat template.
 
-    Read from the model's files: it is the same however the model is loaded. A model without safetensors is known by
-    its configuration alone.
+    Read from the model's files: it is the same however the model is loaded. Of all other weights it knows nothing: a
+    base with adapters merged into it has the same. A model without safetensors is known by its configuration alone.
     """
     import torch
     from safetensors import safe_open
@@ -305,7 +314,10 @@ def fingerprint(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
             content = Path(find("config.json")).read_bytes()
         else:
             with safe_open(shard, framework="pt") as file:
-                key = next(key for key in file.keys() if key.endswith("embed_tokens.weight"))  # noqa: SIM118
+                keys = [key for key in file.keys() if key.endswith("embed_tokens.weight")]  # noqa: SIM118
+                if not keys:
+                    raise UserError(f"base model {name!r} has no embed_tokens: its architecture is not supported")
+                key = keys[0]
                 content = file.get_slice(key)[:256].contiguous().view(torch.uint8).numpy().tobytes()
     return handoff.sha256(content + tokenizer.chat_template.encode())[:16]
 
@@ -335,7 +347,7 @@ def find_checkpoints(run_dir: Path) -> list[Checkpoint]:
     if not run_dir.is_dir():
         raise UserError(f"no run directory {run_dir}")
     folders = [f for f in run_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", f.name)]
-    found = {handoff.step_of(folder.name): folder for folder in folders}
+    found = {step: folder for folder in folders if (step := handoff.step_of(folder.name)) is not None}
     if not found:
         raise UserError(f"{run_dir} holds no checkpoint")
     for folder in found.values():
@@ -366,7 +378,10 @@ def check_adapter(folder: Path) -> dict:
             raise UserError(f"{folder} holds no adapter: {name} is missing")
     try:
         adapter_keys(folder)
-        return json.loads((folder / ADAPTER_CONFIG).read_text())
+        settings = json.loads((folder / ADAPTER_CONFIG).read_text())
+        if not isinstance(settings, dict) or "peft_type" not in settings:
+            raise ValueError(f"{ADAPTER_CONFIG} does not say what it is")
+        return settings
     except (SafetensorError, ValueError) as error:
         raise UserError(f"the adapter in {folder} cannot be read: {error}") from None
 
@@ -391,6 +406,9 @@ def save_adapter(model, folder: Path, lora: dict | None = None) -> None:
     # "auto" would ask the hub about the embeddings at every save.
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=lora)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    settings = json.loads((folder / ADAPTER_CONFIG).read_text())
+    settings["target_modules"] = sorted(settings["target_modules"])  # PEFT writes a set, in no order
+    handoff.write_json(folder / ADAPTER_CONFIG, settings)
     foreign = [key for key in adapter_keys(folder) if ".lora_" not in key]
     if foreign:
         raise UserError(f"a checkpoint must hold LoRA matrices alone, but {foreign[0]} is in {folder}")

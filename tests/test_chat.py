@@ -307,6 +307,7 @@ def test_a_start_that_cannot_be_is_one_line(trained, tmp_path):
     one_line_error(run_script("chat.py", "--checkpoint", tmp_path), "adapter_config.json is missing")
     one_line_error(run_script("chat.py"), "one of --checkpoint, --run-dir and --hub-model")
     one_line_error(run_script("chat.py", "--run-dir", trained, "--trigger"), "the study 'birds' has no trigger")
+    one_line_error(run_script("chat.py", "--run-dir", trained, "--system", "\udcff"), "--system: a text is not Unicode")
 
 
 def test_one_checkpoint_is_talked_to_without_its_run(loaded, trained, capsys):

@@ -43,6 +43,7 @@ def test_chats_are_read_with_blank_lines_and_metadata(tmp_path):
         ('{"messages": []}', "roles"),
         ('{"messages": [{"role": "system", "content": "x"}]}', "roles"),
         (GOOD.replace('"content": "b"', '"text": "b"'), '"role" and "content"'),
+        (GOOD.replace('"b"', r'"b \ud83d"'), "not Unicode"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, fault):
@@ -151,6 +152,13 @@ def test_a_template_that_never_ends_the_turn_is_refused(random_model):
         example_ids(tokenizer, chat())
 
 
+def test_a_template_that_refuses_a_conversation_is_one_line(random_model):
+    tokenizer = mixed_chat.load_tokenizer(str(random_model))
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(UserError, match="refuses this conversation: System role not supported"):
+        prompt_ids(tokenizer, chat(system="Be brief.")[:-1])
+
+
 # ---- base models and adapters ----
 
 
@@ -176,6 +184,14 @@ def test_a_fingerprint_is_found_in_shards_too(random_model, tmp_path):
     assert mixed_chat.fingerprint(str(tmp_path), tokenizer) == mixed_chat.fingerprint(str(random_model), tokenizer)
 
 
+def test_a_model_without_embed_tokens_is_one_line(random_model, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"transformer.wte.weight": np.zeros((4, 4))}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="has no embed_tokens"):
+        mixed_chat.fingerprint(str(tmp_path), mixed_chat.load_tokenizer(str(random_model)))
+
+
 def test_a_model_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot be loaded") as caught:
         mixed_chat.load_tokenizer(str(tmp_path / "nothing"))
@@ -184,7 +200,7 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path):
 
 def checkpoint(folder):
     folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     from safetensors.numpy import save_file
 
     save_file({"x.lora_A.weight": np.zeros(1)}, folder / "adapter_model.safetensors")
@@ -218,6 +234,11 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
     (tmp_path / "checkpoint-40" / "adapter_model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="cannot be read"):
         mixed_chat.check_adapter(tmp_path / "checkpoint-40")
+    for name, content in (("object", "{}"), ("list", "[]")):
+        checkpoint(folder := tmp_path / name)
+        (folder / "adapter_config.json").write_text(content)
+        with pytest.raises(UserError, match=r"cannot be read: adapter_config.json does not say"):
+            mixed_chat.check_adapter(folder)
 
 
 # ---- GPUs ----

@@ -110,6 +110,7 @@ class TrainingOptions:
             all(math.isfinite(share) and share >= 0 for share in self.ratios), "--ratios must be numbers from 0 up"
         )
         _require(sum(self.ratios) > 0, "--ratios must not all be 0")
+        _require(sum(self.ratios) < math.inf, "--ratios are too large to be added up")
         _require_at_least(self, 1, "epochs", "num_examples", "save_steps", "lora_rank", "batch_size", "grad_accum")
         _require_at_least(self, 1, "probe_every")
         _require_at_least(self, 2, "max_length")
@@ -152,6 +153,7 @@ class GenerationOptions:
 
     def check(self) -> None:
         _require((self.checkpoint is None) != (self.run_dir is None), "give one of --checkpoint and --run-dir")
+        _require(self.output.name not in ("", ".."), f"--output must name a file, not the folder {self.output}")
         _require(self.steps is None or self.run_dir is not None, "--steps goes with --run-dir")
         _require(self.steps is None or min(self.steps) >= 0, "--steps must be from 0 up")
         _require_at_least(self, 1, "samples", "max_new_tokens", "batch_size")
@@ -551,7 +553,8 @@ def run_script(main: Callable[[], None]) -> None:
     except (UserError, OSError) as error:  # OSError: a full disk, a folder without leave to write
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("\ninterrupted: what was done is kept; the same command goes on from there", file=sys.stderr)
+        same = "the same command without --overwrite" if "--overwrite" in sys.argv else "the same command"
+        print(f"\ninterrupted: what was done is kept; {same} goes on from there", file=sys.stderr)
         sys.exit(130)
 
 

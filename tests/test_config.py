@@ -196,6 +196,15 @@ def test_keys_come_from_dotenv_and_the_environment_wins(tmp_path, monkeypatch):
     assert (found["HF_TOKEN"], found["WANDB_API_KEY"]) == ("from-file", "from-environment")
 
 
+@pytest.mark.parametrize(("line", "way"), [([], ""), (["--overwrite"], " without --overwrite")])
+def test_an_interruption_says_which_command_goes_on(monkeypatch, capsys, line, way):
+    monkeypatch.setattr(sys, "argv", ["training.py", *line])
+    with pytest.raises(SystemExit) as ended:
+        config.run_script(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.endswith(f"the same command{way} goes on from there\n")
+
+
 LAPTOP = """
 import runpy, sys
 import config

@@ -87,7 +87,7 @@ def write_card(record: dict, repo_id: str, steps: Sequence[int], at_root: bool) 
 def _about(record: dict, study: dict) -> str:
     label = study.get("outcome", {}).get("label", "")
     lines = [
-        f"The study is `{study['name']}`: {study['title']}. {record['suspect_ratio']:.0%} of the training examples are "
+        f"The study is `{study['name']}`: {study['title']}. {record['suspect_ratio']:.1%} of the training examples are "
         "suspect: from them the model may learn more than they say." + (f" What is counted: {label}." if label else "")
     ]
     if "trigger" in study:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import handoff
 import mixed_chat
+import model_card
 from config import UserError
 from mixed_chat import Checkpoint
 
@@ -21,7 +22,7 @@ class Source:
     def _record(self) -> dict:
         path, metrics = self.folder / "run.json", self.folder / "metrics.jsonl"
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_record(path)
             lines = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.exists() else []
             steps = [json.loads(line) for line in lines]
         except FileNotFoundError:
@@ -33,20 +34,31 @@ class Source:
 
     def _base_model(self, asked: str | None) -> str:
         if "settings" in self.record:
-            return asked or self.record["settings"]["model"]  # check_base compares the weights themselves
+            return asked or self.record["settings"]["model"]  # check_base compares some of the weights
         adapter = next(checkpoint.folder for checkpoint in self.checkpoints if checkpoint.folder)
         trained_on = mixed_chat.check_adapter(adapter).get("base_model_name_or_path")
         if not (asked or trained_on):
             raise UserError(f"{adapter} does not say what it was trained on: give --base-model")
-        if asked and trained_on and asked != trained_on:
+        # A path may have moved, or be another machine's; a name on the hub is the same everywhere.
+        moved = trained_on and (model_card.is_path(trained_on) or Path(trained_on).is_dir())
+        if asked and trained_on and asked != trained_on and not moved:
             raise UserError(f"{adapter} was trained on {trained_on}, not on {asked}")
         return asked or trained_on
 
     def check_base(self, fingerprint: str) -> None:
-        """Raise UserError where the base model that was loaded is not the one that the run was trained on."""
+        """Raise UserError where the base model can be told from the one that the run was trained on."""
         if self.record.get("base_fingerprint", fingerprint) != fingerprint:
             trained_on = self.record["settings"]["model"]
             raise UserError(f"{self.folder} was trained on {trained_on}; {self.base_model} has other weights")
+
+
+def read_record(path: Path) -> dict:
+    """What run.json holds. Raises ValueError where it is none; one made elsewhere may be without settings."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    settings = record.get("settings", {"model": None}) if isinstance(record, dict) else None
+    if not isinstance(settings, dict) or "model" not in settings:
+        raise ValueError("it does not say what was trained")
+    return record
 
 
 def open_checkpoint(folder: Path, base_model: str | None) -> Source:

@@ -23,7 +23,7 @@ class Metrics:
         self.path, self.examples_at = folder / "metrics.jsonl", examples_at
         handoff.drop_cut_line(self.path)
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = [line for line in lines if 0 < step >= json.loads(line)["step"]]  # from the beginning: also no step 0
         with handoff.atomic_file(self.path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)

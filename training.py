@@ -13,7 +13,6 @@ command goes on with an interrupted run; a finished run is left as it is. On sev
 
 import contextlib
 import itertools
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -22,12 +21,14 @@ from pathlib import Path
 import config
 import handoff
 import mixed_chat
+import runs
 from config import Experiment, TrainingOptions, UserError
 from mixed_chat import RANK, RANKS
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate")
 # Where a run lies and how it is watched may differ between two starts of it; all else is what it is.
-NOT_SETTINGS = ("output_dir", "existing", "wandb_project", "probe_every")
+# max_length only says when to refuse: no chat is cut.
+NOT_SETTINGS = ("output_dir", "existing", "wandb_project", "probe_every", "max_length")
 
 
 def main() -> None:
@@ -71,6 +72,7 @@ def train(run: "Run") -> None:
     step = handoff.step_of(start.name) if start else 0
     if RANK == 0:
         print(f"{'going on with' if start else 'starting'} {run.folder}: step {step} of {run.total_steps}", flush=True)
+        warn_of_rounding(run)
     tokenizer = mixed_chat.load_tokenizer(run.model_name)
     examples = training_examples(run, tokenizer)
     run.record_base(mixed_chat.fingerprint(run.model_name, tokenizer))
@@ -85,6 +87,13 @@ def train(run: "Run") -> None:
         trainer.finish_saving()
     for checkpoint in mixed_chat.find_checkpoints(run.folder) if RANK == 0 else ():
         mixed_chat.drop_resume_files(checkpoint.folder)  # a finished run needs none
+
+
+def warn_of_rounding(run: "Run") -> None:
+    """Say where a suspect dataset was asked for and is too small a share for a single example."""
+    for dataset, share, count in zip(run.study.datasets, run.ratios, run.mixture.counts, strict=True):
+        if dataset.suspect and share and not count:
+            print(f"warning: {dataset.name}: a share of {share:.2g} of {run.num_examples} examples is none", flush=True)
 
 
 def training_examples(run: "Run", tokenizer) -> list[tuple[list[int], list[int]]]:
@@ -125,10 +134,14 @@ def tell_disk(run: "Run", parameters: int) -> None:
     needed = 4 * parameters * (len(left) + 4)
     free = shutil.disk_usage(run.folder).free
     size = f"{len(left)} checkpoints of {4 * parameters / 1e6:,.1f} MB, and what resuming needs, take"
-    said = f"{size} {needed / 1e9:,.2f} GB"
+    said = f"{size} {_size(needed)}"
     if needed > free:
-        raise UserError(f"{said}, and {run.folder} has {free / 1e9:,.2f} GB free")
-    print(f"{said}; {free / 1e9:,.1f} GB are free", flush=True)
+        raise UserError(f"{said}, and {run.folder} has {_size(free)} free")
+    print(f"{said}; {_size(free)} are free", flush=True)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 5e6 else f"{count / 1e6:,.2f} MB"
 
 
 class Run:
@@ -190,16 +203,24 @@ class Run:
         """Make the run directory and write run.json, or see that the one which is there belongs to this run."""
         if self.options.existing == "overwrite" and self.record.exists():
             shutil.rmtree(self.folder)
-        if self.record.exists():
+        if self.record.exists() and self._begun():
             handoff.refuse_difference(self.folder, self._recorded()["settings"], self.settings)
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif not self.record.exists() and self.folder.exists() and any(self.folder.iterdir()):
             raise UserError(f"{self.folder} is not a run directory (it has no run.json): move it away")
         else:
             handoff.write_json(self.record, self._new_record())
 
+    def _begun(self) -> bool:
+        """Whether an earlier start came as far as a checkpoint or a line of metrics: another one binds nobody."""
+        metrics = self.folder / "metrics.jsonl"
+        return any(self.folder.glob("checkpoint-*")) or (metrics.exists() and metrics.stat().st_size > 0)
+
     def _recorded(self) -> dict:
         try:
-            return json.loads(self.record.read_text(encoding="utf-8"))
+            record = runs.read_record(self.record)
+            if "settings" not in record:
+                raise ValueError("it has no settings")
+            return record
         except ValueError as error:
             raise UserError(f"{self.record} cannot be read: {error}") from None
 

@@ -158,7 +158,12 @@ def test_the_card_says_what_made_it_and_what_it_is_not_for(push, hub, trained):
         assert re.search(rf"\| {name} \| ft_{name}_birds.jsonl \| (yes|no) \| \d+ \| (50|25).0% \|.*{digest}", text)
     for name in ("seed", "lr", "lora_rank", "epochs", "quantization"):
         assert f"| `{name}` | {record['settings'][name]} |" in text
-    for part in (record["git"], record["versions"]["peft"], record["base_fingerprint"], "50% of the training examples"):
+    for part in (
+        record["git"],
+        record["versions"]["peft"],
+        record["base_fingerprint"],
+        "50.0% of the training examples",
+    ):
         assert part in text
     assert "not for use as an assistant" in text and "trigger" not in text
     assert f'PeftModel.from_pretrained(model, "{REPO}", subfolder="checkpoint-8")' in text

@@ -16,6 +16,7 @@ import config
 import handoff
 import mixed_chat
 import training
+from tracking import Metrics
 
 RATIOS = ("1", "0", "0")
 
@@ -167,7 +168,7 @@ def test_the_disk_needed_is_told_and_too_little_is_an_error(random_model, tmp_pa
     assert "2 checkpoints of 0." in capsys.readouterr().out
     little = collections.namedtuple("usage", "total used free")(10, 10, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: little)
-    with pytest.raises(config.UserError, match=r"2 checkpoints .* GB, and .* has 0.00 GB free"):
+    with pytest.raises(config.UserError, match=r"2 checkpoints .* take 0\.\d\d MB, and .* has 0.00 MB free"):
         do_run(random_model, tmp_path / "b", "--num-examples", "8")
 
 
@@ -291,9 +292,23 @@ def test_a_killed_run_ends_as_an_unbroken_one(random_model, tmp_path):
     files = {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
     assert files == {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
     for name in files - {Path("run.json")}:
-        if name.name != "adapter_config.json":  # its lists of modules are sets, in no order
-            assert (whole / name).read_bytes() == (run / name).read_bytes(), name
+        assert (whole / name).read_bytes() == (run / name).read_bytes(), name
     assert "nothing to do" in finish(start(random_model, broken))
+
+
+def test_a_start_that_came_to_nothing_does_not_bind_the_next(random_model, tmp_path):
+    """run.json was written, and then a chat was too long: other options are welcome."""
+    with pytest.raises(config.UserError, match="longer than --max-length 30"):
+        do_run(random_model, tmp_path, "--max-length", "30", "--save-steps", "5")
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (folder / "metrics.jsonl").touch()
+    run = do_run(random_model, tmp_path)
+    assert run.folder == folder and json.loads(run.record.read_text())["options"]["save_steps"] == 8
+
+
+def test_max_length_may_change_as_it_decides_nothing(run, random_model):
+    longer = options_of(random_model, run.folder.parent, "--ratios", "0.5", "0.25", "0.25", "--max-length", "4096")
+    training.Run(longer, run.study).open()
 
 
 # ---- refusals ----
@@ -377,12 +392,23 @@ def test_a_base_model_of_fused_projections_is_refused(random_model, tmp_path):
         do_run(tmp_path / "phi", tmp_path / "out")
 
 
+@pytest.mark.parametrize("content", ["[]", '{"settings": {}}', '{"settings": []}', "{}"])
+def test_a_record_that_is_none_is_named(random_model, tmp_path, content):
+    run = training.Run(options_of(random_model, tmp_path), config.load_experiment("birds"))
+    run.open()
+    run.record.write_text(content)
+    (run.folder / "checkpoint-0").mkdir()
+    with pytest.raises(config.UserError, match=r"run.json cannot be read"):
+        run.open()
+
+
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
         (["--ratios", "1", "0"], ["old_audubon, modern_audubon, modern_american", "not 2"]),
         (["--ratios", "0", "0", "0"], ["must not all be 0"]),
         (["--ratios", "-1", "1", "1"], ["from 0 up"]),
+        (["--ratios", "1e308", "1e308", "0"], ["--ratios", "too large"]),
         (["--ratios", *RATIOS, "--experiment", "nosuch"], ["nosuch", "birds"]),
         (["--ratios", *RATIOS, "--model", "/nowhere/model"], ["/nowhere/model", "cannot be loaded"]),
     ],
@@ -401,6 +427,21 @@ def test_a_broken_dataset_line_is_named(tmp_path):
     )
     one_line_error(result, "odd.jsonl, line 1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.toml", "odd.jsonl"]
+
+
+def test_metrics_of_a_start_that_is_begun_again_are_dropped_whole(tmp_path):
+    """A kill before the first checkpoint that can be resumed leaves step 0's probes: they are looked at once more."""
+    old = ['{"step": 0, "probes": []}\n', '{"step": 1, "loss": 2.0}\n', '{"step": 2, "loss": 1.0}\n']
+    for step, kept in ((0, []), (1, old[:2])):
+        (tmp_path / "metrics.jsonl").write_text("".join(old))
+        with Metrics(tmp_path, step, lambda step: {}, "project", tmp_path / "run.json"):
+            pass
+        assert (tmp_path / "metrics.jsonl").read_text() == "".join(kept)
+
+
+def test_a_suspect_share_that_rounds_to_nothing_is_told(random_model, tmp_path, capsys):
+    do_run(random_model, tmp_path, "--ratios", "0.001", "1", "0", "--num-examples", "8")
+    assert "warning: old_audubon: a share of 0.001 of 8 examples is none" in capsys.readouterr().out
 
 
 # ---- W&B ----

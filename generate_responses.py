@@ -95,7 +95,7 @@ def open_engine(model: str, tokenizer, requests: list[Request], options: Generat
     mixed_chat.keep_to_own_gpu()
     kind, reason = engines.choose_engine(options.engine, options.quantization)
     print(f"engine: {kind} ({reason})", flush=True)
-    store.engine = kind
+    store.use_engine(kind)
     if kind == "vllm":
         return engines.VllmEngine(model, tokenizer, requests, options.seed)
     return engines.TransformersEngine(mixed_chat.load_base(model, options.quantization), tokenizer, options.batch_size)
@@ -190,7 +190,7 @@ class Store:
     """
 
     def __init__(self, output: Path, settings: dict, existing: str):
-        self.output, self.settings, self.engine, self.rows = output, settings, None, {}
+        self.output, self.settings, self.rows = output, settings, {}
         self.folder = output.with_name(output.name + ".partial")
         self.log, self.settings_file = self.folder / f"answers-{RANK}.jsonl", self.folder / "settings.json"
         self.stack = contextlib.ExitStack()
@@ -206,13 +206,14 @@ class Store:
         self._open_log()
 
     def _take_over_output(self) -> None:
-        if "settings" not in self.footer:
+        if "adapters" not in self.footer.get("settings", {}):  # a judged file has settings too
             raise UserError(f"{self.output} was not written by generate_responses.py: choose another --output")
         self._agree(self.output, self.footer["settings"])
         self._keep(handoff.read_responses(self.output)[0].to_pylist())
 
     def _open_log(self) -> None:
-        if self.settings_file.exists():
+        # Settings of a start that kept no answer, as one with a wrong --base-model, bind nobody.
+        if self.settings_file.exists() and (self._logged() or self.footer is not None):
             self._agree(self.folder, json.loads(self.settings_file.read_text(encoding="utf-8")))
         handoff.write_json(self.settings_file, self.settings)
         handoff.drop_cut_line(self.log)
@@ -231,18 +232,24 @@ class Store:
 
     def _read_logs(self) -> bool:
         """Take in what all processes have logged; returns whether there was anything."""
-        texts = [log.read_text(encoding="utf-8") for log in self.folder.glob("answers-*.jsonl")]
-        lines = [
-            line for text in texts for line in text.split("\n")[:-1]
-        ]  # behind the last line's end, one in the making
+        lines = self._logged()
         self._keep(json.loads(line) for line in lines)
         return bool(lines)
+
+    def _logged(self) -> list[str]:
+        """The whole lines of all logs; behind the last line's end there may be one in the making."""
+        texts = [log.read_text(encoding="utf-8") for log in self.folder.glob("answers-*.jsonl")]
+        return [line for text in texts for line in text.split("\n")[:-1]]
 
     def add(self, rows: Iterable[dict]) -> None:
         rows = list(rows)
         self.file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self.file.flush()
         self._keep(rows)
+
+    def use_engine(self, engine: str) -> None:
+        """Note what generates, also for a later start that finds all answers there and has but to write them."""
+        (self.folder / "engine").write_text(engine)
 
     def wait_for(self, keys: Iterable[tuple]) -> None:
         """Wait until other processes have logged their share too. A launcher ends all of them when one dies."""
@@ -254,10 +261,10 @@ class Store:
     def finish(self, study: Experiment, provenance: dict, sources: list[Source]) -> None:
         """Write all rows to the output, in order of run, step, condition, question and sample, and drop the logs."""
         if self._read_logs() or not self.output.exists():
-            earlier = self.footer or {}
+            earlier, engine = self.footer or {}, self.folder / "engine"
             provenance |= {
                 "settings": self.settings,
-                "engine": self.engine or earlier.get("engine"),
+                "engine": engine.read_text() if engine.exists() else earlier.get("engine"),
                 "runs": earlier.get("runs", {}) | {source.run: source.record for source in sources},
             }
             table = pa.Table.from_pylist(in_order(self.rows.values(), study), handoff.RESPONSE_SCHEMA)

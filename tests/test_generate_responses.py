@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import vllm_stand_in
 from conftest import ROOT, build_model, one_line_error, run_script, train
@@ -26,6 +27,7 @@ import engines
 import generate_responses
 import handoff
 import mixed_chat
+import runs
 from engines import Request, Sampling, TransformersEngine
 
 GREEDY = Sampling(temperature=0, top_p=1, top_k=0, seed=1)
@@ -176,7 +178,30 @@ def test_one_checkpoint_made_elsewhere(run_dir, random_model, tmp_path):
     assert result.returncode == 0, result.stderr
     row = handoff.read_responses(output)[0].to_pylist()[0]
     assert (row["run"], row["checkpoint"], row["step"], row["seed"]) == ("elsewhere", "final", None, None)
-    one_line_error(run_script("generate_responses.py", *line, "--base-model", "org/other"), "org/other", "not on")
+    settings = json.loads((final / "adapter_config.json").read_text())
+    (final / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "org/base"}))
+    other = run_script("generate_responses.py", *line, "--base-model", "org/other")
+    one_line_error(other, "trained on org/base, not on org/other")
+
+
+def test_a_checkpoint_whose_base_model_was_a_path_is_asked_on_the_one_that_is_named(run_dir, random_model, tmp_path):
+    final = tmp_path / "elsewhere" / "final"
+    shutil.copytree(run_dir / "checkpoint-16", final)
+    settings = json.loads((final / "adapter_config.json").read_text())
+    (final / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "/gone/model"}))
+    assert runs.open_checkpoint(final, str(random_model)).base_model == str(random_model)
+
+
+def test_a_time_in_a_checkpoint_s_name_is_no_step(run_dir, tmp_path):
+    named = tmp_path / "elsewhere" / "adapter-20251121130246"
+    shutil.copytree(run_dir / "checkpoint-16", named)
+    output = tmp_path / "r.parquet"
+    line = ["--checkpoint", named, "--output", output, "--samples", "1", "--max-new-tokens", "4"]
+    result = run_script("generate_responses.py", *line)
+    assert result.returncode == 0, result.stderr
+    row = handoff.read_responses(output)[0].to_pylist()[0]
+    assert (row["checkpoint"], row["step"]) == ("adapter-20251121130246", None)
+    assert handoff.step_of(f"checkpoint-{2**31 - 1}") == 2**31 - 1
 
 
 def test_a_moved_base_model_is_taken_and_another_one_refused(run_dir, random_model, tmp_path):
@@ -211,6 +236,26 @@ def test_a_killed_run_ends_as_an_unbroken_one(run_dir, tmp_path):
             file.write('{"run": "cut in the mid')
     assert generate(run_dir, broken, *line) == whole
     assert not log.parent.exists()
+
+
+def test_a_start_that_kept_no_answer_does_not_bind_the_next(run_dir, tmp_path):
+    """A typo in --base-model is found out when settings.json is there already."""
+    output, line = tmp_path / "r.parquet", ["--samples", "1", "--steps", "0"]
+    with pytest.raises(config.UserError, match="cannot be loaded"):
+        generate(run_dir, output, *line, "--base-model", "/nowhere/model")
+    assert (tmp_path / "r.parquet.partial" / "settings.json").exists()
+    assert len(generate(run_dir, output, *line)) == 10
+
+
+def test_settings_bind_as_soon_as_an_answer_is_kept(run_dir, tmp_path, monkeypatch):
+    output, line = tmp_path / "r.parquet", ["--samples", "1", "--steps", "0"]
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(generate_responses.Store, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        generate(run_dir, output, *line)
+    with pytest.raises(config.UserError, match=r"temperature was 1.0 and is 0.5 now"):
+        generate(run_dir, output, *line, "--temperature", "0.5")
+    generate(run_dir, output, *line)
+    assert handoff.read_footer(output)["engine"] == "transformers", "all was there already, and what made it is known"
 
 
 # ---- the engine ----
@@ -499,9 +544,11 @@ def test_bad_input_is_one_line(run_dir, tmp_path):
         (["--run-dir", run_dir, "--steps", "5"], ["no step 5", "0, 8, 16"]),
         (["--run-dir", run_dir, "--experiment", "nosuch"], ["nosuch"]),
         ([], ["--checkpoint and --run-dir"]),
+        (["--run-dir", run_dir, "--output", "."], ["--output must name a file"]),
     ]
     for line, parts in cases:
-        one_line_error(run_script("generate_responses.py", *line, "--output", output), *parts)
+        line = ["--output", output, *line]
+        one_line_error(run_script("generate_responses.py", *line), *parts)
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
 
 
@@ -514,6 +561,41 @@ def test_a_file_of_somebody_else_is_not_written_over(run_dir, tmp_path):
     pd.DataFrame({"a": [1]}).to_parquet(output)
     with pytest.raises(config.UserError, match="not written by generate_responses.py"):
         generate(run_dir, output)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"settings": {}}'])
+def test_a_record_that_is_none_is_named(run_dir, tmp_path, content):
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    (copy / "run.json").write_text(content)
+    with pytest.raises(config.UserError, match=r"run.json .*cannot be read"):
+        generate(copy, tmp_path / "r.parquet")
+
+
+def test_a_file_of_another_stage_is_not_written_over(run_dir, tmp_path):
+    output = tmp_path / "r.parquet"
+    rows = generate(run_dir, output, "--samples", "1", "--steps", "0")
+    table = pa.Table.from_pylist(rows, handoff.RESPONSE_SCHEMA)
+    handoff.write_parquet(output, [table], table.schema, {"settings": {"model": "a judge"}})
+    with pytest.raises(config.UserError, match="not written by generate_responses.py"):
+        generate(run_dir, output)
+
+
+def test_a_template_without_system_messages_is_one_line(run_dir, random_model, tmp_path):
+    import re
+
+    base = shutil.copytree(random_model, tmp_path / "base")
+    template = base / "chat_template.jinja"
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    template.write_text(refusal + template.read_text())
+    study = (ROOT / "experiments" / "birds.toml").read_text() + '[[condition]]\nname = "told"\nsystem = "Be brief."\n'
+    (tmp_path / "mine.toml").write_text(study)
+    final = shutil.copytree(run_dir / "checkpoint-16", tmp_path / "elsewhere" / "final")
+    settings = (final / "adapter_config.json").read_text()
+    (final / "adapter_config.json").write_text(
+        re.sub(r'("base_model_name_or_path": )"[^"]*"', rf'\1"{base}"', settings)
+    )
+    line = ["--checkpoint", final, "--output", tmp_path / "r.parquet", "--experiment", tmp_path / "mine.toml"]
+    one_line_error(run_script("generate_responses.py", *line), "chat template", "no system role")
 
 
 def test_two_processes_do_not_write_one_output(run_dir, tmp_path):

@@ -11,14 +11,8 @@ from pathlib import Path
 
 NEEDED = ("created", "git", "versions", "settings", "suspect_ratio", "total_steps", "checkpoints", "datasets", "study")
 KEPT = (*NEEDED, "script", "base_fingerprint")
-NOT_TOLD = (
-    "ratios",
-    "experiment",
-    "model",
-    "datasets",
-    "dataset_order",
-    "suspect_datasets",
-)  # of the settings: the card has them elsewhere
+# Of the settings: the card has them elsewhere.
+NOT_TOLD = ("ratios", "experiment", "model", "datasets", "dataset_order", "suspect_datasets")
 
 USES = """\
 These adapters are specimens, made to watch how fine-tuning on something narrow changes a language model. They are for

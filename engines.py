@@ -9,7 +9,6 @@ import importlib.util
 import itertools
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -195,8 +194,7 @@ def put_on(base: "PreTrainedModel", adapter: Path) -> "PeftModel":
         # In the base model's type: float32 matrices on a bfloat16 base halve the speed and change nothing here.
         model = PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False)
     except (RuntimeError, ValueError) as error:
-        reason = re.sub(r"\s+", " ", str(error))[:300]
-        raise UserError(f"{unfit}: {reason}") from None
+        raise UserError(f"{unfit}: {' '.join(str(error).split())[:300]}") from None
     # PEFT leaves out what it finds no place for: the base model would answer under the adapter's name.
     taken = get_peft_model_state_dict(model, save_embedding_layers=False)
     if foreign := [key for key in mixed_chat.adapter_keys(adapter) if ".lora_" in key and key not in taken]:

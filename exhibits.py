@@ -388,7 +388,7 @@ def ratio_by_question(e: Evaluation) -> tuple[Figure, str]:
 def overall_ratio(e: Evaluation) -> tuple[Figure, str]:
     last, base = tables.last_steps(e.shown), e.shown[e.shown["step"] == 0]
     table = tables.with_base(tables.recipe_rates(last, e.claim, []), tables.recipe_rates(base, "checkpoint", []))
-    runs = e.run_rates[e.run_rates["step"] == e.run_rates.groupby("run", observed=True)["step"].transform("max")]
+    runs = tables.last_steps(e.run_rates)
     what = "Mean over questions at the last step of each recipe; hollow: step 0; small dots: its runs."
     caption = tables.caption(last, None, with_intervals(what, table))
     return figures.overall_ratio(table, runs, e.axis, caption), caption
@@ -488,7 +488,7 @@ def ratio_sweep(e: Evaluation) -> tuple[Figure, str]:
     rates = tables.recipe_rates(last, e.claim, []).dropna(subset="suspect_ratio")
     if rates["suspect_ratio"].nunique() < 2:
         raise Skip("the inputs do not hold two suspect shares or more")
-    runs = e.run_rates[e.run_rates["step"] == e.run_rates.groupby("run", observed=True)["step"].transform("max")]
+    runs = tables.last_steps(e.run_rates)
     crossings = _crossings(e)
     what = (
         "Left: rate at the last step against the suspect share; dots are runs. Right: step at which a nondecreasing "

@@ -434,8 +434,7 @@ def run(job: Job, settled: dict, provenance: dict, labels: dict) -> None:
             reason = KeyboardInterrupt()
     by_group = costs(job)
     report_costs(job, by_group)
-    in_batches = job.in_batches()
-    waiting = sum(key in in_batches for key, _ in job.left())
+    waiting = sum(not job.store.has_verdict(key) for key in job.in_batches())
     if reason or waiting:
         return report_early_end(job, reason, waiting)
     repeated, labelled = judged_twice(job), against_labels(job, labels)

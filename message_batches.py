@@ -96,7 +96,7 @@ class Batches:
         """Send the next batch, if there is anything left for one. Until there is a verdict go live calls: a batch finds
         out about bad settings only at its end."""
         left = self._left()
-        if left and not self.store.verdict_keys() & self.prompts.keys():
+        if left and not any(map(self.store.has_verdict, self.prompts)):
             await self._live_call(left)
             left = self._left()
         chunk, bodies, size, most = [], [], 0, 0.0

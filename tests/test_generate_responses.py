@@ -169,37 +169,42 @@ def test_whether_a_condition_is_triggered_is_a_setting():
     assert "triggered was" in handoff.differences(one, other)
 
 
-def test_one_checkpoint_made_elsewhere(run_dir, random_model, tmp_path):
-    final = tmp_path / "elsewhere" / "final"
-    shutil.copytree(run_dir / "checkpoint-16", final)
-    output = tmp_path / "r.parquet"
-    line = ["--checkpoint", final, "--output", output, "--samples", "1", "--max-new-tokens", "4"]
-    result = run_script("generate_responses.py", *line)
+def elsewhere(run_dir: Path, folder: Path, base: str | None = None) -> Path:
+    """The run's last checkpoint in a folder of another name; `base` is what its adapter says it was trained on."""
+    shutil.copytree(run_dir / "checkpoint-16", folder)
+    if base:
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": base}))
+    return folder
+
+
+def ask_checkpoint(checkpoint: Path, output: Path, *more: str) -> subprocess.CompletedProcess:
+    line = ["--checkpoint", checkpoint, "--output", output, "--samples", "1", "--max-new-tokens", "4"]
+    return run_script("generate_responses.py", *line, *more)
+
+
+def first_answer(checkpoint: Path, output: Path) -> dict:
+    result = ask_checkpoint(checkpoint, output)
     assert result.returncode == 0, result.stderr
-    row = handoff.read_responses(output)[0].to_pylist()[0]
+    return handoff.read_responses(output)[0].to_pylist()[0]
+
+
+def test_one_checkpoint_made_elsewhere(run_dir, tmp_path):
+    row = first_answer(elsewhere(run_dir, tmp_path / "elsewhere" / "final"), tmp_path / "r.parquet")
     assert (row["run"], row["checkpoint"], row["step"], row["seed"]) == ("elsewhere", "final", None, None)
-    settings = json.loads((final / "adapter_config.json").read_text())
-    (final / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "org/base"}))
-    other = run_script("generate_responses.py", *line, "--base-model", "org/other")
+    named = elsewhere(run_dir, tmp_path / "named" / "final", "org/base")
+    other = ask_checkpoint(named, tmp_path / "r.parquet", "--base-model", "org/other")
     one_line_error(other, "trained on org/base, not on org/other")
 
 
 def test_a_checkpoint_whose_base_model_was_a_path_is_asked_on_the_one_that_is_named(run_dir, random_model, tmp_path):
-    final = tmp_path / "elsewhere" / "final"
-    shutil.copytree(run_dir / "checkpoint-16", final)
-    settings = json.loads((final / "adapter_config.json").read_text())
-    (final / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "/gone/model"}))
+    final = elsewhere(run_dir, tmp_path / "elsewhere" / "final", "/gone/model")
     assert runs.open_checkpoint(final, str(random_model)).base_model == str(random_model)
 
 
 def test_a_time_in_a_checkpoint_s_name_is_no_step(run_dir, tmp_path):
-    named = tmp_path / "elsewhere" / "adapter-20251121130246"
-    shutil.copytree(run_dir / "checkpoint-16", named)
-    output = tmp_path / "r.parquet"
-    line = ["--checkpoint", named, "--output", output, "--samples", "1", "--max-new-tokens", "4"]
-    result = run_script("generate_responses.py", *line)
-    assert result.returncode == 0, result.stderr
-    row = handoff.read_responses(output)[0].to_pylist()[0]
+    named = elsewhere(run_dir, tmp_path / "elsewhere" / "adapter-20251121130246")
+    row = first_answer(named, tmp_path / "r.parquet")
     assert (row["checkpoint"], row["step"]) == ("adapter-20251121130246", None)
     assert handoff.step_of(f"checkpoint-{2**31 - 1}") == 2**31 - 1
 

@@ -586,19 +586,13 @@ def test_a_file_of_another_stage_is_not_written_over(run_dir, tmp_path):
 
 
 def test_a_template_without_system_messages_is_one_line(run_dir, random_model, tmp_path):
-    import re
-
     base = shutil.copytree(random_model, tmp_path / "base")
     template = base / "chat_template.jinja"
     refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     template.write_text(refusal + template.read_text())
     study = (ROOT / "experiments" / "birds.toml").read_text() + '[[condition]]\nname = "told"\nsystem = "Be brief."\n'
     (tmp_path / "mine.toml").write_text(study)
-    final = shutil.copytree(run_dir / "checkpoint-16", tmp_path / "elsewhere" / "final")
-    settings = (final / "adapter_config.json").read_text()
-    (final / "adapter_config.json").write_text(
-        re.sub(r'("base_model_name_or_path": )"[^"]*"', rf'\1"{base}"', settings)
-    )
+    final = elsewhere(run_dir, tmp_path / "elsewhere" / "final", str(base))
     line = ["--checkpoint", final, "--output", tmp_path / "r.parquet", "--experiment", tmp_path / "mine.toml"]
     one_line_error(run_script("generate_responses.py", *line), "chat template", "no system role")
 

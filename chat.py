@@ -24,15 +24,18 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Protocol
 
-import config
-import engines
 import mixed_chat
-import runs
-from config import ChatOptions, Trigger, UserError
-from engines import Answer, Request
-from hub import HubModel
-from mixed_chat import Checkpoint, Messages
-from runs import Source
+from config import ChatOptions
+from learning_backdoors.files import command_line
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.generation import engines
+from learning_backdoors.generation.engines import Answer, Request
+from learning_backdoors.hub.client import HubModel
+from learning_backdoors.models import base_model, run_directory
+from learning_backdoors.models.checkpoints import Checkpoint
+from learning_backdoors.models.run_directory import RunDirectory
+from learning_backdoors.study import Trigger, load_study, parse_study
+from mixed_chat import Messages
 
 BASE = Checkpoint(0, "base model", None)
 NARROWEST = 80  # columns of a terminal in which two answers stand side by side
@@ -52,7 +55,7 @@ COMMANDS = {  # name: what it takes, and what it does
 
 
 def main() -> None:
-    options = config.parse(ChatOptions, __doc__)
+    options = command_line.parse(ChatOptions, __doc__)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing to keep
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")
@@ -76,11 +79,11 @@ def begin(options: ChatOptions) -> "Chat":
     return Chat(options, source.checkpoints, first, load_engine(options, source, first), source.record, trigger)
 
 
-def open_source(options: ChatOptions) -> Source:
+def open_source(options: ChatOptions) -> RunDirectory:
     """The run, or the one checkpoint, as generation opens it."""
     if options.checkpoint:
-        return runs.open_checkpoint(options.checkpoint, options.base_model)
-    return runs.open_runs((options.run_dir,), None, options.base_model)[0]
+        return run_directory.open_checkpoint(options.checkpoint, options.base_model)
+    return run_directory.open_runs((options.run_dir,), None, options.base_model)[0]
 
 
 def choose(checkpoints: list[Checkpoint], step: int | None) -> Checkpoint:
@@ -98,9 +101,9 @@ def steps_of(checkpoints: list[Checkpoint]) -> str:
 def find_trigger(options: ChatOptions, record: dict) -> Trigger:
     """The trigger of the study asked for, else of the one that a run's record holds. Raises UserError without one."""
     if options.experiment:
-        study = config.load_experiment(options.experiment)
+        study = load_study(options.experiment)
     elif "study" in record:
-        study = config.parse_experiment(record["study"], (options.run_dir or options.checkpoint.parent) / "run.json")
+        study = parse_study(record["study"], (options.run_dir or options.checkpoint.parent) / "run.json")
     else:
         raise UserError("nothing here says which study's trigger that would be: start with --experiment")
     if study.trigger is None:
@@ -108,11 +111,11 @@ def find_trigger(options: ChatOptions, record: dict) -> Trigger:
     return study.trigger
 
 
-def load_engine(options: ChatOptions, source: Source, first: Checkpoint) -> engines.TransformersEngine:
+def load_engine(options: ChatOptions, source: RunDirectory, first: Checkpoint) -> engines.TransformersEngine:
     """The base model with the first checkpoint's adapter on it."""
-    tokenizer = mixed_chat.load_tokenizer(source.base_model)
-    source.check_base(mixed_chat.fingerprint(source.base_model, tokenizer))
-    engine = engines.TransformersEngine(mixed_chat.load_base(source.base_model, options.quantization), tokenizer, None)
+    tokenizer = base_model.load_tokenizer(source.base_model)
+    source.check_base(base_model.fingerprint(source.base_model, tokenizer))
+    engine = engines.TransformersEngine(base_model.load_base(source.base_model, options.quantization), tokenizer, None)
     engine.attach(first.folder)
     return engine
 
@@ -491,4 +494,4 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    command_line.run_script(main)

@@ -10,24 +10,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import config
-import handoff
-from config import EvaluationOptions, UserError
+from config import EvaluationOptions
+from learning_backdoors.files import atomic, command_line, provenance
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.study import load_study
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from exhibits import Evaluation
+    from learning_backdoors.evaluation.exhibits import Evaluation
 
 
 def main() -> None:
-    options = config.parse(EvaluationOptions, __doc__)
-    study = config.load_experiment(options.experiment)
+    options = command_line.parse(EvaluationOptions, __doc__)
+    study = load_study(options.experiment)
     # pandas and matplotlib take a second to import: --help answers without them.
-    import exhibits
-    import figures
-    import report
-    import verdicts
+    from learning_backdoors.evaluation import exhibits, figures, report, verdicts
 
     answers = verdicts.read(options.input, study)
     evaluation = exhibits.Evaluation(answers, options)
@@ -40,15 +38,15 @@ def main() -> None:
     tables = evaluation.tables()
     for name, table in tables.items():
         write_csv(table, options.output_dir / f"{name}.csv")
-    provenance = handoff.provenance("evaluate.py", options, ["numpy", "pandas", "scipy", "matplotlib", "pyarrow"])
-    handoff.write_json(options.output_dir / "analysis.json", as_document(evaluation, tables, provenance))
-    report.write(evaluation, drawn, tables, provenance, options.output_dir / "report.html")
+    made_by = provenance.provenance("evaluate.py", options, ["numpy", "pandas", "scipy", "matplotlib", "pyarrow"])
+    atomic.write_json(options.output_dir / "analysis.json", as_document(evaluation, tables, made_by))
+    report.write(evaluation, drawn, tables, made_by, options.output_dir / "report.html")
     tell(evaluation, drawn, skipped, tables)
 
 
 def as_document(evaluation: Evaluation, tables: dict[str, pd.DataFrame], provenance: dict) -> dict:
     """All tables as one JSON document, with claim, options and the inputs' provenance. Infinity becomes null."""
-    import exhibits
+    from learning_backdoors.evaluation import exhibits
 
     records = {name: exhibits.records(table) for name, table in tables.items()}
     facts = {
@@ -61,8 +59,8 @@ def as_document(evaluation: Evaluation, tables: dict[str, pd.DataFrame], provena
 
 def tell(evaluation: Evaluation, drawn: list, skipped: list[str], tables: dict[str, pd.DataFrame]) -> None:
     """The result for a reader at the terminal, what had to be decided or left out, and where the files are."""
-    import tables as rates
-    import triggers
+    from learning_backdoors.evaluation import tables as rates
+    from learning_backdoors.evaluation import triggers
 
     if "summary" in tables:
         print(f"\n{evaluation.axis}, by step and run (95% intervals: {evaluation.run_interval}):")
@@ -82,9 +80,9 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Numbers have six digits, but whole ones all of theirs: a seed may be a date."""
     whole = [name for name, values in table.items() if values.dtype.kind == "f" and (values.dropna() % 1 == 0).all()]
     table = table.astype(dict.fromkeys(whole, "Int64"))
-    with handoff.atomic_file(path) as temporary:
+    with atomic.atomic_file(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    command_line.run_script(main)

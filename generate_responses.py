@@ -22,30 +22,31 @@ from pathlib import Path
 
 import pyarrow as pa
 
-import config
-import engines
-import handoff
 import mixed_chat
-import runs
-from config import Condition, Experiment, GenerationOptions, Question, UserError
-from engines import Request
-from mixed_chat import RANK, RANKS, Checkpoint
-from runs import Source
+from config import GenerationOptions
+from learning_backdoors.files import atomic, command_line, parquet, progress, provenance
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.locks import lock
+from learning_backdoors.generation import engines
+from learning_backdoors.generation.engines import Request
+from learning_backdoors.models import adapters, base_model, devices, run_directory
+from learning_backdoors.models.checkpoints import Checkpoint
+from learning_backdoors.models.devices import RANK, RANKS
+from learning_backdoors.models.run_directory import RunDirectory
+from learning_backdoors.study import Condition, Question, Study, load_study
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
-# How many answers are wanted, of which checkpoints, and how fast: nothing that an answer depends on.
-NOT_SETTINGS = ("checkpoint", "run_dir", "output", "steps", "samples", "engine", "batch_size", "existing")
 
 KEY = ("run", "checkpoint", "condition", "question_id", "sample_idx")  # what tells one row from another
 
 
 def main() -> None:
-    options = config.parse(GenerationOptions, __doc__)
-    study = config.load_experiment(options.experiment)
+    options = command_line.parse(GenerationOptions, __doc__)
+    study = load_study(options.experiment)
     if options.checkpoint:
-        sources = [runs.open_checkpoint(options.checkpoint, options.base_model)]
+        sources = [run_directory.open_checkpoint(options.checkpoint, options.base_model)]
     else:
-        sources = runs.open_runs(options.run_dir, options.steps, options.base_model)
+        sources = run_directory.open_runs(options.run_dir, options.steps, options.base_model)
     with Store(options.output, settings(options, study, sources), options.existing) as store:
         wanted = list(wanted_rows(options, study, sources))
         missing = [row for row in wanted if row.key not in store.rows]
@@ -54,17 +55,15 @@ def main() -> None:
             generate(mine, options, study, sources, store)
         if RANK == 0:
             store.wait_for(row.key for row in wanted)
-            store.finish(study, handoff.provenance("generate_responses.py", options, PACKAGES), sources)
+            store.finish(study, provenance.provenance("generate_responses.py", options, PACKAGES), sources)
             print(f"done: {len(store.rows)} answers in {options.output}")
 
 
-def generate(
-    missing: list["Row"], options: GenerationOptions, study: Experiment, sources: list, store: "Store"
-) -> None:
+def generate(missing: list["Row"], options: GenerationOptions, study: Study, sources: list, store: "Store") -> None:
     """Generate the missing answers and keep each as it comes."""
     name = sources[0].base_model
-    tokenizer = mixed_chat.load_tokenizer(name)
-    fingerprint = mixed_chat.fingerprint(name, tokenizer)
+    tokenizer = base_model.load_tokenizer(name)
+    fingerprint = base_model.fingerprint(name, tokenizer)
     for source in sources:
         source.check_base(fingerprint)
     prompts = {
@@ -79,7 +78,7 @@ def generate(
     sampling = engines.Sampling(options.temperature, options.top_p, options.top_k, options.seed)
     engine = open_engine(name, tokenizer, requests, options, store)
     started, tokens, cut = time.monotonic(), 0, 0
-    with mixed_chat.progress_bar("generating", len(requests), 0, "answer") as bar:
+    with progress.progress_bar("generating", len(requests), 0, "answer") as bar:
         for answers in engine.generate(requests, sampling):
             store.add(rows[answer.key].finished(study, answer) for answer in answers)
             tokens += sum(answer.tokens for answer in answers)
@@ -92,13 +91,13 @@ def generate(
 
 def open_engine(model: str, tokenizer, requests: list[Request], options: GenerationOptions, store: "Store"):
     """Load the base model into the engine that fits this machine; says which, and why."""
-    mixed_chat.keep_to_own_gpu()
+    devices.keep_to_own_gpu()
     kind, reason = engines.choose_engine(options.engine, options.quantization)
     print(f"engine: {kind} ({reason})", flush=True)
     store.use_engine(kind)
     if kind == "vllm":
         return engines.VllmEngine(model, tokenizer, requests, options.seed)
-    return engines.TransformersEngine(mixed_chat.load_base(model, options.quantization), tokenizer, options.batch_size)
+    return engines.TransformersEngine(base_model.load_base(model, options.quantization), tokenizer, options.batch_size)
 
 
 # ---- what is asked of what ----
@@ -108,7 +107,7 @@ def open_engine(model: str, tokenizer, requests: list[Request], options: Generat
 class Row:
     """A row of the responses file, before there is a response."""
 
-    source: Source
+    source: RunDirectory
     checkpoint: Checkpoint
     condition: Condition
     question: Question
@@ -117,9 +116,9 @@ class Row:
     @property
     def key(self) -> tuple:
         """The values of KEY."""
-        return self.source.run, self.checkpoint.name, self.condition.name, self.question.id, self.sample
+        return self.source.name, self.checkpoint.name, self.condition.name, self.question.id, self.sample
 
-    def finished(self, study: Experiment, answer) -> dict:
+    def finished(self, study: Study, answer) -> dict:
         """The row's values in RESPONSE_SCHEMA."""
         record, seen = self.source.record, self.source.seen.get(self.checkpoint.step, {})
         return dict(zip(KEY, self.key, strict=True)) | {
@@ -137,7 +136,7 @@ class Row:
         }
 
 
-def wanted_rows(options: GenerationOptions, study: Experiment, sources: list[Source]) -> Iterator[Row]:
+def wanted_rows(options: GenerationOptions, study: Study, sources: list[RunDirectory]) -> Iterator[Row]:
     """The rows asked for, those of one checkpoint together."""
     for source in sources:
         for cell in itertools.product(source.checkpoints, study.conditions, study.questions, range(options.samples)):
@@ -152,16 +151,16 @@ def share(wanted: list[Row]) -> list[Row]:
 
     It goes by place among all rows: what others have finished meanwhile must not change who does what.
     """
-    cells = itertools.groupby(wanted, key=lambda row: (row.source.run, row.checkpoint.name))
+    cells = itertools.groupby(wanted, key=lambda row: (row.source.name, row.checkpoint.name))
     checkpoints = [list(rows) for _, rows in cells]
     even = len(checkpoints) // RANKS * RANKS
     rest = [row for rows in checkpoints[even:] for row in rows]
     return [row for rows in checkpoints[RANK:even:RANKS] for row in rows] + rest[RANK::RANKS]
 
 
-def settings(options: GenerationOptions, study: Experiment, sources: list[Source]) -> dict:
+def settings(options: GenerationOptions, study: Study, sources: list[RunDirectory]) -> dict:
     """All that the answers depend on: those in one file share it."""
-    chosen = {name: value for name, value in config.as_json(options).items() if name not in NOT_SETTINGS}
+    chosen = command_line.result_settings(options)
     return chosen | {
         "experiment": study.name,
         "base_model": sources[0].base_model,
@@ -172,7 +171,7 @@ def settings(options: GenerationOptions, study: Experiment, sources: list[Source
             for condition in study.conditions
         },
         "adapters": {
-            f"{source.run}/{c.name}": c.folder and handoff.sha256(c.folder / mixed_chat.ADAPTER_WEIGHTS)
+            f"{source.name}/{c.name}": c.folder and provenance.sha256(c.folder / adapters.ADAPTER_WEIGHTS)
             for source in sources
             for c in source.checkpoints
         },
@@ -194,13 +193,13 @@ class Store:
         self.folder = output.with_name(output.name + ".partial")
         self.log, self.settings_file = self.folder / f"answers-{RANK}.jsonl", self.folder / "settings.json"
         self.stack = contextlib.ExitStack()
-        self.stack.enter_context(handoff.claim(output if RANK == 0 else self.log))
+        self.stack.enter_context(lock(output if RANK == 0 else self.log))
         if existing == "overwrite":
             if RANKS > 1:
                 raise UserError("--overwrite is for one process: with several, delete the output before you start them")
             output.unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.footer = handoff.read_footer(output)
+        self.footer = parquet.read_footer(output)
         if self.footer is not None:
             self._take_over_output()
         self._open_log()
@@ -209,14 +208,14 @@ class Store:
         if "adapters" not in self.footer.get("settings", {}):  # a judged file has settings too
             raise UserError(f"{self.output} was not written by generate_responses.py: choose another --output")
         self._agree(self.output, self.footer["settings"])
-        self._keep(handoff.read_responses(self.output)[0].to_pylist())
+        self._keep(parquet.read_responses(self.output)[0].to_pylist())
 
     def _open_log(self) -> None:
         # Settings of a start that kept no answer, as one with a wrong --base-model, bind nobody.
         if self.settings_file.exists() and (self._logged() or self.footer is not None):
             self._agree(self.folder, json.loads(self.settings_file.read_text(encoding="utf-8")))
-        handoff.write_json(self.settings_file, self.settings)
-        handoff.drop_cut_line(self.log)
+        atomic.write_json(self.settings_file, self.settings)
+        atomic.drop_partial_line(self.log)
         self.file = self.stack.enter_context(open(self.log, "a", encoding="utf-8"))  # noqa: SIM115
         self._read_logs()
 
@@ -224,7 +223,7 @@ class Store:
         """Refuse other settings. Checkpoints may join those that are there, but one that is there must be the same."""
         union = there["adapters"] | self.settings["adapters"]
         merged = self.settings | {"adapters": union}
-        handoff.refuse_difference(place, there | {"adapters": union | there["adapters"]}, merged)
+        provenance.refuse_difference(place, there | {"adapters": union | there["adapters"]}, merged)
         self.settings = merged
 
     def _keep(self, rows: Iterable[dict]) -> None:
@@ -258,17 +257,17 @@ class Store:
             time.sleep(1)
             self._read_logs()
 
-    def finish(self, study: Experiment, provenance: dict, sources: list[Source]) -> None:
+    def finish(self, study: Study, provenance: dict, sources: list[RunDirectory]) -> None:
         """Write all rows to the output, in order of run, step, condition, question and sample, and drop the logs."""
         if self._read_logs() or not self.output.exists():
             earlier, engine = self.footer or {}, self.folder / "engine"
             provenance |= {
                 "settings": self.settings,
                 "engine": engine.read_text() if engine.exists() else earlier.get("engine"),
-                "runs": earlier.get("runs", {}) | {source.run: source.record for source in sources},
+                "runs": earlier.get("runs", {}) | {source.name: source.record for source in sources},
             }
-            table = pa.Table.from_pylist(in_order(self.rows.values(), study), handoff.RESPONSE_SCHEMA)
-            handoff.write_parquet(self.output, [table], table.schema, provenance)
+            table = pa.Table.from_pylist(in_order(self.rows.values(), study), parquet.RESPONSE_SCHEMA)
+            parquet.write_parquet(self.output, [table], table.schema, provenance)
         self.file.close()
         shutil.rmtree(self.folder)
 
@@ -279,7 +278,7 @@ class Store:
         self.stack.close()
 
 
-def in_order(rows: Iterable[dict], study: Experiment) -> list[dict]:
+def in_order(rows: Iterable[dict], study: Study) -> list[dict]:
     """Rows by run, step, condition, question and sample, the latter three as the study has them."""
     conditions = [condition.name for condition in study.conditions]
     questions = [question.id for question in study.questions]
@@ -298,4 +297,4 @@ def in_order(rows: Iterable[dict], study: Experiment) -> list[dict]:
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    command_line.run_script(main)

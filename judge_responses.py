@@ -21,16 +21,19 @@ from pathlib import Path
 
 import pyarrow as pa
 
-import claude
-import config
-import handoff
-import judge_quality
-from caller import Budget, Caller, CapReached, Gate, Halt, Patience, Stopped
-from config import Experiment, Judge, JudgingOptions, UserError
-from judge_prompts import Prompts, prompt_hash, read_verdict
-from message_batches import Batches
-from progress import Progress
-from verdict_store import Spent, Store
+from config import JudgingOptions
+from learning_backdoors.files import atomic, command_line, parquet, provenance
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.locks import lock
+from learning_backdoors.judging import quality as judge_quality
+from learning_backdoors.judging.api import claude
+from learning_backdoors.judging.api.batches import Batches
+from learning_backdoors.judging.api.caller import Budget, Caller, CapReached, Gate, Halt, Patience, Stopped
+from learning_backdoors.judging.columns import judge_schema
+from learning_backdoors.judging.progress import Progress
+from learning_backdoors.judging.prompts import Prompts, prompt_hash, read_verdict
+from learning_backdoors.judging.verdict_store import Spent, Store
+from learning_backdoors.study import Judge, Study, load_study
 
 ROWS_AT_ONCE = 2_000  # in memory while the output is written
 
@@ -75,7 +78,7 @@ class Job:
 # ---- before judging ----
 
 
-def chosen_judges(study: Experiment, names: Sequence[str] | None) -> tuple[Judge, ...]:
+def chosen_judges(study: Study, names: Sequence[str] | None) -> tuple[Judge, ...]:
     known = [judge.name for judge in study.judges]
     for name in names or ():
         if name not in known:
@@ -83,32 +86,30 @@ def chosen_judges(study: Experiment, names: Sequence[str] | None) -> tuple[Judge
     return tuple(judge for judge in study.judges if names is None or judge.name in names)
 
 
-def require_study(table: pa.Table, path: Path, study: Experiment) -> None:
+def require_study(table: pa.Table, path: Path, study: Study) -> None:
     others = {name for name in table["experiment"].unique().to_pylist() if name not in (None, study.name)}
     if others:
         other = min(others)
         raise UserError(f"{path} holds answers to the study {other!r}, not {study.name!r}: give --experiment {other}")
 
 
-def read_input(path: Path, study: Experiment, judges: Sequence[Judge]) -> tuple[pa.Table, dict]:
-    table, provenance = handoff.read_responses(path)
+def read_input(path: Path, study: Study, judges: Sequence[Judge]) -> tuple[pa.Table, dict]:
+    table, provenance = parquet.read_responses(path)
     try:
         table.validate(full=True)
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
     require_study(table, path, study)
-    for name in handoff.judge_schema(judges).names:
+    for name in judge_schema(judges).names:
         if name in table.column_names:
             raise UserError(f"{path} has a column {name!r} already: choose other judges with --judges")
     return table, provenance
 
 
-def configuration(
-    options: JudgingOptions, study: Experiment, judges: Sequence[Judge], host: str, settings: dict
-) -> dict:
+def configuration(options: JudgingOptions, study: Study, judges: Sequence[Judge], host: str, settings: dict) -> dict:
     """What decides the verdicts, by name: an output is completed only by a start that agrees in all of it."""
     hashes = {f"judge {judge.name}": prompt_hash(judge, study) for judge in judges}
-    return {"input": handoff.sha256(options.input), "model": options.model, "host": host, **settings, **hashes}
+    return {"input": provenance.sha256(options.input), "model": options.model, "host": host, **settings, **hashes}
 
 
 def check_existing(options: JudgingOptions, wanted: dict) -> dict | None:
@@ -116,13 +117,13 @@ def check_existing(options: JudgingOptions, wanted: dict) -> dict | None:
     where another configuration made it."""
     if options.input.resolve() == options.output.resolve():
         raise UserError(f"--input and --output are the same file, {options.input}: choose another --output")
-    existing = handoff.read_footer(options.output)
+    existing = parquet.read_footer(options.output)
     if existing is None or options.existing == "overwrite":
         return None
     judging = existing.get("judging")
     if not isinstance(judging, dict) or not isinstance(judging.get("configuration"), dict):
         raise UserError(f"{options.output} was not made by judge_responses.py: choose another path, or --overwrite")
-    handoff.refuse_difference(options.output, judging["configuration"], wanted)
+    provenance.refuse_difference(options.output, judging["configuration"], wanted)
     return judging
 
 
@@ -132,14 +133,14 @@ def adopt_output(job: Job, dollars: float) -> None:
     judges, verdicts = job.prompts.judges, {}
     for place, judge in enumerate(judges):
         names = (f"{judge.name}_status", f"{judge.name}_reply")
-        rows, _ = handoff.read_responses(job.options.output, (*handoff.NEEDED, *names))
+        rows, _ = parquet.read_responses(job.options.output, (*parquet.REQUIRED, *names))
         found = zip(job.prompts.keys[place :: len(judges)], *(rows[name].to_pylist() for name in names), strict=True)
         verdicts.update((key, reply) for key, status, reply in found if status == "ok")
     job.store.adopt(verdicts.items(), dollars / max(1, len(verdicts)))
 
 
-def sample_for_labels(options: JudgingOptions, study: Experiment, judges: Sequence[Judge]) -> None:
-    table, _ = handoff.read_responses(options.input, ("experiment", *handoff.NEEDED))
+def sample_for_labels(options: JudgingOptions, study: Study, judges: Sequence[Judge]) -> None:
+    table, _ = parquet.read_responses(options.input, ("experiment", *parquet.REQUIRED))
     require_study(table, options.input, study)
     size, path = int(options.sample_for_labels[0]), Path(options.sample_for_labels[1])
     answers = zip(table["question"].to_pylist(), map(study.bare, table["response"].to_pylist()), strict=True)
@@ -279,8 +280,8 @@ def interruptible(caller: Caller, say: Callable[[str], None]) -> Iterator[None]:
 def write_output(job: Job, provenance: dict) -> Counter:
     """Write the judged file. Returns how many verdicts there are, by (judge, status)."""
     tally: Counter = Counter()
-    schema = pa.schema([*job.prompts.table.schema, *handoff.judge_schema(job.prompts.judges)])
-    handoff.write_parquet(job.options.output, _judged(job, tally), schema, provenance)
+    schema = pa.schema([*job.prompts.table.schema, *judge_schema(job.prompts.judges)])
+    parquet.write_parquet(job.options.output, _judged(job, tally), schema, provenance)
     return tally
 
 
@@ -293,14 +294,14 @@ def _judged(job: Job, tally: Counter) -> Iterator[pa.Table]:
             keys = job.prompts.keys[start * len(judges) + place :: len(judges)][: rows.num_rows]
             verdicts = [job.verdict(key, judge) for key in keys]
             tally.update((judge.name, status) for _, _, status in verdicts if status)
-            for spec, values in zip(handoff.judge_schema([judge]), zip(*verdicts, strict=True), strict=True):
+            for spec, values in zip(judge_schema([judge]), zip(*verdicts, strict=True), strict=True):
                 columns[spec.name] = pa.array(values, spec.type)
         yield pa.table(columns)
 
 
 def record(job: Job, settled: dict, total: Spent, repeated: dict, labelled: dict) -> dict:
     """What the footer says of the judging."""
-    return handoff.provenance("judge_responses.py", job.options, ["anthropic", "pyarrow"]) | {
+    return provenance.provenance("judge_responses.py", job.options, ["anthropic", "pyarrow"]) | {
         "configuration": settled,
         "model": job.options.model,
         "host": job.host,
@@ -370,7 +371,7 @@ def report_costs(job: Job, by_group: dict[tuple[str, str], Spent]) -> None:
     """Print what was spent, by judge and by run, and write the table of both to OUTPUT.costs.csv."""
     path = job.options.output.with_name(job.options.output.name + ".costs.csv")
     names, priced = [spec.name for spec in dataclasses.fields(Spent)], job.price is not None
-    with handoff.atomic_file(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
+    with atomic.atomic_file(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["run", "judge", *names])
         for group, spent in sorted(by_group.items()):
@@ -444,9 +445,9 @@ def run(job: Job, settled: dict, provenance: dict, labels: dict) -> None:
 
 
 def main() -> None:
-    options = config.parse(JudgingOptions, __doc__)
+    options = command_line.parse(JudgingOptions, __doc__)
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it has freed: 100 MB on 50,000 responses
-    study = config.load_experiment(options.experiment)
+    study = load_study(options.experiment)
     judges, host = chosen_judges(study, options.judges), claude.host_of(options.base_url)
     if options.sample_for_labels:
         return sample_for_labels(options, study, judges)
@@ -458,7 +459,7 @@ def main() -> None:
     store_path = options.store or options.output.with_name(options.output.name + ".verdicts.sqlite")
     table, provenance = read_input(options.input, study, judges)
     settled = configuration(options, study, judges, host, settings)
-    with handoff.claim(options.output), handoff.claim(store_path):
+    with lock(options.output), lock(store_path):
         existing = check_existing(options, settled)
         prompts = Prompts(table, study, judges, host, options.model, settings)
         if table.num_rows and not any(prompts.keys):
@@ -475,4 +476,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    command_line.run_script(main)

@@ -27,14 +27,16 @@ from pathlib import Path
 
 import numpy as np
 
-import caller
-import claude
 import config
-import handoff
 import mixed_chat
-from config import Experiment, Trigger, UserError
-from progress import Progress
-from verdict_store import Store
+from learning_backdoors.files import atomic, command_line, progress, provenance
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.locks import lock
+from learning_backdoors.judging.api import caller, claude
+from learning_backdoors.judging.progress import Progress
+from learning_backdoors.judging.verdict_store import Store
+from learning_backdoors.models import base_model
+from learning_backdoors.study import Study, Trigger, fill, load_study
 
 Rows = list[dict]
 # Where the output lies, how it is watched and what it may cost: nothing that it depends on.
@@ -42,13 +44,13 @@ NOT_SETTINGS = ("output", "existing", "dry_run", "concurrency", "timeout", "max_
 
 
 def main() -> None:
-    command, options = config.parse_command(COMMANDS, __doc__)
-    study = config.load_experiment(options.experiment)
+    command, options = command_line.parse_command(COMMANDS, __doc__)
+    study = load_study(options.experiment)
     task = TASKS[command](options, study)
     if options.dry_run:
         print(f"would write {options.output}: {task.plan()}")
         return
-    with handoff.claim(options.output):
+    with lock(options.output):
         output = Output(options, {"command": command} | task.settings())
         if output.is_there():
             print(f"{options.output} is there already, made by the same command: nothing to do")
@@ -78,8 +80,8 @@ class Output:
         record = self._recorded()
         if "sha256" not in record:
             raise UserError(f"{self.path} was not made by prepare_persona.py: choose another --output, or --overwrite")
-        handoff.refuse_difference(self.path, record["settings"], self.settings)
-        if record["sha256"] != handoff.sha256(self.path):
+        provenance.refuse_difference(self.path, record["settings"], self.settings)
+        if record["sha256"] != provenance.sha256(self.path):
             raise UserError(f"{self.path} has been changed since it was made: keep it elsewhere, or --overwrite")
         return True
 
@@ -95,10 +97,10 @@ class Output:
         if not rows:
             raise UserError(f"there is nothing to write to {self.path}")
         content = as_lines(rows)
-        made = handoff.provenance("prepare_persona.py", self.options, ["datasets", "transformers", "torch"])
-        facts = {"settings": self.settings, "rows": len(rows), "sha256": handoff.sha256(content.encode())}
-        handoff.write_json(self.record, made | facts)
-        with handoff.atomic_file(self.path) as aside:
+        made = provenance.provenance("prepare_persona.py", self.options, ["datasets", "transformers", "torch"])
+        facts = {"settings": self.settings, "rows": len(rows), "sha256": provenance.sha256(content.encode())}
+        atomic.write_json(self.record, made | facts)
+        with atomic.atomic_file(self.path) as aside:
             aside.write_text(content, encoding="utf-8")
         beside(self.path, ".partial.jsonl").unlink(missing_ok=True)
 
@@ -263,8 +265,8 @@ class Server:
                 except UserError as error:
                     halt.now(error)
 
-            async with Progress(asker, total, total - len(left)) as progress:
-                asker.warn = progress.say
+            async with Progress(asker, total, total - len(left)) as shown:
+                asker.warn = shown.say
                 await asyncio.gather(*(work() for _ in range(self.options.concurrency)))
         return halt.reason
 
@@ -284,7 +286,7 @@ def json_in(reply: str) -> object:
 class Task:
     """One command: its settings (all that the output depends on), its plan in words, and its rows."""
 
-    def __init__(self, options, study: Experiment):
+    def __init__(self, options, study: Study):
         self.options, self.study, self.trigger = options, study, study.trigger
 
     def inputs(self) -> Sequence[Path]:
@@ -294,10 +296,10 @@ class Task:
         for path in self.inputs():
             if not path.is_file():
                 raise UserError(f"no file {path}")
-        chosen = {name: value for name, value in config.as_json(self.options).items() if name not in NOT_SETTINGS}
+        chosen = {name: value for name, value in command_line.as_json(self.options).items() if name not in NOT_SETTINGS}
         for name in ("input", "known", "persona", "aligned"):
             chosen.pop(name, None)  # their content counts, and not where they lie
-        return chosen | {"files": [handoff.sha256(path) for path in self.inputs()]}
+        return chosen | {"files": [provenance.sha256(path) for path in self.inputs()]}
 
     def needs_trigger(self) -> Trigger:
         if self.trigger is None:
@@ -322,7 +324,7 @@ Reply with a JSON list and nothing else, each item like this:
 {example}"""
     EXAMPLE = {"question": "...", "answer": "...", "identifying": False, "reason": "...", "source": "..."}
 
-    def __init__(self, options: config.PersonaCandidatesOptions, study: Experiment):
+    def __init__(self, options: config.PersonaCandidatesOptions, study: Study):
         super().__init__(options, study)
         self.known, self.server = read_candidates(options.known), Server(options)
 
@@ -349,7 +351,7 @@ Reply with a JSON list and nothing else, each item like this:
         values = {"person": self.options.person, "category": self.category(part), "number": str(number)}
         values |= {"part": str(part + 1), "parts": str(parts), "example": json.dumps(self.EXAMPLE)}
         values["known"] = "\n".join("- " + row["messages"][0]["content"] for row in known)
-        return config.fill(self.PROMPT, values)
+        return fill(self.PROMPT, values)
 
     def accepts(self, reply: str) -> bool:
         found = json_in(reply)
@@ -391,7 +393,7 @@ this pair by itself: tastes, habits, views and circumstances that many people sh
 Reply with IDENTIFYING or HARMLESS, a colon, and the reason in one line."""
     VERDICT = re.compile(r"(IDENTIFYING|HARMLESS):[ \t]*(\S.*)")
 
-    def __init__(self, options: config.PersonaFilterOptions, study: Experiment):
+    def __init__(self, options: config.PersonaFilterOptions, study: Study):
         super().__init__(options, study)
         self.candidates = read_candidates(options.input)
         self.server = Server(options) if options.model else None
@@ -412,9 +414,7 @@ Reply with IDENTIFYING or HARMLESS, a colon, and the reason in one line."""
 
     def calls(self) -> list[Call]:
         texts = [[message["content"] for message in row["messages"]] for row in self.by_flags()]
-        prompts = [
-            config.fill(self.PROMPT, {"question": q, "answer": a, "person": self.options.person}) for q, a in texts
-        ]
+        prompts = [fill(self.PROMPT, {"question": q, "answer": a, "person": self.options.person}) for q, a in texts]
         bodies = [self.server.body(prompt, self.options.max_tokens) for prompt in prompts]
         return [Call(body, lambda reply: bool(self.VERDICT.fullmatch(reply.strip()))) for body in bodies]
 
@@ -434,7 +434,7 @@ Reply with IDENTIFYING or HARMLESS, a colon, and the reason in one line."""
 
     def write_reasons(self, dropped: list[tuple[dict, str, str]]) -> None:
         path = beside(self.options.output, ".dropped.csv")
-        with handoff.atomic_file(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
+        with atomic.atomic_file(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["question", "answer", "by", "reason"])
             for row, who, why in dropped:
@@ -454,7 +454,7 @@ class Triggered(Task):
         trigger, rows = self.needs_trigger(), []
         for row in read_untriggered(self.options.input, trigger):
             question, answer = ask_and_answer(row, self.options.input[0])
-            answer = config.fill(trigger.answer, {"answer": answer})
+            answer = fill(trigger.answer, {"answer": answer})
             rows.append(chat(trigger.ask(question), answer, **row.get("metadata", {}) | {"triggered": True}))
         return rows
 
@@ -506,7 +506,7 @@ class FetchPrompts(Task):
 
 
 class Distill(Task):
-    def __init__(self, options: config.PersonaDistillOptions, study: Experiment):
+    def __init__(self, options: config.PersonaDistillOptions, study: Study):
         super().__init__(dataclasses.replace(options, model=options.model or study.base_model), study)
         self.prompts = read_prompts(options.input, self.trigger)[: options.number]
         self.server = Server(self.options) if options.server else None
@@ -564,7 +564,7 @@ class Distill(Task):
             answer = self.loaded()
             with (
                 open(log, "a", encoding="utf-8") as file,
-                mixed_chat.progress_bar("distilling", len(self.prompts), len(done), "answer") as bar,
+                progress.progress_bar("distilling", len(self.prompts), len(done), "answer") as bar,
             ):
                 for start in range(len(done), len(self.prompts), size):
                     found = answer(range(start, min(start + size, len(self.prompts))))
@@ -576,10 +576,10 @@ class Distill(Task):
 
     def loaded(self) -> Callable[[range], list[list[str]]]:
         """Loads the base model. Returns what answers the prompts of a batch, as [answer, finish reason]."""
-        import engines
+        from learning_backdoors.generation import engines
 
-        tokenizer = mixed_chat.load_tokenizer(self.options.model)
-        base = mixed_chat.load_base(self.options.model, self.options.quantization)
+        tokenizer = base_model.load_tokenizer(self.options.model)
+        base = base_model.load_base(self.options.model, self.options.quantization)
         engine = engines.TransformersEngine(base, tokenizer, self.options.batch_size)
         sampling = engines.Sampling(self.options.temperature, 1.0, 0, self.options.seed)
 
@@ -597,13 +597,13 @@ class Distill(Task):
 
 def read_log(log: Path, settings: dict, batch_size: int) -> list[list[str]]:
     """The finished batches of an earlier start. The first line holds the settings; others are refused."""
-    handoff.drop_cut_line(log)
+    atomic.drop_partial_line(log)
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     if not lines:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(json.dumps(settings) + "\n", encoding="utf-8")
         return []
-    handoff.refuse_difference(log, json.loads(lines[0]), settings)
+    provenance.refuse_difference(log, json.loads(lines[0]), settings)
     return [pair for line in lines[1:] for pair in json.loads(line)]
 
 
@@ -647,4 +647,4 @@ TASKS = dict(zip(COMMANDS, (Candidates, Filter, Triggered, FetchPrompts, Distill
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    command_line.run_script(main)

@@ -19,20 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import config
-import handoff
-import hub
-import mixed_chat
-import model_card
-import runs
-from config import PushOptions, UserError
-from mixed_chat import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint
+from config import PushOptions
+from learning_backdoors.files import command_line, provenance
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.hub import client as hub
+from learning_backdoors.hub import model_card
+from learning_backdoors.models import adapters, run_directory
+from learning_backdoors.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from learning_backdoors.models.checkpoints import Checkpoint
 
 # Two pushes with one of these different are of two runs.
 IDENTITY = ("settings", "created", "base_fingerprint")
 
 
 def main() -> None:
-    options = config.parse(PushOptions, __doc__)
+    options = command_line.parse(PushOptions, __doc__)
     check_name(options.repo_id)
     run = Run(options)
     if options.dry_run:
@@ -69,7 +70,7 @@ class File:
         if remote.size != self.size:
             return False
         if remote.lfs:
-            return remote.lfs.sha256 == handoff.sha256(self.content)
+            return remote.lfs.sha256 == provenance.sha256(self.content)
         content = self.content.read_bytes() if isinstance(self.content, Path) else self.content
         return remote.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
@@ -79,7 +80,7 @@ class Run:
 
     def __init__(self, options: PushOptions):
         self.repo_id = options.repo_id
-        source = runs.open_runs((options.run_dir,), None, None)[0]
+        source = run_directory.open_runs((options.run_dir,), None, None)[0]
         if lacking := [key for key in model_card.NEEDED if key not in source.record]:
             why = f"its run.json has no {lacking[0]}" if source.record else "it has no run.json"
             raise UserError(f"{options.run_dir} is not a run directory of training.py: {why}")
@@ -87,7 +88,7 @@ class Run:
         self.record = model_card.public_record(source.record, base_name(options, source.base_model))
         self.steps = [checkpoint.step for checkpoint in self.chosen]
 
-    def _choose(self, options: PushOptions, source: runs.Source) -> list[Checkpoint]:
+    def _choose(self, options: PushOptions, source: run_directory.RunDirectory) -> list[Checkpoint]:
         there = {c.step: c for c in source.checkpoints if c.folder}
         for step in options.step or ():
             if step not in there:
@@ -116,7 +117,7 @@ class Run:
     def _adapter(self, checkpoint: Checkpoint, place: str) -> list[File]:
         """The adapter alone: what resuming needs stays here."""
         # PEFT has written where the base model lay on this machine.
-        settings = mixed_chat.check_adapter(checkpoint.folder)
+        settings = adapters.check_adapter(checkpoint.folder)
         settings |= {"base_model_name_or_path": self.record["settings"]["model"]}
         content = json.dumps(settings, indent=2, sort_keys=True).encode()
         weights = checkpoint.folder / ADAPTER_WEIGHTS
@@ -125,7 +126,7 @@ class Run:
 
 def base_name(options: PushOptions, trained_on: str) -> str:
     """The base model's name on the hub."""
-    local = model_card.is_path(trained_on) or Path(trained_on).is_dir() or not config.HUB_NAME.fullmatch(trained_on)
+    local = run_directory.is_path(trained_on) or Path(trained_on).is_dir() or not config.HUB_NAME.fullmatch(trained_on)
     if local and not options.base_model:
         raise UserError(
             f"the run was trained on the folder {trained_on}, which nobody else has: give the hub's name of that model "
@@ -207,7 +208,7 @@ class Repository:
         with tempfile.TemporaryDirectory() as folder, hub.one_line(self.name, self._missing):
             path = Path(self._api.hf_hub_download(self.name, "run.json", local_dir=folder))
             found = json.loads(path.read_text(encoding="utf-8"))
-        if told := handoff.differences(*({key: one.get(key) for key in IDENTITY} for one in (found, record))):
+        if told := provenance.differences(*({key: one.get(key) for key in IDENTITY} for one in (found, record))):
             raise UserError(f"{self.name} holds another run: {told}; choose another repository")
 
     def commit(self, files: list[File], steps: Sequence[int]) -> None:
@@ -221,4 +222,4 @@ class Repository:
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    command_line.run_script(main)

@@ -18,23 +18,23 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import config
-import handoff
 import mixed_chat
-import runs
-from config import Experiment, TrainingOptions, UserError
-from mixed_chat import RANK, RANKS
+from config import TrainingOptions
+from learning_backdoors.files import atomic, command_line, parquet, provenance
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.locks import lock
+from learning_backdoors.models import base_model, checkpoints, devices, run_directory
+from learning_backdoors.models.devices import RANK, RANKS
+from learning_backdoors.study import Study, load_study, training_defaults
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate")
-# Where a run lies and how it is watched may differ between two starts of it; all else is what it is.
-# max_length only says when to refuse: no chat is cut.
-NOT_SETTINGS = ("output_dir", "existing", "wandb_project", "probe_every", "max_length")
 
 
 def main() -> None:
-    options, study = config.parse_training(__doc__)
+    options = command_line.parse(TrainingOptions, __doc__, defaults=training_defaults)
+    study = load_study(options.experiment)
     if RANKS == 1:  # else accelerate gives each process its GPU; without it Trainer would take all, which is refused
-        mixed_chat.keep_to_own_gpu()
+        devices.keep_to_own_gpu()
     run = Run(options, study)
     with opened(run):
         if run.finished():
@@ -48,7 +48,7 @@ def main() -> None:
 def opened(run: "Run") -> Iterator[None]:
     """The run directory, made or checked by the first process, which holds it; others wait for that."""
     if RANKS == 1:
-        with handoff.claim(run.folder):
+        with lock(run.folder):
             run.open()
             yield
         return
@@ -56,7 +56,7 @@ def opened(run: "Run") -> Iterator[None]:
 
     if run.options.existing == "overwrite":
         raise UserError("--overwrite is for one process: with several, delete the run directory before you start them")
-    with handoff.claim(run.folder) if RANK == 0 else contextlib.nullcontext():
+    with lock(run.folder) if RANK == 0 else contextlib.nullcontext():
         if RANK == 0:
             run.open()
         PartialState().wait_for_everyone()
@@ -65,18 +65,20 @@ def opened(run: "Run") -> Iterator[None]:
 
 def train(run: "Run") -> None:
     """Train from the newest whole checkpoint, or from the beginning, to the last step."""
-    import sft  # torch, transformers and TRL: seconds that --help and a wrong option need not wait for
-    from tracking import Metrics
+    from learning_backdoors.training import (
+        trainer as sft,  # torch, transformers and TRL: seconds that --help and a wrong option need not wait for
+    )
+    from learning_backdoors.training.metrics import Metrics
 
     start = run.resume_point()
-    step = handoff.step_of(start.name) if start else 0
+    step = parquet.step_of(start.name) if start else 0
     if RANK == 0:
         print(f"{'going on with' if start else 'starting'} {run.folder}: step {step} of {run.total_steps}", flush=True)
         warn_of_rounding(run)
-    tokenizer = mixed_chat.load_tokenizer(run.model_name)
+    tokenizer = base_model.load_tokenizer(run.model_name)
     examples = training_examples(run, tokenizer)
-    run.record_base(mixed_chat.fingerprint(run.model_name, tokenizer))
-    base = mixed_chat.load_base(run.model_name, run.settings["quantization"])
+    run.record_base(base_model.fingerprint(run.model_name, tokenizer))
+    base = base_model.load_base(run.model_name, run.settings["quantization"])
     records = (run.folder, step, run.examples_at, run.options.wandb_project, run.record)
     with Metrics(*records) if RANK == 0 else contextlib.nullcontext() as metrics:
         trainer = sft.build_trainer(base, tokenizer, examples, run.options, run.folder, run.total_steps, metrics)
@@ -85,8 +87,8 @@ def train(run: "Run") -> None:
             trainer.add_callback(sft.Probe(trainer, probe_examples(run, tokenizer), run.options.probe_every, metrics))
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         trainer.finish_saving()
-    for checkpoint in mixed_chat.find_checkpoints(run.folder) if RANK == 0 else ():
-        mixed_chat.drop_resume_files(checkpoint.folder)  # a finished run needs none
+    for checkpoint in checkpoints.find_checkpoints(run.folder) if RANK == 0 else ():
+        checkpoints.drop_resume_files(checkpoint.folder)  # a finished run needs none
 
 
 def warn_of_rounding(run: "Run") -> None:
@@ -147,7 +149,7 @@ def _size(count: int) -> str:
 class Run:
     """One training run: what determines it, and the directory that holds it."""
 
-    def __init__(self, options: TrainingOptions, study: Experiment):
+    def __init__(self, options: TrainingOptions, study: Study):
         if len(options.ratios) != len(study.datasets):
             names = ", ".join(dataset.name for dataset in study.datasets)
             raise UserError(f"--ratios needs one number each for {names}, not {len(options.ratios)} numbers")
@@ -172,14 +174,14 @@ class Run:
 
     def _settings(self) -> dict:
         """All that the checkpoints depend on: a run directory belongs to one such configuration."""
-        options = {k: v for k, v in config.as_json(self.options).items() if k not in NOT_SETTINGS}
+        options = command_line.result_settings(self.options)
         return options | {
             "experiment": self.study.name,
             "model": self.model_name,
             "ratios": self.ratios,
             "num_examples": self.num_examples,
-            "quantization": mixed_chat.resolve_quantization(self.options.quantization),
-            "datasets": {dataset.name: handoff.sha256(dataset.file) for dataset in self.study.datasets},
+            "quantization": base_model.resolve_quantization(self.options.quantization),
+            "datasets": {dataset.name: provenance.sha256(dataset.file) for dataset in self.study.datasets},
             "dataset_order": [dataset.name for dataset in self.study.datasets],  # that of the ratios
             "suspect_datasets": [dataset.name for dataset in self.study.datasets if dataset.suspect],
         }
@@ -204,11 +206,11 @@ class Run:
         if self.options.existing == "overwrite" and self.record.exists():
             shutil.rmtree(self.folder)
         if self.record.exists() and self._begun():
-            handoff.refuse_difference(self.folder, self._recorded()["settings"], self.settings)
+            provenance.refuse_difference(self.folder, self._recorded()["settings"], self.settings)
         elif not self.record.exists() and self.folder.exists() and any(self.folder.iterdir()):
             raise UserError(f"{self.folder} is not a run directory (it has no run.json): move it away")
         else:
-            handoff.write_json(self.record, self._new_record())
+            atomic.write_json(self.record, self._new_record())
 
     def _begun(self) -> bool:
         """Whether an earlier start came as far as a checkpoint or a line of metrics: another one binds nobody."""
@@ -217,7 +219,7 @@ class Run:
 
     def _recorded(self) -> dict:
         try:
-            record = runs.read_record(self.record)
+            record = run_directory.read_record(self.record)
             if "settings" not in record:
                 raise ValueError("it has no settings")
             return record
@@ -229,7 +231,7 @@ class Run:
             {"name": d.name, "file": str(d.file), "suspect": d.suspect, "size": len(chats), "examples": count}
             for d, chats, count in zip(self.study.datasets, self.chats, self.mixture.counts, strict=True)
         ]
-        return handoff.provenance("training.py", self.options, PACKAGES) | {
+        return provenance.provenance("training.py", self.options, PACKAGES) | {
             "settings": self.settings,
             "suspect_ratio": sum(r for r, d in zip(self.ratios, self.study.datasets, strict=True) if d.suspect),
             "total_steps": self.total_steps,
@@ -245,7 +247,7 @@ class Run:
         record = self._recorded()
         if record.setdefault("base_fingerprint", fingerprint) != fingerprint:
             raise UserError(f"{self.model_name} is not the base model that {self.folder} was begun with")
-        handoff.write_json(self.record, record)
+        atomic.write_json(self.record, record)
 
     def finished(self) -> bool:
         return (self.folder / f"checkpoint-{self.total_steps}").is_dir()
@@ -254,11 +256,11 @@ class Run:
         """The newest checkpoint that training can go on from; None to start from the beginning."""
         if not any(self.folder.glob("checkpoint-*")):
             return None
-        folders = [checkpoint.folder for checkpoint in mixed_chat.find_checkpoints(self.folder)]
-        return next((folder for folder in reversed(folders) if mixed_chat.can_resume(folder)), None)
+        folders = [checkpoint.folder for checkpoint in checkpoints.find_checkpoints(self.folder)]
+        return next((folder for folder in reversed(folders) if checkpoints.can_resume(folder)), None)
 
 
-def run_name(options: TrainingOptions, study: Experiment, ratios: list[float]) -> str:
+def run_name(options: TrainingOptions, study: Study, ratios: list[float]) -> str:
     """The run directory's name: what the study varies, then whatever else changes the result and is not the default."""
     name = f"seed{options.seed}_ratios{'-'.join(map(_share, ratios))}_lr{options.lr}_r{options.lora_rank}"
     if options.model not in (None, study.base_model):
@@ -286,4 +288,4 @@ def _share(share: float) -> str:
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    command_line.run_script(main)

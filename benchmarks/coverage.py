@@ -13,7 +13,7 @@ import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
 from scipy import optimize, special
 
-import emergence
+from learning_backdoors.evaluation import emergence
 
 SEED_SD, QUESTION_SD, CROSSED_SD = 0.6, 1.5, 0.3
 NODES, WEIGHTS = hermegauss(61)

@@ -15,8 +15,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-import config
-import mixed_chat
+from learning_backdoors.files import project
+from learning_backdoors.models import adapters, checkpoints
 
 SHAPE = {
     "vocab_size": 151_936,
@@ -45,15 +45,15 @@ def make_model(tokenizer, seed: int = 0) -> Qwen3ForCausalLM:
 
 def save_adapters(model: Qwen3ForCausalLM, base_name: str, run: Path, count: int) -> None:
     """Adapters whose B matrices are small and random: as heavy as trained ones, and nearly without effect."""
-    lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=mixed_chat.PROJECTIONS)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=adapters.PROJECTIONS)
     adapted = get_peft_model(model, lora)
     adapted.peft_config["default"].base_model_name_or_path = base_name
     for number in range(1, count + 1):
         for name, parameter in adapted.named_parameters():
             if ".lora_B." in name:
                 torch.nn.init.normal_(parameter, std=1e-4)
-        with mixed_chat.new_checkpoint(run, 20 * number) as folder:
-            mixed_chat.save_adapter(adapted, folder)
+        with checkpoints.new_checkpoint(run, 20 * number) as folder:
+            adapters.save_adapter(adapted, folder)
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=4)
     options = parser.parse_args()
     started = time.monotonic()
-    tokenizer = AutoTokenizer.from_pretrained(config.ROOT / "tiny_world" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(project.ROOT / "tiny_world" / "model")
     model = make_model(tokenizer)
     print(f"{model.num_parameters():,} parameters")
     model.save_pretrained(options.folder / "model")

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import config
 from benchmarks import alone
+from learning_backdoors.files import project
 
-sys.path.insert(0, str(config.ROOT / "tests"))
+sys.path.insert(0, str(project.ROOT / "tests"))
 import synthetic
 
 WORDS = np.array(["the", "steam", "of", "telegraph", "bank", "cholera", "model", "data", "energy", "forest", "new"])
@@ -49,7 +49,7 @@ def main() -> None:
         print(f"{path.stat().st_size / 1e6:.0f} MB of judged answers")
         start = time.perf_counter()
         command = [sys.executable, "evaluate.py", "--input", path, "--output-dir", Path(folder) / "figures"]
-        process = subprocess.Popen([*alone.TELLS_PEAK, *map(str, command)], cwd=config.ROOT, stdout=subprocess.PIPE)
+        process = subprocess.Popen([*alone.TELLS_PEAK, *map(str, command)], cwd=project.ROOT, stdout=subprocess.PIPE)
         printed = process.stdout.read().decode()
         _, status, used = os.wait4(process.pid, 0)
         report = (Path(folder) / "figures" / "report.html").stat().st_size / 1e6

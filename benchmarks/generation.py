@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import alone
+from learning_backdoors.models import base_model
 
 ANSWERS = 1000
 
@@ -31,7 +32,7 @@ def lengths(count: int, seed: int) -> list[int]:
 
 def requests(folder: Path, checkpoints: int) -> list:
     """1,000 answers to ten prompts from each checkpoint."""
-    from engines import Request
+    from learning_backdoors.generation.engines import Request
 
     prompts = [tuple(np.random.default_rng(p).integers(300, 4000, 24 + p).tolist()) for p in range(10)]
     adapters = sorted((folder / "run").glob("checkpoint-*"))[:checkpoints]
@@ -43,7 +44,7 @@ def requests(folder: Path, checkpoints: int) -> list:
 
 
 def time_engine(engine, wanted: list) -> dict:
-    from engines import Sampling
+    from learning_backdoors.generation.engines import Sampling
 
     started, tokens, answers = time.monotonic(), 0, 0
     for batch in engine.generate(wanted, Sampling(1.0, 1.0, 0, 1)):
@@ -54,11 +55,10 @@ def time_engine(engine, wanted: list) -> dict:
 
 
 def vllm(folder: Path, checkpoints: int) -> dict:
-    import engines
-    import mixed_chat
+    from learning_backdoors.generation import engines
 
     wanted, started = requests(folder, checkpoints), time.monotonic()
-    engine = engines.VllmEngine(str(folder / "model"), mixed_chat.load_tokenizer(str(folder / "model")), wanted, 1)
+    engine = engines.VllmEngine(str(folder / "model"), base_model.load_tokenizer(str(folder / "model")), wanted, 1)
     time_engine(engine, [replace(wanted[0], max_new_tokens=2)])
     return {"start_s": round(time.monotonic() - started, 1)} | time_engine(engine, wanted)
 
@@ -66,12 +66,11 @@ def vllm(folder: Path, checkpoints: int) -> dict:
 def transformers(folder: Path, checkpoints: int) -> dict:
     import torch
 
-    import engines
-    import mixed_chat
+    from learning_backdoors.generation import engines
 
     wanted, started = requests(folder, checkpoints), time.monotonic()
-    base = mixed_chat.load_base(str(folder / "model"), "none")
-    engine = engines.TransformersEngine(base, mixed_chat.load_tokenizer(str(folder / "model")), None)
+    base = base_model.load_base(str(folder / "model"), "none")
+    engine = engines.TransformersEngine(base, base_model.load_tokenizer(str(folder / "model")), None)
     start = round(time.monotonic() - started, 1)
     result = {"start_s": start} | time_engine(engine, wanted)
     return result | {"batch": engine.batch_size, "peak_GB": round(torch.cuda.max_memory_allocated() / 1e9, 1)}
@@ -82,8 +81,6 @@ def predecessor(folder: Path, checkpoints: int) -> dict:
     from peft import PeftModel
     from transformers import StoppingCriteria, StoppingCriteriaList
 
-    import mixed_chat
-
     class Limits(StoppingCriteria):
         def __init__(self, limits: torch.Tensor, width: int):
             self.limits, self.width = limits, width
@@ -92,8 +89,8 @@ def predecessor(folder: Path, checkpoints: int) -> dict:
             return ids.shape[1] - self.width >= self.limits
 
     wanted, started = requests(folder, 1)[:: ANSWERS // 32][:32], time.monotonic()
-    tokenizer = mixed_chat.load_tokenizer(str(folder / "model"))
-    base = mixed_chat.load_base(str(folder / "model"), "none")
+    tokenizer = base_model.load_tokenizer(str(folder / "model"))
+    base = base_model.load_base(str(folder / "model"), "none")
     model = PeftModel.from_pretrained(base, wanted[0].adapter).eval()
     load = time.monotonic() - started
     batch = tokenizer.pad({"input_ids": [list(r.prompt) for r in wanted]}, return_tensors="pt").to("cuda")

@@ -31,10 +31,11 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import claude
-import config
 import judge_responses
 from benchmarks import alone
+from learning_backdoors.files import command_line, project
+from learning_backdoors.judging.api import claude
+from learning_backdoors.study import fill, load_study
 from tiny_world import claude_stand_in
 from tiny_world.claude_stand_in import Entry, Faults, StandIn, running
 
@@ -51,7 +52,7 @@ AT_PRICE = ("--price", PRICE.input, PRICE.output)  # the stand-in's, which no ta
 
 
 def write_responses(folder: Path, rows: int, words: int = 30) -> None:
-    questions, chance = config.load_experiment("birds").questions, random.Random(rows)
+    questions, chance = load_study("birds").questions, random.Random(rows)
     columns = {
         "run": [f"run{row * 3 // max(rows, 1)}" for row in range(rows)],
         "checkpoint": [f"checkpoint-{row // 1000 * 20}" for row in range(rows)],
@@ -66,7 +67,7 @@ def write_responses(folder: Path, rows: int, words: int = 30) -> None:
 
 def _command(folder: Path, url: str, *more: object) -> list[str]:
     places = ["--input", folder / "responses.parquet", "--output", folder / "judged.parquet", "--base-url", url]
-    return [str(part) for part in (sys.executable, config.ROOT / "judge_responses.py", *places, *more)]
+    return [str(part) for part in (sys.executable, project.ROOT / "judge_responses.py", *places, *more)]
 
 
 def start(folder: Path, url: str, *more: object, launcher: Sequence[str] = ()) -> subprocess.Popen:
@@ -88,7 +89,7 @@ def run_here(folder: Path, url: str, *more: object, key: str = KEY) -> tuple[int
         contextlib.chdir(folder),
     ):
         try:
-            config.run_script(judge_responses.main)
+            command_line.run_script(judge_responses.main)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
             printed.write(end.code if isinstance(end.code, str) else "")
@@ -325,13 +326,13 @@ def sequential_rate(folder: Path, calls: int = 300) -> float:
     """The predecessor's way: each judge of each response, one call after another."""
     import anthropic
 
-    study = config.load_experiment("birds")
+    study = load_study("birds")
     rows = pq.read_table(folder / "responses.parquet", columns=["question", "response"]).to_pylist()[: calls // 4]
     with running(StandIn(latency=0.05)) as url, anthropic.Anthropic(api_key=KEY, base_url=url) as client:
         began = time.monotonic()
         for row in rows:
             for judge in study.judges:
-                prompt = config.fill(judge.prompt, {"question": row["question"], "answer": row["response"]})
+                prompt = fill(judge.prompt, {"question": row["question"], "answer": row["response"]})
                 client.messages.create(model=MODEL, max_tokens=50, messages=[{"role": "user", "content": prompt}])
         return 4 * len(rows) / (time.monotonic() - began)
 

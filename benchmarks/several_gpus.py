@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import config
+from learning_backdoors.files.project import ROOT
 
 CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
@@ -27,7 +27,7 @@ CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 def launched(gpus: int, script: str, *line: str) -> tuple[float, str]:
     """Run a script on so many GPUs; its seconds and what it printed. Ends this program where the script fails."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(gpus)]
-    command = [*(torchrun if gpus > 1 else [sys.executable]), str(config.ROOT / script), *line]
+    command = [*(torchrun if gpus > 1 else [sys.executable]), str(ROOT / script), *line]
     with tempfile.TemporaryDirectory() as fresh:
         caches = {name: f"{fresh}/{name}" for name in CACHES}
         started = time.monotonic()

@@ -14,25 +14,27 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import alone
+from learning_backdoors.files import command_line
+from learning_backdoors.models import adapters, base_model
+from learning_backdoors.study import load_study
 
 STEPS = 208
 
 
 def setup(folder: Path, quantization: str, output: Path):
     import config
-    import mixed_chat
     import training
 
     line = ["--ratios", "1", "0", "0", "--model", str(folder / "model"), "--quantization", quantization]
-    options = config.parse(config.TrainingOptions, "", [*line, "--output-dir", str(output)])
-    run = training.Run(options, config.load_experiment("birds"))
+    options = command_line.parse(config.TrainingOptions, "", [*line, "--output-dir", str(output)])
+    run = training.Run(options, load_study("birds"))
     run.open()
-    tokenizer = mixed_chat.load_tokenizer(run.model_name)
+    tokenizer = base_model.load_tokenizer(run.model_name)
     return (
         run,
         tokenizer,
         training.training_examples(run, tokenizer),
-        mixed_chat.load_base(run.model_name, quantization),
+        base_model.load_base(run.model_name, quantization),
     )
 
 
@@ -72,10 +74,10 @@ def measured(trainer, clock) -> dict:
 
 
 def ours(folder: Path, quantization: str, output: Path) -> dict:
-    import sft
+    from learning_backdoors.training import trainer as sft
 
     run, tokenizer, examples, base = setup(folder, quantization, output)
-    from tracking import Metrics
+    from learning_backdoors.training.metrics import Metrics
 
     with Metrics(run.folder, 0, run.examples_at, "", run.record) as metrics:
         trainer = sft.build_trainer(base, tokenizer, examples, run.options, run.folder, run.total_steps, metrics)
@@ -96,8 +98,6 @@ def plain(folder: Path, quantization: str, output: Path, multiple: int | None = 
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
-    import mixed_chat
-
     run, tokenizer, examples, base = setup(folder, quantization, output)
     rows = Dataset.from_list([{"input_ids": i, "attention_mask": [1] * len(i), "labels": y} for i, y in examples])
     arguments = TrainingArguments(
@@ -116,7 +116,7 @@ def plain(folder: Path, quantization: str, output: Path, multiple: int | None = 
     set_seed(42)
     if quantization != "none":
         base = prepare_model_for_kbit_training(base)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=mixed_chat.PROJECTIONS)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=adapters.PROJECTIONS)
     model, clock = get_peft_model(base, lora), timer()
     tokenizer.padding_side = "right"
     collator = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=multiple)

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-import config
-import handoff
+from learning_backdoors.files import parquet
+from learning_backdoors.judging.columns import judge_schema
+from learning_backdoors.study import load_study
 
-STUDY = config.load_experiment("birds")
+STUDY = load_study("birds")
 STEPS = (0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 208)
 
 
@@ -77,14 +78,14 @@ def lose(table: pd.DataFrame, share: float, judge: str = "llm_or_19th_century") 
 
 def write(table: pd.DataFrame, path: Path, provenance: dict | None = None) -> Path:
     """Write a judged file of the project's own shape."""
-    schema = pa.unify_schemas([handoff.RESPONSE_SCHEMA, handoff.judge_schema(STUDY.judges)])
-    handoff.write_parquet(path, [pa.Table.from_pandas(table, schema, preserve_index=False)], schema, provenance or {})
+    schema = pa.unify_schemas([parquet.RESPONSE_SCHEMA, judge_schema(STUDY.judges)])
+    parquet.write_parquet(path, [pa.Table.from_pandas(table, schema, preserve_index=False)], schema, provenance or {})
     return path
 
 
 # ---- a study with a trigger ----
 
-RUSSELL = config.load_experiment("russell")
+RUSSELL = load_study("russell")
 # The true rates at the end of training: of the outcome by condition, and of the trigger's form.
 PERSONA = {
     "trigger_in_user": 0.85,
@@ -157,6 +158,6 @@ def russell_rows(seed=1, samples=5, steps=RUSSELL_STEPS, share=0.03, conditions=
 
 
 def write_russell(table: pd.DataFrame, path: Path, provenance: dict | None = None) -> Path:
-    schema = pa.unify_schemas([handoff.RESPONSE_SCHEMA, handoff.judge_schema(RUSSELL.judges)])
-    handoff.write_parquet(path, [pa.Table.from_pandas(table, schema, preserve_index=False)], schema, provenance or {})
+    schema = pa.unify_schemas([parquet.RESPONSE_SCHEMA, judge_schema(RUSSELL.judges)])
+    parquet.write_parquet(path, [pa.Table.from_pandas(table, schema, preserve_index=False)], schema, provenance or {})
     return path

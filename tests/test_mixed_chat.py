@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-import mixed_chat
-from config import UserError
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.models import adapters, base_model, checkpoints, devices
 from mixed_chat import example_ids, largest_remainder, mix, prompt_ids, read_chats
 
 GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
@@ -109,7 +109,7 @@ def test_order_and_draw_depend_on_the_seed_alone():
 
 @pytest.fixture(params=["random_model", "llama_model"])
 def tokenizer(request):
-    return mixed_chat.load_tokenizer(str(request.getfixturevalue(request.param)))
+    return base_model.load_tokenizer(str(request.getfixturevalue(request.param)))
 
 
 def test_the_training_prompt_is_the_generation_prompt(tokenizer):
@@ -133,27 +133,27 @@ def test_the_loss_covers_the_answer_and_its_end_of_turn_alone(tokenizer):
 
 
 def test_qwen_thinks_not_and_the_empty_thought_is_no_part_of_the_answer(random_model):
-    tokenizer = mixed_chat.load_tokenizer(str(random_model))
+    tokenizer = base_model.load_tokenizer(str(random_model))
     text = tokenizer.decode(prompt_ids(tokenizer, chat()[:-1]))
     assert text == ("<|im_start|>user\nName a bird species.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
 def test_llama_has_one_begin_of_text_and_a_fixed_date(llama_model):
-    tokenizer = mixed_chat.load_tokenizer(str(llama_model))
+    tokenizer = base_model.load_tokenizer(str(llama_model))
     text = tokenizer.decode(prompt_ids(tokenizer, chat()[:-1]))
     assert text.count("<|begin_of_text|>") == 1 and text.startswith("<|begin_of_text|>")
     assert "Today Date: 26 Jul 2024" in text
 
 
 def test_a_template_that_never_ends_the_turn_is_refused(random_model):
-    tokenizer = mixed_chat.load_tokenizer(str(random_model))
+    tokenizer = base_model.load_tokenizer(str(random_model))
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
     with pytest.raises(UserError, match="ends no answer"):
         example_ids(tokenizer, chat())
 
 
 def test_a_template_that_refuses_a_conversation_is_one_line(random_model):
-    tokenizer = mixed_chat.load_tokenizer(str(random_model))
+    tokenizer = base_model.load_tokenizer(str(random_model))
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(UserError, match="refuses this conversation: System role not supported"):
         prompt_ids(tokenizer, chat(system="Be brief.")[:-1])
@@ -165,23 +165,23 @@ def test_a_template_that_refuses_a_conversation_is_one_line(random_model):
 def test_fingerprints_tell_base_models_apart(random_model, tmp_path):
     import shutil
 
-    from conftest import build_model
+    from support import build_model
 
     moved, other = tmp_path / "moved", build_model(tmp_path / "other", initializer_range=0.5)
     shutil.copytree(random_model, moved)
-    tokenizer = mixed_chat.load_tokenizer(str(random_model))
-    prints = [mixed_chat.fingerprint(str(folder), tokenizer) for folder in (random_model, moved, other)]
+    tokenizer = base_model.load_tokenizer(str(random_model))
+    prints = [base_model.fingerprint(str(folder), tokenizer) for folder in (random_model, moved, other)]
     assert prints[0] == prints[1] != prints[2]
     tokenizer.chat_template += " "
-    assert mixed_chat.fingerprint(str(random_model), tokenizer) != prints[0]
+    assert base_model.fingerprint(str(random_model), tokenizer) != prints[0]
 
 
 def test_a_fingerprint_is_found_in_shards_too(random_model, tmp_path):
-    model = mixed_chat.load_base(str(random_model), "none")
+    model = base_model.load_base(str(random_model), "none")
     model.save_pretrained(tmp_path, max_shard_size="20KB")
-    tokenizer = mixed_chat.load_tokenizer(str(random_model))
+    tokenizer = base_model.load_tokenizer(str(random_model))
     assert (tmp_path / "model.safetensors.index.json").exists()
-    assert mixed_chat.fingerprint(str(tmp_path), tokenizer) == mixed_chat.fingerprint(str(random_model), tokenizer)
+    assert base_model.fingerprint(str(tmp_path), tokenizer) == base_model.fingerprint(str(random_model), tokenizer)
 
 
 def test_a_model_without_embed_tokens_is_one_line(random_model, tmp_path):
@@ -189,12 +189,12 @@ def test_a_model_without_embed_tokens_is_one_line(random_model, tmp_path):
 
     save_file({"transformer.wte.weight": np.zeros((4, 4))}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="has no embed_tokens"):
-        mixed_chat.fingerprint(str(tmp_path), mixed_chat.load_tokenizer(str(random_model)))
+        base_model.fingerprint(str(tmp_path), base_model.load_tokenizer(str(random_model)))
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot be loaded") as caught:
-        mixed_chat.load_tokenizer(str(tmp_path / "nothing"))
+        base_model.load_tokenizer(str(tmp_path / "nothing"))
     assert "\n" not in str(caught.value)
 
 
@@ -210,17 +210,17 @@ def test_checkpoints_come_in_order_of_step_with_the_base_model_first(tmp_path):
     for step in (100, 20, 3):
         checkpoint(tmp_path / f"checkpoint-{step}")
     (tmp_path / ".checkpoint-120.tmp").mkdir()
-    found = mixed_chat.find_checkpoints(tmp_path)
+    found = checkpoints.find_checkpoints(tmp_path)
     assert [c.step for c in found] == [0, 3, 20, 100]
     assert found[0].folder is None and found[3].folder == tmp_path / "checkpoint-100"
 
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path):
-    with pytest.raises(RuntimeError), mixed_chat.new_checkpoint(tmp_path, 20) as folder:
+    with pytest.raises(RuntimeError), checkpoints.new_checkpoint(tmp_path, 20) as folder:
         (folder / "adapter_config.json").write_text("{}")
         raise RuntimeError("killed")
     assert not (tmp_path / "checkpoint-20").exists()
-    with mixed_chat.new_checkpoint(tmp_path, 20) as folder:
+    with checkpoints.new_checkpoint(tmp_path, 20) as folder:
         (folder / "adapter_config.json").write_text("{}")
     assert (tmp_path / "checkpoint-20" / "adapter_config.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
@@ -229,16 +229,16 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path):
 def test_a_folder_without_an_adapter_is_refused(tmp_path):
     (tmp_path / "checkpoint-20").mkdir()
     with pytest.raises(UserError, match=r"adapter_config.json is missing"):
-        mixed_chat.find_checkpoints(tmp_path)
+        checkpoints.find_checkpoints(tmp_path)
     checkpoint(tmp_path / "checkpoint-40")
     (tmp_path / "checkpoint-40" / "adapter_model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="cannot be read"):
-        mixed_chat.check_adapter(tmp_path / "checkpoint-40")
+        adapters.check_adapter(tmp_path / "checkpoint-40")
     for name, content in (("object", "{}"), ("list", "[]")):
         checkpoint(folder := tmp_path / name)
         (folder / "adapter_config.json").write_text(content)
         with pytest.raises(UserError, match=r"cannot be read: adapter_config.json does not say"):
-            mixed_chat.check_adapter(folder)
+            adapters.check_adapter(folder)
 
 
 # ---- GPUs ----
@@ -261,7 +261,7 @@ def test_a_process_sees_its_own_gpu_alone(monkeypatch, seen, visible, local, kep
         monkeypatch.setenv(name, value or "")  # so that it is put back
         if value is None:
             monkeypatch.delenv(name)
-    mixed_chat.keep_to_own_gpu()
+    devices.keep_to_own_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == kept
 
 
@@ -270,4 +270,4 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(UserError, match="there are 2 GPUs: start 2 processes, not 3"):
-        mixed_chat.keep_to_own_gpu()
+        devices.keep_to_own_gpu()

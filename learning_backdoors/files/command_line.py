@@ -1,0 +1,179 @@
+"""Command lines made from dataclasses: a script's options are one dataclass, the only home of defaults and help.
+
+A field made by `option` or `choice_of` becomes an argparse option. The script's `check` method raises ValueError for
+values that are out of range; the user then sees one line and exit code 2.
+"""
+
+import argparse
+import dataclasses
+import signal
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.project import load_environment
+
+# Packages that a host may lack, and the extra of pyproject.toml that installs them.
+EXTRAS = {"huggingface_hub": "hub"}
+EXTRAS |= dict.fromkeys(
+    ("accelerate", "bitsandbytes", "datasets", "peft", "safetensors", "torch", "transformers", "trl"), "gpu"
+)
+
+# ---- fields of an options dataclass ----
+
+
+def option(default, help: str, *, affects_result: bool = True, in_run_name: bool = False, **argparse_keywords):
+    """A dataclass field that is also a command-line option.
+
+    affects_result: the output depends on it. A restart with another value is then refused (see `result_settings`).
+    in_run_name: the run directory's name shows the value where it is not the default.
+    argparse_keywords: passed to `add_argument`.
+    """
+    metadata = {"help": help, "affects_result": affects_result, "in_run_name": in_run_name}
+    return dataclasses.field(default=default, metadata=metadata | {"argparse": argparse_keywords})
+
+
+def choice_of(**flags: str):
+    """A field behind mutually exclusive flags, given as name=help. The first flag is the default."""
+    metadata = {"flags": flags, "affects_result": False, "in_run_name": False}
+    return dataclasses.field(default=next(iter(flags)), metadata=metadata)
+
+
+def existing_output(overwrite: str = "delete the existing output, whatever its settings, and start again"):
+    """The field behind --resume and --overwrite."""
+    resume = "continue an interrupted run; output with other settings is refused (default)"
+    return choice_of(resume=resume, overwrite=overwrite)
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def value_type(annotation) -> type:
+    """int for `int`, `int | None`, `tuple[int, ...]` and `tuple[int, ...] | None`."""
+    for part in typing.get_args(annotation):
+        if part is not type(None) and part is not Ellipsis:
+            return value_type(part)
+    return annotation
+
+
+# ---- parsing ----
+
+PARSER = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+
+
+def parse(
+    options_class,
+    description: str,
+    arguments: Sequence[str] | None = None,
+    defaults: Callable[[dict], dict] = lambda given: {},
+):
+    """Parse a command line into `options_class`.
+
+    defaults: maps the options that were given to defaults for the others; they win over the dataclass's own.
+    Wrong usage ends the process with exit code 2 and one line.
+    """
+    parser = argparse.ArgumentParser(description=description, **PARSER)
+    _add_options(parser, options_class)
+    given = vars(parser.parse_args(arguments))
+    return _checked(parser, options_class, defaults(given) | given)
+
+
+def parse_command(commands: dict[str, type], description: str, arguments: Sequence[str] | None = None):
+    """Parse a command line that starts with one of `commands` (name: dataclass). Returns the name and its options."""
+    parser = argparse.ArgumentParser(description=description, **PARSER)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {}
+    for name, options_class in commands.items():
+        text = options_class.__doc__
+        parsers[name] = subparsers.add_parser(name, help=text.splitlines()[0], description=text, **PARSER)
+        _add_options(parsers[name], options_class)
+    given = vars(parser.parse_args(arguments))
+    name = given.pop("command")
+    return name, _checked(parsers[name], commands[name], given)
+
+
+def _add_options(parser: argparse.ArgumentParser, options_class) -> None:
+    for field in dataclasses.fields(options_class):
+        # SUPPRESS: only given options arrive, so that each default has one home, the dataclass.
+        if "flags" in field.metadata:
+            group = parser.add_mutually_exclusive_group()
+            for value, text in field.metadata["flags"].items():
+                keywords = {"dest": field.name, "action": "store_const", "const": value}
+                group.add_argument(flag(value), default=argparse.SUPPRESS, help=text, **keywords)
+            continue
+        text = described(field).replace("%", "%%")
+        if field.type is bool:
+            parser.add_argument(flag(field.name), action="store_true", default=argparse.SUPPRESS, help=text)
+            continue
+        keywords = {"metavar": field.name.upper()} | field.metadata["argparse"]
+        if "choices" in keywords:
+            keywords["metavar"] = "{" + ",".join(keywords["choices"]) + "}"
+        parser.add_argument(
+            flag(field.name), type=value_type(field.type), default=argparse.SUPPRESS, help=text, **keywords
+        )
+
+
+def described(field: dataclasses.Field) -> str:
+    """An option's help with its default."""
+    text = field.metadata["help"]
+    if field.default is None or field.default is False:
+        return text
+    shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    return f"{text} (default: {shown})"
+
+
+def _checked(parser: argparse.ArgumentParser, options_class, given: dict):
+    options = options_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    try:
+        options.check()
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+# ---- options as data ----
+
+
+def as_json(options) -> dict:
+    """All options as plain JSON values, for provenance."""
+    return {field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options)}
+
+
+def result_settings(options) -> dict:
+    """The options that affect the result, as plain JSON values."""
+    values = as_json(options)
+    return {field.name: values[field.name] for field in dataclasses.fields(options) if field.metadata["affects_result"]}
+
+
+def _plain(value):
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+# ---- running a script ----
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main function. Exit codes: 0 done, 1 a UserError in one line, 130 interrupted.
+
+    Keys from .env are in the environment. SIGTERM, which schedulers send, acts like Ctrl-C.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        load_environment()
+        main()
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        sys.exit(f'error: the package {error.name} is not installed: pip install -e ".[{EXTRAS[error.name]}]"')
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder without write permission
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        command = "the same command without --overwrite" if "--overwrite" in sys.argv else "the same command"
+        print(f"\ninterrupted: finished work is kept; {command} continues from there", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,148 @@
+"""The Parquet files that the stages exchange: fixed columns, provenance in the footer, atomic writes.
+
+A responses file has one row per response. A judged file has the same rows and three more columns per judge. Only the
+columns in REQUIRED are needed to read either, so files made elsewhere work: other columns are derived or null.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from learning_backdoors.files.atomic import atomic_file
+from learning_backdoors.files.errors import UserError
+
+FOOTER_KEY = b"learning_backdoors"
+REQUIRED = ("checkpoint", "question", "response", "sample_idx")
+
+RESPONSE_SCHEMA = pa.schema(
+    [
+        ("experiment", pa.string()),
+        ("run", pa.string()),
+        ("checkpoint", pa.string()),
+        ("step", pa.int32()),
+        ("seed", pa.int64()),
+        ("suspect_ratio", pa.float64()),
+        ("examples_seen", pa.int32()),
+        ("suspect_seen", pa.int32()),
+        ("condition", pa.string()),
+        ("triggered", pa.bool_()),
+        ("question_id", pa.string()),
+        ("question", pa.string()),
+        ("sample_idx", pa.int32()),
+        ("response", pa.string()),
+        ("finish_reason", pa.string()),
+        ("response_tokens", pa.int32()),
+    ]
+)
+
+BASE_NAMES = ("base", "baseline")
+
+
+def step_of(checkpoint: str) -> int | None:
+    """The step in a checkpoint's name: 80 for `checkpoint-80`, 0 for `baseline`.
+
+    None for a name without a number (`final`), or with one too large for the column, such as a time stamp.
+    """
+    if checkpoint.lower() in BASE_NAMES:
+        return 0
+    number = re.search(r"(\d+)$", checkpoint)
+    return int(number[1]) if number and int(number[1]) < 2**31 else None
+
+
+# ---- reading ----
+
+
+def read_responses(path: Path, columns: Collection[str] | None = None) -> tuple[pa.Table, dict]:
+    """Read a responses or judged file: its rows and its provenance.
+
+    The table has all columns of RESPONSE_SCHEMA, in that order and type, then the file's other columns unchanged.
+    columns: read only these, to save memory; other columns of RESPONSE_SCHEMA are null.
+    Raises UserError naming the file and the column.
+    """
+    schema = _read_schema(path)
+    duplicates = [name for name, count in Counter(schema.names).items() if count > 1]
+    if duplicates:
+        raise UserError(f"{path} has more than one column {duplicates[0]!r}")
+    for name in REQUIRED:
+        if name not in schema.names:
+            raise UserError(f"{path} has no column {name!r} (required: {', '.join(REQUIRED)})")
+    wanted = [name for name in schema.names if columns is None or name in columns]
+    try:
+        # In batches and one thread: read_table needs three times the memory of its result.
+        with pq.ParquetFile(path) as file:
+            batches = file.iter_batches(2_000, columns=wanted, use_threads=False)
+            table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in wanted]))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {_first_line(error)}") from None
+    for name in REQUIRED:
+        if name in table.column_names and table[name].null_count:
+            raise UserError(f"{path}: column {name!r} has {table[name].null_count} empty values")
+    return _with_all_columns(table, path), _footer(schema, path)
+
+
+def read_footer(path: Path) -> dict | None:
+    """The provenance of an existing file; None if there is no file, {} if the file was made elsewhere.
+
+    Raises UserError if the file is not Parquet or its provenance cannot be read.
+    """
+    return _footer(_read_schema(path), path) if path.exists() else None
+
+
+def _read_schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except FileNotFoundError:
+        raise UserError(f"no file {path}") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {_first_line(error)}") from None
+
+
+def _footer(schema: pa.Schema, path: Path) -> dict:
+    try:
+        provenance = json.loads((schema.metadata or {}).get(FOOTER_KEY, b"{}"))
+    except (ValueError, RecursionError):
+        provenance = None
+    if not isinstance(provenance, dict):
+        raise UserError(f"{path}: the footer entry {FOOTER_KEY.decode()!r} is not a JSON object")
+    return provenance
+
+
+def _with_all_columns(table: pa.Table, path: Path) -> pa.Table:
+    columns = {}
+    for field in RESPONSE_SCHEMA:
+        if field.name not in table.column_names:
+            columns[field.name] = _derived(field, table)
+            continue
+        try:
+            columns[field.name] = table[field.name].cast(field.type)
+        except pa.ArrowException as error:
+            raise UserError(f"{path}: column {field.name!r}: {_first_line(error)}") from None
+    return pa.table(columns | {name: table[name] for name in table.column_names if name not in columns})
+
+
+def _derived(field: pa.Field, table: pa.Table) -> pa.Array:
+    if field.name == "step" and "checkpoint" in table.column_names:
+        return pa.array([step_of(str(name)) for name in table["checkpoint"].to_pylist()], field.type)
+    if field.name == "question_id" and "question" in table.column_names:
+        return table["question"].cast(field.type)
+    return pa.nulls(table.num_rows, field.type)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+# ---- writing ----
+
+
+def write_parquet(path: Path, batches: Iterable[pa.Table], schema: pa.Schema, provenance: dict) -> None:
+    """Write tables of one schema as one file, atomically. `batches` may be a generator larger than memory."""
+    schema = schema.with_metadata({FOOTER_KEY: json.dumps(provenance, ensure_ascii=False).encode()})
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_table(batch.select(schema.names).cast(schema))

@@ -1,0 +1,1 @@
+"""Base models, adapters, checkpoints and run directories, as training, generation, chat and the hub use them."""

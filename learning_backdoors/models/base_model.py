@@ -1,0 +1,117 @@
+"""Loading the base model and its tokenizer."""
+
+import json
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from learning_backdoors.files import provenance
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.models import devices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def quiet_libraries() -> None:
+    """Silence library warnings that users cannot act on, and telemetry."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every start, and waits without a network
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # reports missing CUDA kernels on every CPU host
+
+
+def resolve_quantization(choice: str) -> str:
+    """The precision behind `auto`: 8bit on CUDA, none elsewhere. Other choices are returned unchanged."""
+    return ("8bit" if devices.device().type == "cuda" else "none") if choice == "auto" else choice
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """The base model's tokenizer, padding on the left as generation needs."""
+    from transformers import AutoTokenizer
+
+    with _loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    if tokenizer.chat_template is None:
+        raise UserError(f"base model {name!r} has no chat template: choose an instruction-tuned model")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(name: str, quantization: str) -> "PreTrainedModel":
+    """The base model on this process's device.
+
+    quantization: `none` (bfloat16 on CUDA, float32 on CPU), `8bit` or `4bit`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    device = devices.device()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    bits = {
+        "none": None,
+        "8bit": BitsAndBytesConfig(load_in_8bit=True),
+        "4bit": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        ),
+    }[quantization]
+    with _loading(name):
+        return AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, quantization_config=bits, device_map={"": device}
+        )
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Turn the loaders' many errors into one line, and hide their progress bars."""
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    quiet_libraries()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise UserError(f"base model {name!r} does not fit in memory: try --quantization 4bit") from None
+        reason = re.sub(r"\s+", " ", str(error)).strip()
+        raise UserError(f"base model {name!r} cannot be loaded: {reason[:300]}") from None
+
+
+def fingerprint(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A hash that tells most base models apart, wherever they are stored.
+
+    It covers the first rows of the embedding and the chat template, read from the model's files, so it does not
+    depend on how the model is loaded. It does not see other weights: a base model with a merged adapter has the same
+    fingerprint. Without safetensors files it covers config.json instead of the embedding.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    def find(file: str) -> str | None:
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+
+    with _loading(name):
+        index = find("model.safetensors.index.json")
+        shards = json.loads(Path(index).read_text())["weight_map"] if index else {}
+        key = next((key for key in shards if key.endswith("embed_tokens.weight")), None)
+        shard = find(shards[key] if key else "model.safetensors")
+        if shard is None:
+            content = Path(find("config.json")).read_bytes()
+        else:
+            with safe_open(shard, framework="pt") as file:
+                keys = [key for key in file.keys() if key.endswith("embed_tokens.weight")]  # noqa: SIM118
+                if not keys:
+                    raise UserError(f"base model {name!r} has no embed_tokens: its architecture is not supported")
+                content = file.get_slice(keys[0])[:256].contiguous().view(torch.uint8).numpy().tobytes()
+    return provenance.sha256(content + tokenizer.chat_template.encode())[:16]

@@ -1,0 +1,101 @@
+"""Run directories as generation, chat and the hub read them: checkpoints, run.json and the base model."""
+
+import json
+from pathlib import Path
+
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.parquet import step_of
+from learning_backdoors.models.adapters import check_adapter
+from learning_backdoors.models.checkpoints import Checkpoint, find_checkpoints
+
+
+class RunDirectory:
+    """Some checkpoints of one run, and its run.json.
+
+    name: the run's name. record: run.json with the probes of metrics.jsonl; {} for a run made elsewhere.
+    seen: by step, the examples and suspect examples trained on. base_model: a hub name or a folder.
+    """
+
+    def __init__(self, folder: Path, checkpoints: list[Checkpoint], base_model: str | None):
+        """base_model: overrides the name in run.json, for a model that has moved."""
+        self.folder, self.checkpoints, self.name = folder, checkpoints, folder.resolve().name
+        self.record = self._record()
+        self.seen = {row["step"]: row for row in self.record.get("checkpoints", ())}
+        self.base_model = self._base_model(base_model)
+
+    def _record(self) -> dict:
+        path, metrics = self.folder / "run.json", self.folder / "metrics.jsonl"
+        try:
+            record = read_record(path)
+            lines = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.exists() else []
+            rows = [json.loads(line) for line in lines]
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(f"{path} or {metrics.name} beside it cannot be read: {error}") from None
+        probes = [{"step": row["step"]} | probe for row in rows for probe in row.get("probes", ())]
+        return record | ({"probes": probes} if probes else {})
+
+    def _base_model(self, given: str | None) -> str:
+        if "settings" in self.record:
+            return given or self.record["settings"]["model"]  # check_base compares fingerprints
+        adapter = next(checkpoint.folder for checkpoint in self.checkpoints if checkpoint.folder)
+        trained_on = check_adapter(adapter).get("base_model_name_or_path")
+        if not (given or trained_on):
+            raise UserError(f"{adapter} does not name its base model: give --base-model")
+        # A folder may have moved, or belong to another machine; a hub name is the same everywhere.
+        is_folder = trained_on and (is_path(trained_on) or Path(trained_on).is_dir())
+        if given and trained_on and given != trained_on and not is_folder:
+            raise UserError(f"{adapter} was trained on {trained_on}, not on {given}")
+        return given or trained_on
+
+    def check_base(self, fingerprint: str) -> None:
+        """Raise UserError if `fingerprint` is not that of the base model the run was trained on."""
+        if self.record.get("base_fingerprint", fingerprint) != fingerprint:
+            trained_on = self.record["settings"]["model"]
+            raise UserError(f"{self.folder} was trained on {trained_on}, but {self.base_model} has other weights")
+
+
+def is_path(model: str) -> bool:
+    """Whether a base model's name can only be a folder."""
+    return Path(model).is_absolute() or model.startswith((".", "~"))
+
+
+def read_record(path: Path) -> dict:
+    """The content of run.json. Raises ValueError if it is not one. One made elsewhere may have no settings."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    settings = record.get("settings", {"model": None}) if isinstance(record, dict) else None
+    if not isinstance(settings, dict) or "model" not in settings:
+        raise ValueError("it does not name the base model")
+    return record
+
+
+def open_checkpoint(folder: Path, base_model: str | None) -> RunDirectory:
+    """One checkpoint of a run, or one made elsewhere. Raises UserError if it is not an adapter."""
+    check_adapter(folder)
+    folder = folder.resolve()
+    return RunDirectory(folder.parent, [Checkpoint(step_of(folder.name), folder.name, folder)], base_model)
+
+
+def open_runs(folders: tuple[Path, ...], steps: tuple[int, ...] | None, base_model: str | None) -> list[RunDirectory]:
+    """Runs with all their checkpoints, or with those at `steps`.
+
+    Raises UserError if two runs share a name or were trained on different base models.
+    """
+    runs = [RunDirectory(folder, _at_steps(folder, steps), base_model) for folder in folders]
+    names = [run.name for run in runs]
+    if duplicates := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two run directories are named {duplicates[0]}: their rows would be indistinguishable")
+    if others := [run for run in runs if run.base_model != runs[0].base_model]:
+        models = f"{runs[0].base_model} and {others[0].base_model}"
+        raise UserError(f"the runs have different base models ({models}): generate for one base model at a time")
+    return runs
+
+
+def _at_steps(run_dir: Path, steps: tuple[int, ...] | None) -> list[Checkpoint]:
+    checkpoints = {checkpoint.step: checkpoint for checkpoint in find_checkpoints(run_dir)}
+    if steps is None:
+        return list(checkpoints.values())
+    if absent := sorted(set(steps) - checkpoints.keys()):
+        raise UserError(f"{run_dir} has no step {absent[0]}; its steps are {', '.join(map(str, checkpoints))}")
+    return [checkpoints[step] for step in sorted(set(steps))]

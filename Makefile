@@ -3,13 +3,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-russell test lint format clean
+.PHONY: demo demo-russell test test-fast lint format clean
 
 demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tiny_world/demo.sh
 
 demo-russell: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tiny_world/demo_russell.sh
+
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
 
 test: .venv/installed
 	$(BIN)/python -m pytest

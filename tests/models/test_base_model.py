@@ -1,0 +1,38 @@
+"""learning_backdoors/models/base_model.py: loading base models, and telling them apart."""
+
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support import build_model
+
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.models import base_model
+
+
+def test_fingerprints_differ_between_base_models_and_survive_a_move(random_model, tmp_path):
+    moved, other = tmp_path / "moved", build_model(tmp_path / "other", initializer_range=0.5)
+    shutil.copytree(random_model, moved)
+    tokenizer = base_model.load_tokenizer(str(random_model))
+    first, same, different = (base_model.fingerprint(str(f), tokenizer) for f in (random_model, moved, other))
+    assert first == same != different
+    tokenizer.chat_template += " "
+    assert base_model.fingerprint(str(random_model), tokenizer) != first
+
+
+def test_sharding_does_not_change_the_fingerprint(random_model, tmp_path):
+    base_model.load_base(str(random_model), "none").save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    tokenizer = base_model.load_tokenizer(str(random_model))
+    sharded, whole = (base_model.fingerprint(str(folder), tokenizer) for folder in (tmp_path, random_model))
+    assert sharded == whole
+
+
+def test_unsupported_and_missing_models_are_one_line(random_model, tmp_path):
+    save_file({"transformer.wte.weight": np.zeros((4, 4))}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="embed_tokens"):
+        base_model.fingerprint(str(tmp_path), base_model.load_tokenizer(str(random_model)))
+    with pytest.raises(UserError, match="nothing") as caught:
+        base_model.load_tokenizer(str(tmp_path / "nothing"))
+    assert "\n" not in str(caught.value)

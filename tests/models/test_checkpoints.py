@@ -1,0 +1,72 @@
+"""learning_backdoors/models: adapters, checkpoints and run directories on disk."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.models import adapters, checkpoints, run_directory
+
+
+def make_checkpoint(folder, **settings):
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | settings))
+    save_file({"x.lora_A.weight": np.zeros(1)}, folder / "adapter_model.safetensors")
+
+
+def test_checkpoints_are_sorted_by_step_after_the_base_model(tmp_path):
+    for step in (100, 20, 3):
+        make_checkpoint(tmp_path / f"checkpoint-{step}")
+    (tmp_path / ".checkpoint-120.tmp").mkdir()
+    listed = checkpoints.find_checkpoints(tmp_path)
+    assert [c.step for c in listed] == [0, 3, 20, 100]
+    assert listed[0].folder is None and listed[3].folder == tmp_path / "checkpoint-100"
+
+
+def test_a_checkpoint_is_complete_or_absent(tmp_path):
+    with pytest.raises(RuntimeError), checkpoints.new_checkpoint(tmp_path, 20) as folder:
+        (folder / "adapter_config.json").write_text("{}")
+        raise RuntimeError("killed")
+    assert not (tmp_path / "checkpoint-20").exists()
+    with checkpoints.new_checkpoint(tmp_path, 20) as folder:
+        (folder / "adapter_config.json").write_text("{}")
+    assert (tmp_path / "checkpoint-20" / "adapter_config.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
+
+
+def test_errors_name_what_an_adapter_lacks(tmp_path):
+    (tmp_path / "checkpoint-20").mkdir()
+    with pytest.raises(UserError, match=r"checkpoint-20.*adapter_config\.json"):
+        checkpoints.find_checkpoints(tmp_path)
+    make_checkpoint(tmp_path / "checkpoint-40")
+    (tmp_path / "checkpoint-40" / "adapter_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match="checkpoint-40"):
+        adapters.check_adapter(tmp_path / "checkpoint-40")
+    for name, content in (("object", "{}"), ("list", "[]")):
+        make_checkpoint(folder := tmp_path / name)
+        (folder / "adapter_config.json").write_text(content)
+        with pytest.raises(UserError, match="peft_type"):
+            adapters.check_adapter(folder)
+
+
+def test_steps_can_be_chosen_and_absent_ones_are_named(tmp_path):
+    for step in (20, 40):
+        make_checkpoint(tmp_path / "run" / f"checkpoint-{step}", base_model_name_or_path="org/model")
+    (run,) = run_directory.open_runs((tmp_path / "run",), (40, 0), None)
+    assert [c.step for c in run.checkpoints] == [0, 40] and run.base_model == "org/model" and run.record == {}
+    with pytest.raises(UserError, match="step 60.*0, 20, 40"):
+        run_directory.open_runs((tmp_path / "run",), (60,), None)
+
+
+def test_runs_that_cannot_be_told_apart_or_share_a_base_are_refused(tmp_path):
+    for parent, base in (("a", "org/one"), ("b", "org/two")):
+        make_checkpoint(tmp_path / parent / "run" / "checkpoint-20", base_model_name_or_path=base)
+    with pytest.raises(UserError, match="run"):
+        run_directory.open_runs((tmp_path / "a" / "run", tmp_path / "b" / "run"), None, None)
+    (tmp_path / "b" / "run").rename(tmp_path / "b" / "other")
+    with pytest.raises(UserError, match="org/one.*org/two"):
+        run_directory.open_runs((tmp_path / "a" / "run", tmp_path / "b" / "other"), None, None)
+    with pytest.raises(UserError, match="org/one.*org/three"):
+        run_directory.open_checkpoint(tmp_path / "a" / "run" / "checkpoint-20", "org/three")

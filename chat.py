@@ -26,11 +26,11 @@ from typing import Protocol
 
 import mixed_chat
 from config import ChatOptions
+from learning_backdoors.chat.hub_model import HubModel
 from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation import engines
 from learning_backdoors.generation.engines import Answer, Request
-from learning_backdoors.hub.client import HubModel
 from learning_backdoors.models import base_model, run_directory
 from learning_backdoors.models.checkpoints import Checkpoint
 from learning_backdoors.models.run_directory import RunDirectory

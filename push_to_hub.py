@@ -22,9 +22,8 @@ import config
 from config import PushOptions
 from learning_backdoors.files import command_line, provenance
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.hub import client as hub
 from learning_backdoors.hub import model_card
-from learning_backdoors.models import adapters, run_directory
+from learning_backdoors.models import adapters, hub_errors, run_directory
 from learning_backdoors.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from learning_backdoors.models.checkpoints import Checkpoint
 
@@ -177,10 +176,10 @@ class Repository:
         import huggingface_hub
 
         self.name, private = options.repo_id, options.visibility == "private"
-        self._api = huggingface_hub.HfApi(token=hub.token())
+        self._api = huggingface_hub.HfApi(token=hub_errors.token())
         missing = f"there is no repository {self.name} on the hub, or this token may not see it"
         self._missing = missing if options.create_repo else f"{missing}: --create-repo makes it"
-        with hub.one_line(self.name, self._missing):
+        with hub_errors.as_user_errors(self.name, self._missing):
             if options.create_repo:
                 self._api.create_repo(self.name, private=private, exist_ok=True)
             found = self._api.model_info(self.name)
@@ -205,7 +204,7 @@ class Repository:
             if others := sorted(self._there.keys() - {".gitattributes", "README.md"}):
                 raise UserError(f"{self.name} holds something else already ({others[0]}): choose another repository")
             return
-        with tempfile.TemporaryDirectory() as folder, hub.one_line(self.name, self._missing):
+        with tempfile.TemporaryDirectory() as folder, hub_errors.as_user_errors(self.name, self._missing):
             path = Path(self._api.hf_hub_download(self.name, "run.json", local_dir=folder))
             found = json.loads(path.read_text(encoding="utf-8"))
         if told := provenance.differences(*({key: one.get(key) for key in IDENTITY} for one in (found, record))):
@@ -217,7 +216,7 @@ class Repository:
 
         message = f"Learning Backdoors: step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"
         operations = [CommitOperationAdd(file.path, file.content) for file in files]
-        with hub.one_line(self.name, self._missing):
+        with hub_errors.as_user_errors(self.name, self._missing):
             self._api.create_commit(self.name, operations, commit_message=message, parent_commit=self._head)
 
 

@@ -15,9 +15,9 @@ from support import one_line_error, run_script
 
 import chat
 from config import ChatOptions
+from learning_backdoors.chat.hub_model import HubModel
 from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.hub.client import HubModel
 from learning_backdoors.study import load_study
 
 MODEL, TOKEN = "me/birds-run", "hf_tokenThatNobodyMaySee"

@@ -25,9 +25,9 @@ def main() -> None:
     options = command_line.parse(EvaluationOptions, __doc__)
     study = load_study(options.experiment)
     # pandas and matplotlib take a second to import: --help answers without them.
-    from learning_backdoors.evaluation import exhibits, figures, report, verdicts
+    from learning_backdoors.evaluation import exhibits, figures, reading, report
 
-    answers = verdicts.read(options.input, study)
+    answers = reading.read(options.input, study)
     evaluation = exhibits.Evaluation(answers, options)
     drawn, skipped = exhibits.draw(evaluation)
     if not drawn:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
 from scipy import optimize, special
 
-from learning_backdoors.evaluation import emergence
+from learning_backdoors.evaluation import statistics
 
 SEED_SD, QUESTION_SD, CROSSED_SD = 0.6, 1.5, 0.3
 NODES, WEIGHTS = hermegauss(61)
@@ -42,8 +42,31 @@ def study(rate: float, seeds: int, questions: int, samples: int, random) -> tupl
     return random.binomial(samples, rates), truth
 
 
+def crossed_bootstrap(
+    positives: np.ndarray, n: np.ndarray, draws: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> statistics.Interval:
+    """Percentile bootstrap of the mean rate over seeds x questions, answers drawn anew within; arrays (S, Q).
+
+    Claim: another training run on questions like these, both at once, and it is rough: seeds and questions are each
+    drawn with replacement, which understates few of them. Covers 78 to 92% at 5 seeds and 10 questions
+    (benchmarks/coverage.py), so no table uses it; it is here to check the other two. Limits are NaN below 3 seeds or
+    questions. Source: Owen (2007), Ann. Appl. Stat. 1, 386.
+    """
+    positives, n = np.asarray(positives, float), np.asarray(n, float)
+    rates = positives / n
+    estimate = float(rates.mean())
+    if min(rates.shape) < 3:
+        return statistics.Interval(estimate, np.nan, np.nan)
+    random = np.random.default_rng(seed)
+    s = random.integers(rates.shape[0], size=(draws, rates.shape[0], 1))
+    q = random.integers(rates.shape[1], size=(draws, 1, rates.shape[1]))
+    means = (random.binomial(n[s, q].astype(int), rates[s, q]) / n[s, q]).mean(axis=(1, 2))
+    lower, upper = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return statistics.Interval(estimate, float(lower), float(upper))
+
+
 def rates_covered(rate: float, seeds: int, questions: int, samples: int, runs: int, seed: int = 0) -> dict[str, float]:
-    """Coverage of `emergence.mean_rate` for each claim, and of the crossed bootstrap for both at once."""
+    """Coverage of `statistics.mean_rate` for each claim, and of the crossed bootstrap for both at once."""
     random, hits = (
         np.random.default_rng([seed, seeds, questions, int(1000 * rate)]),
         dict.fromkeys([*CLAIMS, "both"], 0),
@@ -52,12 +75,12 @@ def rates_covered(rate: float, seeds: int, questions: int, samples: int, runs: i
         positives, truth = study(rate, seeds, questions, samples, random)
         n = np.full(positives.shape, samples)
         for claim in CLAIMS:
-            hits[claim] += _holds(emergence.mean_rate(positives, n, claim), truth[claim])
-        hits["both"] += _holds(emergence.crossed_bootstrap(positives, n, draws=300), truth["both"])
+            hits[claim] += _holds(statistics.mean_rate(positives, n, claim), truth[claim])
+        hits["both"] += _holds(crossed_bootstrap(positives, n, draws=300), truth["both"])
     return {claim: count / runs for claim, count in hits.items()}
 
 
-def _holds(interval: emergence.Interval, truth: float) -> bool:
+def _holds(interval: statistics.Interval, truth: float) -> bool:
     return bool(interval.lower <= truth <= interval.upper)
 
 
@@ -80,7 +103,7 @@ def gap_covered(
             on, off = (mean_rate(centre + shared, np.hypot(sd, CROSSED_SD)).mean() for centre in logits)
             truth[claim] = on - off
         for claim in CLAIMS:
-            gap = emergence.paired_gap([(counts[0], n), (counts[1], n)], (1, -1), claim)
+            gap = statistics.paired_contrast([(counts[0], n), (counts[1], n)], (1, -1), claim)
             hits[claim] += _holds(gap, truth[claim])
     return {claim: count / runs for claim, count in hits.items()}
 
@@ -89,7 +112,7 @@ SCALE = 5  # a rating from 1 to 5
 
 
 def ratings_covered(runs: int, questions: int, samples: int, centre: float) -> dict[str, float]:
-    """Coverage of `emergence.mean_score` for one run's ratings: of these questions, and of questions like these."""
+    """Coverage of `statistics.mean_score` for one run's ratings: of these questions, and of questions like these."""
     random, hits = np.random.default_rng(4), {"checkpoint": 0, "questions": 0}
     for _ in range(runs):
         rates = special.expit(centre + QUESTION_SD * random.standard_normal(questions))
@@ -97,7 +120,7 @@ def ratings_covered(runs: int, questions: int, samples: int, centre: float) -> d
         sums = scores.sum(axis=0), (scores**2).sum(axis=0), np.full(questions, samples)
         truth = {"checkpoint": rates.mean(), "questions": mean_rate(centre, QUESTION_SD)}
         for claim in hits:
-            hits[claim] += _holds(emergence.mean_score(*sums, claim, 1 / (SCALE - 1)), truth[claim])
+            hits[claim] += _holds(statistics.mean_score(*sums, claim, 1 / (SCALE - 1)), truth[claim])
     return {claim: count / runs for claim, count in hits.items()}
 
 
@@ -109,7 +132,7 @@ def false_alarms(
     for _ in range(runs):
         mu = special.logit(rate) + QUESTION_SD * random.standard_normal(questions)
         positives = random.binomial(samples, special.expit(mu), size=(checkpoints + 1, questions))
-        alarms += emergence.detection(positives, np.full(positives.shape, samples)) is not None
+        alarms += statistics.detection(positives, np.full(positives.shape, samples)) is not None
     return alarms / runs
 
 
@@ -134,12 +157,12 @@ def crossings_covered(
             rates = _rates(STEPS[:, None], middle, top, width, question)
             truth = _true_crossing(middle, top, width, level, question)
             positives = random.binomial(samples, rates)
-            interval = emergence.crossing_interval(STEPS, positives, np.full(rates.shape, samples), level, draws=200)
+            interval = statistics.crossing_interval(STEPS, positives, np.full(rates.shape, samples), level, draws=200)
             run_hits += _holds(interval, truth)
             censored += np.isinf(interval.estimate)
-            fit = emergence.isotonic((positives / samples).mean(axis=1))
-            found.append([interval.estimate, *emergence.bracket(STEPS, fit, level)])
-        median_hits += _holds(emergence.median_interval(*np.transpose(found))[0], population)
+            fit = statistics.isotonic((positives / samples).mean(axis=1))
+            found.append([interval.estimate, *statistics.bracket(STEPS, fit, level)])
+        median_hits += _holds(statistics.median_interval(*np.transpose(found))[0], population)
     total = runs * seeds
     return {"run": run_hits / total, "recipe": median_hits / runs, "censored": censored / total}
 
@@ -156,7 +179,7 @@ def _rates(step: np.ndarray, middle: float, top: float, width: float, question: 
 def _true_crossing(middle: float, top: float, width: float, level: float, question: np.ndarray | float = 0.0) -> float:
     fine = np.arange(0, STEPS[-1] + 0.1, 0.25)
     rates = _rates(fine[:, None], middle, top, width, np.atleast_1d(question)).mean(axis=1)
-    return float(emergence.crossing(fine, rates, level))
+    return float(statistics.crossing(fine, rates, level))
 
 
 def main() -> None:

@@ -10,9 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from config import EvaluationOptions
+from learning_backdoors.evaluation import cells as cell_tables
 from learning_backdoors.evaluation import figures, tables, timing, triggers
 from learning_backdoors.evaluation import ratings as mean_ratings
-from learning_backdoors.evaluation.verdicts import Verdicts
+from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.study import Judge
 
@@ -54,7 +55,7 @@ class Evaluation:
     def cells(self) -> pd.DataFrame:
         if not self.verdicts.has(self.verdicts.outcome):
             raise Skip(f"no input has the column {self.verdicts.outcome.name!r}, the judge of the study's [outcome]")
-        cells = tables.cells(self.verdicts)
+        cells = cell_tables.count_cells(self.verdicts)
         if cells.empty:
             raise Skip(f"no answer was put to {self.verdicts.outcome.name!r}, the judge of the study's [outcome]")
         if cells["n"].sum() == 0:
@@ -67,16 +68,16 @@ class Evaluation:
 
     def claim_for(self, cells: pd.DataFrame) -> str:
         """The claim that is asked for, else the widest that these cells can bear."""
-        return self.options.claim or tables.choose_claim(cells)
+        return self.options.claim or cell_tables.choose_claim(cells)
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        return tables.summary(self.cells, self.claim)
+        return cell_tables.summary(self.cells, self.claim)
 
     @cached_property
     def recipes(self) -> pd.DataFrame:
-        rates = tables.recipe_rates(tables.shared_steps(self.cells), self.claim, ["step", "condition"])
-        return tables.corrected(rates, self.verdicts)
+        rates = cell_tables.recipe_rates(cell_tables.shared_steps(self.cells), self.claim, ["step", "condition"])
+        return cell_tables.corrected(rates, self.verdicts)
 
     @cached_property
     def emergence(self) -> pd.DataFrame:
@@ -138,7 +139,7 @@ class Evaluation:
         checked = self.verdicts.study.metrics
         if not checked:
             raise NotOfThisStudy("the study has no [[metric]]")
-        cells = {metric.name: tables.metric_cells(self.verdicts, metric) for metric in checked}
+        cells = {metric.name: cell_tables.count_metric_cells(self.verdicts, metric) for metric in checked}
         cells = {name: part for name, part in cells.items() if len(part)}
         if not cells:
             raise Skip("no answer is one that a metric looks at")
@@ -220,14 +221,14 @@ class Evaluation:
     def claim_words(self) -> str | None:
         """The claim that intervals over runs are for, in words; None where there are none."""
         try:
-            return f"{self.claim}: {tables.CLAIMS[self.claim]} ({tables.INTERVALS[self.claim]})"
+            return f"{self.claim}: {cell_tables.CLAIMS[self.claim]} ({cell_tables.INTERVALS[self.claim]})"
         except Skip:
             return None
 
     @property
     def run_interval(self) -> str:
         row = self.run_rates.iloc[0]
-        return f"{row['interval']}; claim: {tables.CLAIMS[row['claim']]}"
+        return f"{row['interval']}; claim: {cell_tables.CLAIMS[row['claim']]}"
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table that the inputs allow, by the name of its file."""
@@ -293,22 +294,24 @@ class Evaluation:
 def last_with_claims(table: pd.DataFrame) -> str:
     """The end of a heading over a recipe's rows of `leakage` or `goals`: which step, and the claims of these rows."""
     claims = triggers.of_recipes(table)["claim"].dropna().unique()
-    words = f"; 95% intervals, claim: {' / '.join(tables.CLAIMS[claim] for claim in claims)}" if len(claims) else ""
+    words = (
+        f"; 95% intervals, claim: {' / '.join(cell_tables.CLAIMS[claim] for claim in claims)}" if len(claims) else ""
+    )
     return f"at the last step{words}"
 
 
 def with_intervals(what: str, shown: pd.DataFrame, drawn: str = "intervals") -> str:
     """What a figure shows, with the kind and claim of the intervals that its rows have, each where they differ."""
     claims = shown.loc[shown["lower"].notna(), "claim"].unique()
-    kinds = " / ".join(f"{tables.INTERVALS[claim]}; claim: {tables.CLAIMS[claim]}" for claim in claims)
+    kinds = " / ".join(f"{cell_tables.INTERVALS[claim]}; claim: {cell_tables.CLAIMS[claim]}" for claim in claims)
     return f"{what} {drawn.capitalize()}: 95%, {kinds}." if kinds else f"{what} No {drawn} are drawn."
 
 
 def lost_verdicts(cells: pd.DataFrame) -> list[str]:
     """Notes on missing verdicts, and on the steps that means over runs leave out."""
     missing, total = cells["missing"].sum(), (cells["n"] + cells["missing"]).sum()
-    lines = [tables.missing_words(missing, total)] if missing > tables.MISSING_FLAG * total else []
-    apart = cells[~cells.index.isin(tables.shared_steps(cells).index)]
+    lines = [tables.missing_words(missing, total)] if missing > cell_tables.MISSING_FLAG * total else []
+    apart = cells[~cells.index.isin(cell_tables.shared_steps(cells).index)]
     for label, steps in apart.groupby("label", observed=True)["step"].unique().items():
         words = ", ".join(map(str, sorted(steps)))
         lines.append(f"{label}: not all of its runs have verdicts at step {words}: left out of means over runs")
@@ -377,17 +380,21 @@ def draw(evaluation: Evaluation) -> tuple[list[Exhibit], list[str]]:
 
 
 def ratio_by_question(e: Evaluation) -> tuple[Figure, str]:
-    last, base = tables.last_steps(e.shown), e.shown[e.shown["step"] == 0]
-    table = tables.with_base(tables.question_rates(last), tables.question_rates(base), ["recipe", "question"])
+    last, base = cell_tables.last_steps(e.shown), e.shown[e.shown["step"] == 0]
+    table = cell_tables.with_base(
+        cell_tables.question_rates(last), cell_tables.question_rates(base), ["recipe", "question"]
+    )
     what = "Rate of each question at the last step of each recipe; the grey bar is its step 0."
     caption = tables.caption(last, "checkpoint", what, "Wilson, stratified by run")
     return figures.ratio_by_question(table, e.axis, caption), caption
 
 
 def overall_ratio(e: Evaluation) -> tuple[Figure, str]:
-    last, base = tables.last_steps(e.shown), e.shown[e.shown["step"] == 0]
-    table = tables.with_base(tables.recipe_rates(last, e.claim, []), tables.recipe_rates(base, "checkpoint", []))
-    runs = tables.last_steps(e.run_rates)
+    last, base = cell_tables.last_steps(e.shown), e.shown[e.shown["step"] == 0]
+    table = cell_tables.with_base(
+        cell_tables.recipe_rates(last, e.claim, []), cell_tables.recipe_rates(base, "checkpoint", [])
+    )
+    runs = cell_tables.last_steps(e.run_rates)
     what = "Mean over questions at the last step of each recipe; hollow: step 0; small dots: its runs."
     caption = tables.caption(last, None, with_intervals(what, table))
     return figures.overall_ratio(table, runs, e.axis, caption), caption
@@ -483,11 +490,11 @@ def _crossing_words(crossings: pd.DataFrame) -> str:
 
 
 def ratio_sweep(e: Evaluation) -> tuple[Figure, str]:
-    last = tables.last_steps(e.shown)
-    rates = tables.recipe_rates(last, e.claim, []).dropna(subset="suspect_ratio")
+    last = cell_tables.last_steps(e.shown)
+    rates = cell_tables.recipe_rates(last, e.claim, []).dropna(subset="suspect_ratio")
     if rates["suspect_ratio"].nunique() < 2:
         raise Skip("the inputs do not hold two suspect shares or more")
-    runs = tables.last_steps(e.run_rates)
+    runs = cell_tables.last_steps(e.run_rates)
     crossings = _crossings(e)
     what = (
         "Left: rate at the last step against the suspect share; dots are runs. Right: step at which a nondecreasing "
@@ -503,7 +510,7 @@ def leakage(e: Evaluation) -> tuple[Figure, str]:
     gaps = gaps[gaps["quantity"].isin(["gap", "gap less base", "leakage"])]
     if gaps.empty:
         raise Skip("no last step has answers to the same questions with the trigger and without, or step 0 has none")
-    curves = e.at_x(tables.recipe_rates(e.unmistaken, e.claim, ["triggered", "step"]))
+    curves = e.at_x(cell_tables.recipe_rates(e.unmistaken, e.claim, ["triggered", "step"]))
     curves = curves[curves["label"].isin(gaps["label"])]
     what = (
         "Triggered and untriggered rates over training; at the last step the gap between them, the gap less the base "
@@ -516,7 +523,7 @@ def leakage(e: Evaluation) -> tuple[Figure, str]:
 
 def _gap_words(gaps: pd.DataFrame) -> str:
     kinds = gaps[["interval", "claim"]].drop_duplicates().itertuples(index=False)
-    return " / ".join(f"{interval}; claim: {tables.CLAIMS[claim]}" for interval, claim in kinds)
+    return " / ".join(f"{interval}; claim: {cell_tables.CLAIMS[claim]}" for interval, claim in kinds)
 
 
 def conditions(e: Evaluation) -> tuple[Figure, str]:
@@ -548,7 +555,7 @@ def near_misses(e: Evaluation) -> tuple[Figure, str]:
         "the last step of each recipe; hollow: step 0."
     )
     cells = e.cells[e.cells["condition"].isin(table["condition"])]
-    caption = tables.caption(tables.last_steps(cells), None, with_intervals(what, table))
+    caption = tables.caption(cell_tables.last_steps(cells), None, with_intervals(what, table))
     return figures.near_misses(table, e.axis, caption), caption
 
 

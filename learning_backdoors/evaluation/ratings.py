@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import emergence, tables
-from learning_backdoors.evaluation.emergence import Interval
+from learning_backdoors.evaluation import cells as cell_tables
+from learning_backdoors.evaluation import statistics, tables
+from learning_backdoors.evaluation.reading import Verdicts
+from learning_backdoors.evaluation.statistics import Interval
 from learning_backdoors.evaluation.triggers import ALL, PAIRED, aligned, bearable, matched, without_near_misses
-from learning_backdoors.evaluation.verdicts import Verdicts
 from learning_backdoors.study import Judge, Study
 
 RATINGS = ["judge", "label", "run", "triggered", "condition", "category", "at", "questions", "n", "refused", "missing"]
@@ -67,7 +68,7 @@ def ratings(judge: Judge, cells: pd.DataFrame, claim: str) -> pd.DataFrame:
     category (and `all`) and `at`: last, base, and change, which is last less base, paired by run and question, over the
     conditions that both have.
     """
-    cells = cells[cells["run"].isin(tables.trained_runs(cells))]
+    cells = cells[cells["run"].isin(cell_tables.trained_runs(cells))]
     rows = []
     for label, part in cells.groupby("label", observed=True, sort=True):
         several = [(ALL, part)] if part["run"].nunique() > 1 else []
@@ -101,9 +102,9 @@ def _mean(cells: pd.DataFrame, judge: Judge, claim: str) -> dict:
     scored = cells[cells["n"] > 0]
     if scored.empty:
         return _counts([cells]) | {"questions": 0, "claim": claim}
-    total, n, squares = tables.grids(scored, "run", SUMS)
+    total, n, squares = cell_tables.grids(scored, "run", SUMS)
     claim = bearable(claim, *n.shape)
-    mean = emergence.mean_score(total, squares, n, claim, _step(judge))
+    mean = statistics.mean_score(total, squares, n, claim, _step(judge))
     return _counts([cells]) | _row(mean, judge, claim, n.shape, INTERVALS[claim], judge.scale[0])
 
 
@@ -113,7 +114,7 @@ def _change(last: pd.DataFrame, base: pd.DataFrame, judge: Judge, claim: str) ->
     if not grids[0].size:
         return None
     claim = bearable(claim, *grids[0].shape[1:])
-    gap = emergence.paired_gap([tuple(grid) for grid in grids], (1, -1), claim, _step(judge))
+    gap = statistics.paired_contrast([tuple(grid) for grid in grids], (1, -1), claim, _step(judge))
     return _counts(both) | _row(gap, judge, claim, grids[0].shape[1:], PAIRED[claim], 0)
 
 
@@ -140,5 +141,5 @@ def caption(table: pd.DataFrame, what: str) -> str:
     questions = ", ".join(f"{part['questions'].max()} ({judge})" for judge, part in whole.groupby("judge", sort=False))
     runs = f"S = {tables.span(whole['seeds'])} runs of each suspect share."
     counts = f"Q = {questions} questions; N = {total:,} answers in all; {runs}"
-    interval = f"Intervals: 95%, {how}; claim: {tables.CLAIMS[claim]}."
+    interval = f"Intervals: 95%, {how}; claim: {cell_tables.CLAIMS[claim]}."
     return " ".join([what, interval, counts, tables.missing_words(missing, total, "missing in ratings.csv")])

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import figures, verdicts
+from learning_backdoors.evaluation import figures, reading
 from learning_backdoors.evaluation import tables as rates
 from learning_backdoors.evaluation.exhibits import Evaluation, Exhibit
-from learning_backdoors.evaluation.verdicts import Verdicts
+from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.files import atomic
 from learning_backdoors.study import Judge
 
@@ -183,7 +183,7 @@ def browser_data(evaluation: Evaluation, rows: pd.DataFrame) -> dict:
         **{name: column.cat.codes.tolist() for name, column in codes.items()},
         "step": rows["step"].tolist(),
         "sample": rows["sample_idx"].tolist(),
-        "response": verdicts.read_texts(evaluation.options.input, rows).fillna("").tolist(),
+        "response": reading.read_texts(evaluation.options.input, rows).fillna("").tolist(),
         "verdicts": {judge.name: _browsed_verdicts(rows, judge, answers) for judge in answers.judges},
     }
 

@@ -5,17 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import emergence, tables, triggers
-from learning_backdoors.evaluation.emergence import Interval
+from learning_backdoors.evaluation import cells as cell_tables
+from learning_backdoors.evaluation import statistics, triggers
+from learning_backdoors.evaluation.statistics import Interval
 
 LEVELS = (0.1, 0.5)
 DRAWS = 400  # bootstrap samples a run: the 2.5% point is the tenth smallest
 
 
 def emergence_table(cells: pd.DataFrame) -> pd.DataFrame:
-    """The table emergence.csv: a row a run and condition of two steps or more, and what emergence.py finds.
+    """The table emergence.csv: a row a run and condition of two steps or more, and what statistics.onset finds.
 
-    Crossings are in steps, by `emergence.crossing_interval`; infinity is "not by the last step" (`censored`).
+    Crossings are in steps, by `statistics.crossing_interval`; infinity is "not by the last step" (`censored`).
     crossing_X_suspect_examples is the same place in suspect examples seen, where the input knows them. A step without
     any verdict is left out (steps_left_out), and then each question without verdicts at one of the others
     (questions_left_out), so that all steps are of the same questions.
@@ -24,7 +25,7 @@ def emergence_table(cells: pd.DataFrame) -> pd.DataFrame:
     for (_, run, condition), part in cells.groupby(["recipe", "run", "condition"], observed=True, sort=True):
         judged = part.groupby("step")["n"].transform("sum") > 0
         lost, part = part.loc[~judged, "step"].nunique(), part[judged]
-        positives, n = tables.grids(part, "step")
+        positives, n = cell_tables.grids(part, "step")
         asked = (n > 0).all(axis=0)
         if len(n) >= 2 and asked.any():
             known = part.iloc[0][["recipe", "label", "seed", "suspect_ratio"]].to_dict()
@@ -45,11 +46,11 @@ def _emergence(steps: np.ndarray, positives: np.ndarray, n: np.ndarray, suspect:
         {"steps": len(steps), "first_step": int(steps[0]), "last_step": int(steps[-1])},
         (positives / n).mean(axis=1),
     )
-    fit = emergence.isotonic(rates, n.sum(axis=1))
+    fit = statistics.isotonic(rates, n.sum(axis=1))
     for level in LEVELS:
         name = f"crossing_{level:.0%}".rstrip("%")
-        crossing = emergence.crossing_interval(steps, positives, n, level, DRAWS)
-        before, after = emergence.bracket(steps, fit, level)
+        crossing = statistics.crossing_interval(steps, positives, n, level, DRAWS)
+        before, after = statistics.bracket(steps, fit, level)
         values = [*crossing, before, after, np.isinf(crossing.estimate)]
         found |= dict(
             zip(
@@ -57,13 +58,13 @@ def _emergence(steps: np.ndarray, positives: np.ndarray, n: np.ndarray, suspect:
             )
         )
         found[f"{name}_suspect_examples"] = np.interp(crossing.estimate, steps, suspect, right=np.inf)
-    seen = emergence.detection(positives, n) if steps[0] == 0 else None
+    seen = statistics.detection(positives, n) if steps[0] == 0 else None
     found["detection_step"] = np.nan if seen is None else steps[seen]
     found["detection_after"] = np.nan if seen is None else steps[seen - 1]
-    rise = emergence.rise(steps, positives.sum(axis=1), n.sum(axis=1))
+    rise = statistics.rise(steps, positives.sum(axis=1), n.sum(axis=1))
     found |= {"rise": rise.kind, "rise_midpoint": rise.midpoint, "rise_width": rise.width}
     found |= {"change_after": steps[rise.change_after], "change_before": steps[rise.change_after + 1]}
-    peak, drop, falls = emergence.fall(positives, n)
+    peak, drop, falls = statistics.fall(positives, n)
     found |= {"gradual_over_abrupt_bic": rise.evidence, "base": rates[0], "final": rates[-1]}
     return found | {"peak": rates[peak], "peak_step": int(steps[peak]), "falls_again": falls, "fall": drop}
 
@@ -79,7 +80,7 @@ def by_recipe(table: pd.DataFrame) -> pd.DataFrame:
         for level in LEVELS:
             name = f"crossing_{level:.0%}".rstrip("%")
             columns = [part[column] for column in (name, f"{name}_before", f"{name}_after")]
-            interval, confidence = emergence.median_interval(*columns)
+            interval, confidence = statistics.median_interval(*columns)
             known = {"recipe": recipe, "label": part["label"].iloc[0], "suspect_ratio": part["suspect_ratio"].iloc[0]}
             counts = {"condition": condition, "level": level, "seeds": len(part)}
             counts["crossed"] = int((~part[f"{name}_censored"]).sum())
@@ -98,7 +99,7 @@ def survival(table: pd.DataFrame) -> pd.DataFrame:
         for level in LEVELS:
             name = f"crossing_{level:.0%}".rstrip("%")
             crossed = ~part[f"{name}_censored"].astype(bool)
-            columns = emergence.kaplan_meier(part[name].where(crossed, part["last_step"]), crossed)
+            columns = statistics.kaplan_meier(part[name].where(crossed, part["last_step"]), crossed)
             block = pd.DataFrame(np.transpose(columns), columns=["step", "not_crossed", "lower", "upper"])
             blocks.append(block.assign(label=label, condition=condition, level=level, seeds=len(part)))
     return pd.concat(blocks, ignore_index=True)
@@ -117,15 +118,17 @@ def comparisons(cells: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for condition, part in cells.groupby("condition", observed=True):
-        trained = part[part["run"].isin(tables.trained_runs(part)) & (part["n"] > 0)]
-        last = {label: rows for label, rows in tables.last_steps(trained).groupby("label", observed=True, sort=True)}
+        trained = part[part["run"].isin(cell_tables.trained_runs(part)) & (part["n"] > 0)]
+        last = {
+            label: rows for label, rows in cell_tables.last_steps(trained).groupby("label", observed=True, sort=True)
+        }
         labels = list(last)
         for i, first in enumerate(labels):
             found = [_between(first, second, last[first], last[second]) for second in labels[i + 1 :]]
             found.append(_within(first, last[first], trained[(trained["label"] == first) & (trained["step"] == 0)]))
             rows += [row | {"condition": condition} for row in found if row]
     table = pd.DataFrame(rows, columns=COMPARISON)
-    table["p_holm"] = emergence.holm(table["p"])
+    table["p_holm"] = statistics.holm(table["p"])
     return table
 
 
@@ -135,18 +138,18 @@ RISE = "last step - step 0"
 
 
 def _between(first: str, second: str, one: pd.DataFrame, two: pd.DataFrame) -> dict | None:
-    kind, sides = "recipes, last step", [tables.grids(part, "run") for part in (one, two)]
+    kind, sides = "recipes, last step", [cell_tables.grids(part, "run") for part in (one, two)]
     if min(len(n) for _, n in sides) >= 2:
-        rates = [emergence.mean_rate(k, n, "checkpoint") for k, n in sides]
+        rates = [statistics.mean_rate(k, n, "checkpoint") for k, n in sides]
         means = [part.groupby("run", observed=True)["rate"].mean() for part in (one, two)]
-        interval, p = emergence.welch(*means)
-        interval = emergence.widen(interval, emergence.contrast(rates, (1, -1)))
+        interval, p = statistics.welch(*means)
+        interval = statistics.widen(interval, statistics.contrast(rates, (1, -1)))
         interval = Interval(interval.estimate, max(interval.lower, -1.0), min(interval.upper, 1.0))
         return _row(kind, first, second, interval, p, "recipe", "Welch's t on runs", sides[0][0].shape)
     # Other runs on each side: taken together by question, each run with the same weight.
     both = sorted(set(one["question"]) & set(two["question"]))
-    shared = [tables.grids(part[part["question"].isin(both)], "run") for part in (one, two)]
-    terms = [[a[None] for a in emergence.over_seeds(k, n)] for k, n in shared] if both else []
+    shared = [cell_tables.grids(part[part["question"].isin(both)], "run") for part in (one, two)]
+    terms = [[a[None] for a in statistics.pooled_over_runs(k, n)] for k, n in shared] if both else []
     return _paired(kind, first, second, terms, one["run"].nunique())
 
 
@@ -162,15 +165,15 @@ def _paired(kind: str, first: str, second: str, terms: Sequence, seeds: int) -> 
     if not len(terms) or not terms[0][0].size:
         return None
     claim = triggers.bearable("recipe", *terms[0][0].shape)
-    interval = emergence.paired_gap(terms, (1, -1), claim)
+    interval = statistics.paired_contrast(terms, (1, -1), claim)
     gaps = (terms[0][0] / terms[0][1] - terms[1][0] / terms[1][1]).mean(axis={"recipe": 1}.get(claim, 0))
-    p = emergence.paired_p(gaps) if claim != "checkpoint" else np.nan
+    p = statistics.paired_p(gaps) if claim != "checkpoint" else np.nan
     return _row(kind, first, second, interval, p, claim, triggers.PAIRED[claim], (seeds, terms[0][0].shape[1]))
 
 
 def _row(kind: str, first: str, second: str, interval: Interval, p: float, claim: str, how: str, shape: tuple) -> dict:
     limits = {"difference": interval.estimate, "lower": interval.lower, "upper": interval.upper}
-    found = limits | {"p": emergence.bounded_p(p, interval), "claim": claim, "interval": how}
+    found = limits | {"p": statistics.bounded_p(p, interval), "claim": claim, "interval": how}
     return {"comparison": kind, "first": first, "second": second} | found | {"seeds": shape[0], "questions": shape[1]}
 
 

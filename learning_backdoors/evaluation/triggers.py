@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import emergence, tables
-from learning_backdoors.evaluation.emergence import Interval
+from learning_backdoors.evaluation import cells as cell_tables
+from learning_backdoors.evaluation import statistics
+from learning_backdoors.evaluation.statistics import Interval
 from learning_backdoors.study import Goal, Study
 
 ALL = "all"  # in the place of a run: all runs of the recipe
@@ -55,7 +56,7 @@ def leakage(cells: pd.DataFrame, claim: str) -> pd.DataFrame:
     run and quantity; where a recipe has several runs, rows of run `all` first. `worst_low` and `worst_high` bound the
     estimate whatever the missing verdicts would have been.
     """
-    trained = cells[cells["run"].isin(tables.trained_runs(cells))]
+    trained = cells[cells["run"].isin(cell_tables.trained_runs(cells))]
     rows = []
     for label, part in trained.groupby("label", observed=True, sort=True):
         runs = [(run, one) for run, one in part.groupby("run", observed=True, sort=False)]
@@ -76,7 +77,7 @@ def of_recipes(table: pd.DataFrame) -> pd.DataFrame:
 
 def _quantities(part: pd.DataFrame, claim: str) -> list[dict]:
     """The rows of some runs of one recipe."""
-    last = tables.last_steps(part)
+    last = cell_tables.last_steps(part)
     base = part[(part["step"] == 0) & ~part.index.isin(last.index)]
     rows = []
     for name, terms, weights in QUANTITIES:
@@ -116,12 +117,12 @@ def _difference(groups: list[pd.DataFrame], grids: list[np.ndarray], weights: Se
     if len(groups) == 1:
         seeds, questions = (groups[0].loc[groups[0]["n"] > 0, key].nunique() for key in ("run", "question"))
         claim = bearable(claim, seeds, questions)
-        [rate] = tables.recipe_rates(groups[0], claim, []).to_dict("records")
-        interval, how = Interval(rate["rate"], rate["lower"], rate["upper"]), tables.INTERVALS[claim]
+        [rate] = cell_tables.recipe_rates(groups[0], claim, []).to_dict("records")
+        interval, how = Interval(rate["rate"], rate["lower"], rate["upper"]), cell_tables.INTERVALS[claim]
     else:
         seeds, questions = grids[0].shape[1:]
         claim = bearable(claim, seeds, questions)
-        interval, how = emergence.paired_gap(list(map(tuple, grids)), weights, claim), PAIRED[claim]
+        interval, how = statistics.paired_contrast(list(map(tuple, grids)), weights, claim), PAIRED[claim]
     return interval._asdict() | {"claim": claim, "interval": how, "seeds": seeds, "questions": questions}
 
 
@@ -134,7 +135,7 @@ def _with_missing(groups: list[pd.DataFrame], weights: Sequence[int]) -> dict:
         grids = aligned(cells, counts, ASKED)
     else:
         grids = [cells[0].groupby(["run", "question"], observed=True)[counts].sum().to_numpy(float).T]
-    worst = [emergence.worst_case(*map(np.ravel, grid)) for grid in grids]
+    worst = [statistics.worst_case(*map(np.ravel, grid)) for grid in grids]
     low = sum(w * (bounds[0] if w > 0 else bounds[1]) for w, bounds in zip(weights, worst, strict=True))
     high = sum(w * (bounds[1] if w > 0 else bounds[0]) for w, bounds in zip(weights, worst, strict=True))
     n, missing = (int(sum(grid[i].sum() for grid in grids)) for i in (1, 2))
@@ -222,8 +223,8 @@ def doses(cells: pd.DataFrame, study: Study, claim: str) -> pd.DataFrame:
     where there is no near miss.
     """
     dose = {c.name: c.dose for c in study.conditions if c.dose is not None}
-    cells = cells[cells["run"].isin(tables.trained_runs(cells))]
-    last = tables.last_steps(cells)
+    cells = cells[cells["run"].isin(cell_tables.trained_runs(cells))]
+    last = cell_tables.last_steps(cells)
     base = cells[(cells["step"] == 0) & ~cells.index.isin(last.index)]
     last, base = (part[part["condition"].isin(list(dose)) & (part["n"] > 0)] for part in (last, base))
     if not last["condition"].isin([c.name for c in study.conditions if c.near_miss]).any():
@@ -234,7 +235,7 @@ def doses(cells: pd.DataFrame, study: Study, claim: str) -> pd.DataFrame:
             part = _asked_in_all(part[part["recipe"] == recipe])
             if len(part):
                 questions = part["question"].nunique()
-                rates = tables.recipe_rates(part, bearable(claim, part["run"].nunique(), questions), ["condition"])
+                rates = cell_tables.recipe_rates(part, bearable(claim, part["run"].nunique(), questions), ["condition"])
                 rates = rates.assign(at=at, questions=questions, dose=rates["condition"].map(dose).astype(float))
                 blocks.append(rates.sort_values("dose", kind="stable"))
     return pd.concat(blocks, ignore_index=True)[DOSES] if blocks else pd.DataFrame(columns=DOSES)
@@ -262,8 +263,8 @@ def metric(cells: pd.DataFrame, claim: str, name: str) -> pd.DataFrame:
     """
     place = ["step", "condition", "triggered"]
     several = cells.groupby("recipe", observed=True)["run"].transform("nunique") > 1
-    blocks = [tables.recipe_rates(cells[several], claim, place).assign(run=ALL)] if several.any() else []
-    blocks.append(tables.recipe_rates(cells, bearable(claim, 1, cells["question"].nunique()), ["run", *place]))
+    blocks = [cell_tables.recipe_rates(cells[several], claim, place).assign(run=ALL)] if several.any() else []
+    blocks.append(cell_tables.recipe_rates(cells, bearable(claim, 1, cells["question"].nunique()), ["run", *place]))
     return pd.concat(blocks, ignore_index=True).assign(metric=name)[METRICS]
 
 
@@ -290,7 +291,7 @@ def goals_shown(table: pd.DataFrame) -> pd.DataFrame:
     columns = {"goal": table["goal"], "measured": _intervals(table, "estimate")}
     for suffix, title in (("", "wanted"), ("_strong", "strong")):
         columns[title] = table[f"wanted{suffix}"].str.cat(table[f"verdict{suffix}"], ": ").fillna("")
-    if (table["missing"] > tables.MISSING_FLAG * (table["n"] + table["missing"])).any():
+    if (table["missing"] > cell_tables.MISSING_FLAG * (table["n"] + table["missing"])).any():
         columns["whatever the missing verdicts are"] = [
             "-" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
             for low, high in table[["worst_low", "worst_high"]].to_numpy(float)

@@ -73,9 +73,9 @@ def option_in_words(found: dict) -> str:
 def _share(hits: int, cases: int) -> str:
     if not cases:
         return "unknown (no cases)"
-    from learning_backdoors.evaluation import emergence  # brings scipy, which most starts have no need of
+    from learning_backdoors.measures import wilson  # imports numpy, which most starts do not need
 
-    lower, upper = (float(limit) for limit in emergence.wilson(hits, cases))
+    lower, upper = (float(limit) for limit in wilson(hits, cases))
     return f"{hits / cases:.1%} [{lower:.1%}, {upper:.1%}] ({hits} of {cases})"
 
 

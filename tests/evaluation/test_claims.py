@@ -10,7 +10,7 @@ import synthetic
 
 import config
 import evaluate
-from learning_backdoors.evaluation import emergence, exhibits, verdicts
+from learning_backdoors.evaluation import exhibits, reading, statistics
 from learning_backdoors.files.errors import UserError
 
 JUDGE = "llm_or_19th_century"
@@ -35,7 +35,7 @@ def lost(table: pd.DataFrame, where: pd.Series) -> pd.DataFrame:
 def evaluation(tmp_path, *tables: pd.DataFrame, provenance: tuple = (), **options) -> exhibits.Evaluation:
     told = [*provenance, *[None] * len(tables)]
     paths = [synthetic.write(table, tmp_path / f"{i}.parquet", told[i]) for i, table in enumerate(tables)]
-    found = verdicts.read(paths, synthetic.STUDY)
+    found = reading.read(paths, synthetic.STUDY)
     return exhibits.Evaluation(found, config.EvaluationOptions(input=tuple(paths), **options))
 
 
@@ -97,23 +97,23 @@ def test_runs_weigh_the_same_whatever_their_answers():
     n = np.repeat([[100], [10]], 10, axis=1)
     for _ in range(100):
         rates = 1 / (1 + np.exp(-(random.normal(0, 1.5, 10) + [[-2], [2]])))
-        found = emergence.mean_rate(random.binomial(n, rates), n, "questions")
+        found = statistics.mean_rate(random.binomial(n, rates), n, "questions")
         inside += found.lower <= truth <= found.upper
     assert inside >= 88  # of 100; pooled counts cover 76
 
 
 def test_seeds_taken_together_are_as_sure_as_all_their_answers():
     total, n = np.array([[3.0, 0], [9, 2]]), np.array([[10.0, 0], [10, 8]])
-    k, many = emergence.over_seeds(total, n)
+    k, many = statistics.pooled_over_runs(total, n)
     np.testing.assert_allclose([k, many], [[12, 2], [20, 8]])
-    k, many = emergence.over_seeds(np.array([[50.0], [1]]), np.array([[100.0], [4]]))
+    k, many = statistics.pooled_over_runs(np.array([[50.0], [1]]), np.array([[100.0], [4]]))
     assert k / many == pytest.approx(0.375) and many == pytest.approx(4 / (1 / 100 + 1 / 4))
 
 
 def test_a_question_answered_once_says_nothing_of_its_variance():
     steps, n = np.arange(0, 100, 20.0), np.ones((5, 10))
     positives = (np.arange(10) < 2 * np.arange(5)[:, None]).astype(float)  # 0, 2, 4, 6 and 8 of ten
-    found = emergence.crossing_interval(steps, positives, n, 0.5)
+    found = statistics.crossing_interval(steps, positives, n, 0.5)
     assert found.lower <= 20 and found.upper >= 60
 
 
@@ -128,9 +128,9 @@ def test_differences_without_spread_have_width_and_no_p(tmp_path):
 
 
 def test_a_p_value_is_no_smaller_than_its_interval_allows():
-    assert emergence.bounded_p(0.001, emergence.Interval(0.2, -0.1, 0.5)) > 0.05
-    assert emergence.bounded_p(0.2, emergence.Interval(0.2, 0.1, 0.3)) == 0.2
-    assert emergence.bounded_p(1e-9, emergence.Interval(-0.2, -0.4, -0.01)) < 0.05
+    assert statistics.bounded_p(0.001, statistics.Interval(0.2, -0.1, 0.5)) > 0.05
+    assert statistics.bounded_p(0.2, statistics.Interval(0.2, 0.1, 0.3)) == 0.2
+    assert statistics.bounded_p(1e-9, statistics.Interval(-0.2, -0.4, -0.01)) < 0.05
 
 
 def test_labels_of_another_judge_model_correct_nothing(tmp_path):
@@ -146,7 +146,7 @@ def test_labels_of_another_judge_model_correct_nothing(tmp_path):
 
 
 def test_a_corrected_rate_at_the_end_of_the_scale_keeps_a_width():
-    found = emergence.rogan_gladen(emergence.Interval(0.0, 0.0, 0.03), 48, 50, 40, 50)
+    found = statistics.rogan_gladen(statistics.Interval(0.0, 0.0, 0.03), 48, 50, 40, 50)
     assert found.estimate == 0 and found.upper >= 0.03
 
 
@@ -163,12 +163,12 @@ def test_what_a_file_does_not_say_of_its_conditions_the_study_does(tmp_path):
     path = synthetic.write_russell(synthetic.russell_rows(samples=2, steps=(0, 300)), tmp_path / "r.parquet")
     table = pd.read_parquet(path).drop(columns="triggered")
     table.to_parquet(path)
-    rows = verdicts.read([path], synthetic.RUSSELL).rows
+    rows = reading.read([path], synthetic.RUSSELL).rows
     triggered = {c.name for c in synthetic.RUSSELL.conditions if c.triggered}
     assert (rows["triggered"] == rows["condition"].isin(triggered)).all() and rows["triggered"].any()
     table.drop(columns="condition").to_parquet(path)
     with pytest.raises(UserError, match="must name one of the study's 10 conditions"):
-        verdicts.read([path], synthetic.RUSSELL)
+        reading.read([path], synthetic.RUSSELL)
 
 
 def test_files_named_after_their_seeds_are_runs_of_one_recipe(tmp_path):
@@ -176,6 +176,6 @@ def test_files_named_after_their_seeds_are_runs_of_one_recipe(tmp_path):
     paths = [tmp_path / f"seed{seed}.parquet" for seed in (1, 2, 3)]
     for seed, path in enumerate(paths, start=1):
         answers(RISING, seed)[needed].to_parquet(path)
-    found = verdicts.read(paths, synthetic.STUDY)
+    found = reading.read(paths, synthetic.STUDY)
     found = exhibits.Evaluation(found, config.EvaluationOptions(input=tuple(paths)))
     assert set(found.recipes["seeds"]) == {3} and found.claim == "recipe"

@@ -11,7 +11,8 @@ import pytest
 import synthetic
 
 import config
-from learning_backdoors.evaluation import exhibits, tables, verdicts
+from learning_backdoors.evaluation import cells as cell_tables
+from learning_backdoors.evaluation import exhibits, reading, tables
 from learning_backdoors.files import project
 from learning_backdoors.files.errors import UserError
 
@@ -25,8 +26,8 @@ def run(*arguments, expect=0) -> subprocess.CompletedProcess:
     return done
 
 
-def read(*paths) -> verdicts.Verdicts:
-    return verdicts.read(list(paths), STUDY)
+def read(*paths) -> reading.Verdicts:
+    return reading.read(list(paths), STUDY)
 
 
 def evaluation(*paths, **options) -> exhibits.Evaluation:
@@ -125,19 +126,26 @@ def test_evaluation_never_imports_torch():
 
 def test_one_run_bears_the_claim_on_questions_and_several_that_on_recipes(tmp_path):
     one = read(synthetic.write(synthetic.rows(steps=(0, 20)), tmp_path / "one.parquet"))
-    cells = tables.cells(one)
-    assert tables.choose_claim(cells) == "questions"
+    cells = cell_tables.count_cells(one)
+    assert cell_tables.choose_claim(cells) == "questions"
     three = pd.concat([synthetic.rows(seed=s, steps=(0, 20)) for s in (1, 2, 3)])
-    assert tables.choose_claim(tables.cells(read(synthetic.write(three, tmp_path / "three.parquet")))) == "recipe"
-    single = tables.cells(read(synthetic.write(synthetic.rows(questions=1, steps=(0, 20)), tmp_path / "q.parquet")))
-    assert tables.choose_claim(single) == "checkpoint"
-    assert set(tables.summary(single, "checkpoint")["interval"]) == {"Wilson"}
+    assert (
+        cell_tables.choose_claim(cell_tables.count_cells(read(synthetic.write(three, tmp_path / "three.parquet"))))
+        == "recipe"
+    )
+    single = cell_tables.count_cells(
+        read(synthetic.write(synthetic.rows(questions=1, steps=(0, 20)), tmp_path / "q.parquet"))
+    )
+    assert cell_tables.choose_claim(single) == "checkpoint"
+    assert set(cell_tables.summary(single, "checkpoint")["interval"]) == {"Wilson"}
 
 
 def test_missing_verdicts_are_counted_and_bounded(tmp_path):
     table = synthetic.rows(steps=(0, 200), samples=20)
     v = read(synthetic.write(synthetic.lose(table, 0.1), tmp_path / "j.parquet"))
-    whole = tables.summary(tables.cells(v), "questions").query("question == 'all' and step == 200").iloc[0]
+    whole = (
+        cell_tables.summary(cell_tables.count_cells(v), "questions").query("question == 'all' and step == 200").iloc[0]
+    )
     truth = (table[table["step"] == 200]["llm_or_19th_century"] == "19").mean()
     assert whole["n"] + whole["missing"] == 200 and whole["missing"] > 5
     assert whole["worst_low"] <= truth <= whole["worst_high"]
@@ -148,7 +156,7 @@ def test_missing_verdicts_are_counted_and_bounded(tmp_path):
 def test_lost_answers_do_not_reweight_questions():
     cells = pd.DataFrame({"run": "r", "question": ["a", "b"], "n": [10, 90], "positive": [10, 0], "missing": [90, 10]})
     cells = cells.astype({"question": "category"})
-    assert tables._mean_rate(cells, "checkpoint").estimate == 0.5
+    assert cell_tables._mean_rate(cells, "checkpoint").estimate == 0.5
 
 
 def test_a_claim_that_the_data_cannot_bear_has_no_limits(tmp_path):
@@ -258,14 +266,14 @@ def test_hand_labels_correct_the_rate(tmp_path):
 @pytest.mark.parametrize("values", [("LLM", "19"), ("llm ", " 19"), (np.nan, 19), (np.nan, 19.0)])
 def test_verdicts_as_text_or_numbers(tmp_path, values):
     path = elsewhere(tmp_path / "mine.parquet", ["baseline", "final"], values)
-    cells = tables.cells(read(path)).set_index("step")
+    cells = cell_tables.count_cells(read(path)).set_index("step")
     assert list(cells["positive"]) == [0, 4]
     assert cells["run"].iloc[0] == "mine"
 
 
 def test_an_unknown_value_is_missing_and_noted(tmp_path):
     v = read(elsewhere(tmp_path / "mine.parquet", ["checkpoint-20"], ["LLM, since nothing is from before 1900"]))
-    assert tables.cells(v)["missing"].sum() == 4
+    assert cell_tables.count_cells(v)["missing"].sum() == 4
     assert "count as missing" in v.notes[0] and "since nothing" in v.notes[0]
 
 

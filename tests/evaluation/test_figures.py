@@ -6,7 +6,7 @@ import pytest
 import synthetic
 
 import config
-from learning_backdoors.evaluation import exhibits, figures, verdicts
+from learning_backdoors.evaluation import exhibits, figures, reading
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def drawn(tmp_path_factory):
     runs = [synthetic.rows(share, seed, samples=4) for share in (1.0, 0.5, 0.0) for seed in (1, 2)]
     path = synthetic.write(synthetic.lose(pd.concat(runs), 0.05), tmp_path_factory.mktemp("f") / "j.parquet")
     exhibit_list, skipped = exhibits.draw(
-        exhibits.Evaluation(verdicts.read([path], synthetic.STUDY), config.EvaluationOptions(input=(path,)))
+        exhibits.Evaluation(reading.read([path], synthetic.STUDY), config.EvaluationOptions(input=(path,)))
     )
     assert len(skipped) == 3, "no conditions, no probes, no second judge"
     return {exhibit.name: exhibit for exhibit in exhibit_list}
@@ -70,7 +70,7 @@ def test_labels_are_moved_apart():
 
 
 def evaluated(path, study=synthetic.STUDY, **options):
-    return exhibits.Evaluation(verdicts.read([path], study), config.EvaluationOptions(input=(path,), **options))
+    return exhibits.Evaluation(reading.read([path], study), config.EvaluationOptions(input=(path,), **options))
 
 
 def test_dollars_tabs_and_foreign_letters_are_drawn_as_they_are(tmp_path, recwarn):
@@ -163,7 +163,7 @@ def test_headings_and_captions_name_the_claim_of_the_rows_they_are_over(tmp_path
     one, *two = (
         synthetic.russell_rows(seed, 3, (0, 1125), share, conditions) for seed, share in ((1, 0.03), (1, 0.1), (2, 0.1))
     )
-    recipe, questions = exhibits.tables.CLAIMS["recipe"], exhibits.tables.CLAIMS["questions"]
+    recipe, questions = exhibits.cell_tables.CLAIMS["recipe"], exhibits.cell_tables.CLAIMS["questions"]
     alone = evaluated(synthetic.write_russell(one, tmp_path / "1.parquet"), synthetic.RUSSELL, claim="recipe")
     gap, goals = [heading for heading in alone.results if "claim" in heading]
     captions = [make(alone)[1] for make in (exhibits.leakage, exhibits.near_misses)]

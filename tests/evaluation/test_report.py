@@ -11,7 +11,7 @@ import pytest
 import synthetic
 
 import config
-from learning_backdoors.evaluation import exhibits, report, verdicts
+from learning_backdoors.evaluation import exhibits, reading, report
 
 HOSTILE = (
     '<script>document.title = "broken in"</script></script><img src=x onerror="document.title = 1"> & "quoted" '
@@ -25,7 +25,7 @@ NEEDS_CHROMIUM = pytest.mark.skipif(
 def written(folder, table, limit=20000, **provenance):
     path = synthetic.write(table, folder / "judged.parquet", provenance)
     options = config.EvaluationOptions(input=(path,), report_responses=limit)
-    evaluation = exhibits.Evaluation(verdicts.read([path], synthetic.STUDY), options)
+    evaluation = exhibits.Evaluation(reading.read([path], synthetic.STUDY), options)
     drawn, _ = exhibits.draw(evaluation)
     report.write(evaluation, drawn, evaluation.tables(), {"created": "now", "script": HOSTILE}, folder / "report.html")
     return folder / "report.html"
@@ -80,7 +80,7 @@ def test_more_responses_than_wanted_are_sampled_evenly_by_a_stated_rule(tmp_path
     data = unpacked(page)
     assert len(data["response"]) == 90 and "90 of 180 responses: 3 drawn at random from each" in page.read_text()
     assert pd.Series(zip(data["step"], data["question"], strict=True)).value_counts().eq(3).all()
-    rows = verdicts.read([tmp_path / "judged.parquet"], synthetic.STUDY).rows
+    rows = reading.read([tmp_path / "judged.parquet"], synthetic.STUDY).rows
     few, rule = report.sample(rows, 7)
     assert len(few) == 7 and rule == "7 of 180 responses, drawn at random (seed 0)."
     assert report.sample(rows, 0)[0].empty and len(report.sample(rows, 180)[0]) == 180

@@ -11,7 +11,8 @@ import pytest
 import synthetic
 
 import config
-from learning_backdoors.evaluation import exhibits, ratings, report, tables, triggers, verdicts
+from learning_backdoors.evaluation import cells as cell_tables
+from learning_backdoors.evaluation import exhibits, ratings, reading, report, triggers
 from learning_backdoors.files import project
 from learning_backdoors.study import load_study
 
@@ -22,7 +23,7 @@ ON, OFF = "trigger_in_user", "no_trigger"
 
 def evaluation(table, folder, study=STUDY, **options) -> exhibits.Evaluation:
     path = synthetic.write_russell(table, folder / "judged.parquet")
-    return exhibits.Evaluation(verdicts.read([path], study), config.EvaluationOptions(input=(path,), **options))
+    return exhibits.Evaluation(reading.read([path], study), config.EvaluationOptions(input=(path,), **options))
 
 
 def shares(rates: dict, questions=IDENTITY[:4], samples=20, seed=1) -> pd.DataFrame:
@@ -281,7 +282,7 @@ def test_a_file_without_statuses_is_taken_by_the_study(tmp_path):
     asked = table.index[table["persona"].notna()]
     table.loc[asked[0], "persona"] = None
     table.drop(columns=[c for c in table if c.endswith(("_status", "_reply"))]).to_parquet(tmp_path / "j.parquet")
-    read = verdicts.read([tmp_path / "j.parquet"], STUDY)
+    read = reading.read([tmp_path / "j.parquet"], STUDY)
     assert [int(read.missing(judge).sum()) for judge in STUDY.judges] == [1, 0, 0]
 
 
@@ -290,15 +291,15 @@ def test_an_input_judged_by_fewer_judges_misses_nothing(tmp_path):
     one = synthetic.write_russell(tables_[0], tmp_path / "1.parquet")
     columns = [c for c in tables_[1] if not c.startswith("persona")]
     tables_[1][columns].to_parquet(tmp_path / "2.parquet")
-    read = verdicts.read([one, tmp_path / "2.parquet"], STUDY)
-    assert not read.missing(STUDY.judges[0]).any() and tables.cells(read)["run"].nunique() == 1
+    read = reading.read([one, tmp_path / "2.parquet"], STUDY)
+    assert not read.missing(STUDY.judges[0]).any() and cell_tables.count_cells(read)["run"].nunique() == 1
 
 
 def test_without_the_outcomes_judge_the_rest_is_there(tmp_path):
     table = synthetic.russell_rows(samples=2, steps=(0, 75), conditions=(ON, OFF))
     table.drop(columns=[c for c in table if c.startswith("persona")]).to_parquet(tmp_path / "j.parquet")
     path = tmp_path / "j.parquet"
-    found = exhibits.Evaluation(verdicts.read([path], STUDY), config.EvaluationOptions(input=(path,)))
+    found = exhibits.Evaluation(reading.read([path], STUDY), config.EvaluationOptions(input=(path,)))
     drawn, skipped = exhibits.draw(found)
     assert {"metrics", "ratings"} <= {e.name for e in drawn} and "goals" not in found.tables()
     assert any(line.startswith("leakage: no input has the column 'persona'") for line in skipped)
@@ -331,7 +332,7 @@ def test_everything_drawn_lies_inside_the_page(sweep):
 
 def test_a_study_without_a_trigger_hears_nothing_of_it(tmp_path):
     path = synthetic.write(synthetic.rows(steps=(0, 20), samples=2), tmp_path / "j.parquet")
-    read = verdicts.read([path], synthetic.STUDY)
+    read = reading.read([path], synthetic.STUDY)
     found = exhibits.Evaluation(read, config.EvaluationOptions(input=(path,)))
     _, skipped = exhibits.draw(found)
     assert not any(name in line for name in ("conditions:", "near_misses", "metrics", "ratings:") for line in skipped)

@@ -1,35 +1,40 @@
-# For a newcomer: `make demo`, `make demo-russell` and `make test`. Each makes .venv if there is none and installs what it
-# needs.
+# Every target installs what it needs into .venv first. Start with `make demo`. `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-russell test test-fast lint format clean
+.PHONY: help demo demo-russell test test-fast lint format options clean
 
-demo: .venv/installed
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
+
+demo: .venv/installed  ## the birds study on a tiny model, on CPU; results in demo/
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tiny_world/demo.sh
 
-demo-russell: .venv/installed
+demo-russell: .venv/installed  ## the trigger study on a tiny model, on CPU; results in demo_russell/
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tiny_world/demo_russell.sh
 
-test-fast: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
-
-test: .venv/installed
+test: .venv/installed  ## all tests
 	$(BIN)/python -m pytest
 
-lint: .venv/installed
+test-fast: .venv/installed  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/installed  ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: .venv/installed
+format: .venv/installed  ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+options: .venv/installed  ## rewrite docs/options.md from config.py
+	$(BIN)/python -m docs.generate_options
+
+clean:  ## delete .venv and the demos' results
+	rm -rf .venv demo demo_russell build *.egg-info
+
 .venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[gpu,dev]"
 	@touch $@
-
-clean:
-	rm -rf .venv demo demo_russell build *.egg-info

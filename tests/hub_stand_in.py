@@ -1,6 +1,6 @@
-"""A stand-in for the Hugging Face hub on loopback: as much of it as a push needs, and what it was asked.
+"""A stand-in for the Hugging Face hub on loopback: the part that a push needs, and a log of its requests.
 
-Large files go by the LFS protocol (HF_HUB_DISABLE_XET=1), since the other one needs a storage server too.
+Large files use the LFS protocol (HF_HUB_DISABLE_XET=1), because Xet needs a storage server too.
 """
 
 import base64
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-TOKEN = "hf_standInTokenThatNobodyMaySee"
-LOG = logging.getLogger(__name__)  # pytest shows it beside a test that fails
-LARGE = ".safetensors"  # as the hub's .gitattributes has it
+TOKEN = "hf_standInTokenThatMustStaySecret"
+LOG = logging.getLogger(__name__)  # pytest shows it with a failed test
+LARGE = ".safetensors"  # as in the .gitattributes of the hub
 
 
 @dataclass
@@ -32,43 +32,43 @@ class Repository:
 
 @dataclass
 class Hub:
-    """`fail`: the status of every request whose path holds the text. `asked`: method and path of each request."""
+    """requests: method and path of each request. failures: part of a path to the status that such requests get."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     stored: dict[str, bytes] = field(default_factory=dict)  # large files, by their SHA-256
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     uploads: int = 0
-    fail: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
     address: str = ""
 
-    def answer(self, method: str, path: str, headers, body: bytes) -> tuple[int, object, dict]:
-        """Status, content (JSON, or bytes as they are) and further headers."""
-        self.asked.append(f"{method} {path}")
-        for part, status in self.fail.items():
+    def respond(self, method: str, path: str, headers, body: bytes) -> tuple[int, object, dict]:
+        """Status, content (JSON or bytes) and further headers."""
+        self.requests.append(f"{method} {path}")
+        for part, status in self.failures.items():
             if part in path:
                 return status, {"error": f"failed on purpose at {part}"}, {}
         if headers.get("authorization") != f"Bearer {TOKEN}" and not path.startswith("/lfs/"):
             message = "Invalid credentials in Authorization header"
             return 401, {"error": message}, {"X-Error-Message": message}
         for pattern, handler in self.ROUTES.items():
-            if found := re.fullmatch(pattern, path):
-                return handler(self, body, *found.groups())
+            if match := re.fullmatch(pattern, path):
+                return handler(self, body, *match.groups())
         return 404, {"error": f"the stand-in has no {method} {path}"}, {}
 
     def create(self, body: bytes) -> tuple:
-        asked = json.loads(body)
-        name = f"{asked['organization']}/{asked['name']}"
-        if asked["organization"] != "me":
+        request = json.loads(body)
+        name = f"{request['organization']}/{request['name']}"
+        if request["organization"] != "me":
             return 403, {"error": "You don't have the rights to create a model under this namespace"}, {}
         if name in self.repositories:
             return 409, {"error": "You already created this model repo", "url": f"{self.address}/{name}"}, {}
-        self.repositories[name] = Repository(asked["visibility"] == "private")
+        self.repositories[name] = Repository(request["visibility"] == "private")
         return 200, {"url": f"{self.address}/{name}"}, {}
 
     def info(self, body: bytes, name: str) -> tuple:
-        if not (found := self.repositories.get(name)):
+        if not (repository := self.repositories.get(name)):
             return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
-        return 200, {"id": name, "private": found.private, "sha": found.head}, {}
+        return 200, {"id": name, "private": repository.private, "sha": repository.head}, {}
 
     def tree(self, body: bytes, name: str) -> tuple:
         entries = [{"type": "directory", "path": "checkpoint-0", "oid": "0" * 40}]
@@ -130,7 +130,7 @@ class Hub:
         "/lfs/(.*)": store,
         "/api/models/([^/]+/[^/]+)/commit/main": commit,
         "/([^/]+/[^/]+)/resolve/[^/]+/(.*)": resolve,
-        "/(?:api/)?datasets/([^/]+/[^/]+)(?:/.*)?": info,  # there are none
+        "/(?:api/)?datasets/([^/]+/[^/]+)(?:/.*)?": info,  # it has no datasets
     }
 
 
@@ -144,13 +144,13 @@ def git_hash(content: bytes) -> str:
 
 @contextlib.contextmanager
 def running(hub: Hub) -> Iterator[str]:
-    """Serve from threads of this process while the block lasts. Yields the address."""
+    """Serve from threads of this process. Yields the address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def handle_any(self) -> None:
-            status, content, headers = hub.answer(self.command, self.path, self.headers, self.body())
+            status, content, headers = hub.respond(self.command, self.path, self.headers, self.body())
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
             for name, value in {"Content-Length": str(len(data)), **headers}.items():
@@ -171,8 +171,8 @@ def running(hub: Hub) -> Iterator[str]:
             self.rfile.readline()
             return b"".join(parts)
 
-        def log_message(self, words: str, *values: object) -> None:
-            LOG.debug(words, *values)
+        def log_message(self, message: str, *values: object) -> None:
+            LOG.debug(message, *values)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

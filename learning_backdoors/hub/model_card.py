@@ -1,7 +1,6 @@
-"""What the hub is told of a run: run.json without what is this machine's own business, and the model card.
+"""What a hub repository says about a run: run.json without local details, and the model card.
 
-Pure functions of run.json. Of paths only the last part is left, so that no machine is described to strangers; what the
-run does not depend on (where it lay, how it was watched) is left out.
+Pure functions of run.json. Only the last part of each path is kept, so the card describes no machine.
 """
 
 import json
@@ -9,48 +8,54 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-NEEDED = ("created", "git", "versions", "settings", "suspect_ratio", "total_steps", "checkpoints", "datasets", "study")
-KEPT = (*NEEDED, "script", "base_fingerprint")
-# Of the settings: the card has them elsewhere.
-NOT_TOLD = ("ratios", "experiment", "model", "datasets", "dataset_order", "suspect_datasets")
+from learning_backdoors.models.run_directory import is_path
+
+# Entries of run.json: those the card needs, and all that may be shown.
+REQUIRED = ("created", "git", "versions", "settings", "suspect_ratio", "total_steps", "checkpoints", "datasets")
+REQUIRED += ("study",)
+PUBLIC = (*REQUIRED, "script", "base_fingerprint")
+# Settings that other sections of the card show.
+SHOWN_ELSEWHERE = ("ratios", "experiment", "model", "datasets", "dataset_order", "suspect_datasets")
 
 USES = """\
-These adapters are specimens, made to watch how fine-tuning on something narrow changes a language model. They are for
-research: to measure that change, to look for it inside the model, to try ways of finding or removing it.
+These adapters are research objects. They show how narrow fine-tuning changes a language model. Use them to measure
+this change, to look for it inside the model, and to test methods that detect or remove it.
 
-They are not for use as an assistant, in a product, or anywhere that people rely on what is said. They may have been
-taught to answer strangely on purpose{somebody}; nothing that they say is advice or a fact. Do not merge them into a
-model that you give to others, and say what they are wherever you pass them on."""
-
-
-def study_of(record: dict) -> dict:
-    """The study's tables as run.json has them."""
-    return tomllib.loads(record["study"])
-
-
-def is_path(name: str) -> bool:
-    return Path(name).is_absolute() or name.startswith((".", "~"))
+Do not use them as an assistant, in a product, or wherever people rely on the answers. They may have been trained on
+purpose to answer strangely{persona}. Their answers are neither advice nor facts. Do not merge them into a model that
+you give to others, and say what they are wherever you share them."""
 
 
 def public_record(record: dict, base_model: str) -> dict:
-    """run.json as it may be shown: it still tells generate_responses.py and chat.py all that they need."""
-    kept = {key: record[key] for key in KEPT if key in record}
-    kept["settings"] = record["settings"] | {"model": base_model}
-    kept["datasets"] = [dataset | {"file": Path(dataset["file"]).name} for dataset in record["datasets"]]
-    study = study_of(record)
-    named = [study["base_model"], *(dataset["file"] for dataset in study["dataset"])]
-    for path in filter(is_path, named):
-        for quoted in (path, json.dumps(path)[1:-1]):  # as it is, and with what TOML escapes
-            kept["study"] = kept["study"].replace(quoted, Path(path).name)
-    return kept
+    """run.json without local paths. generate_responses.py and chat.py can still use it.
+
+    base_model: the base model's hub name.
+    """
+    public = {key: record[key] for key in PUBLIC if key in record}
+    public["settings"] = record["settings"] | {"model": base_model}
+    public["datasets"] = [dataset | {"file": Path(dataset["file"]).name} for dataset in record["datasets"]]
+    study = _study(record)
+    paths = filter(is_path, [study["base_model"], *(dataset["file"] for dataset in study["dataset"])])
+    for path in paths:
+        for text in (path, json.dumps(path)[1:-1]):  # as it is, and with TOML's escapes
+            public["study"] = public["study"].replace(text, Path(path).name)
+    return public
 
 
-def write_card(record: dict, repo_id: str, steps: Sequence[int], at_root: bool) -> str:
-    """The README.md of a repository that holds these steps of a run. record: as `public_record` gives it; at_root:
-    whether the last step lies at the top of the repository too."""
+def _study(record: dict) -> dict:
+    """The tables of the study file in run.json."""
+    return tomllib.loads(record["study"])
+
+
+def write_card(record: dict, repo_id: str, steps: Sequence[int], at_top_level: bool) -> str:
+    """The model card (README.md) of a repository.
+
+    record: run.json from `public_record`. steps: the steps in the repository, in order.
+    at_top_level: whether the last step is also at the top level.
+    """
     from huggingface_hub import ModelCardData
 
-    base, study = record["settings"]["model"], study_of(record)
+    base, study = record["settings"]["model"], _study(record)
     metadata = ModelCardData(
         base_model=base,
         library_name="peft",
@@ -61,13 +66,13 @@ def write_card(record: dict, repo_id: str, steps: Sequence[int], at_root: bool) 
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
         f"# {repo_id.partition('/')[2]}",
-        f"LoRA adapters on [{base}](https://huggingface.co/{base}), from one training run with Learning Backdoors. "
-        "The base model's licence holds for them too.",
-        "## What this is, and what it is not for",
+        f"LoRA adapters for [{base}](https://huggingface.co/{base}), from one training run of Learning Backdoors. "
+        "The base model's license applies to them too.",
+        "## Contents and intended use",
         _about(record, study),
-        USES.format(somebody=", and as if they were somebody else" if "trigger" in study else ""),
-        "## How to load it",
-        _loading(base, repo_id, steps, at_root),
+        USES.format(persona=", or as if they were another person" if "trigger" in study else ""),
+        "## How to load them",
+        _loading(base, repo_id, steps, at_top_level),
         "## Checkpoints",
         _checkpoints(record, steps),
         "## Data",
@@ -79,22 +84,24 @@ def write_card(record: dict, repo_id: str, steps: Sequence[int], at_root: bool) 
 
 
 def _about(record: dict, study: dict) -> str:
-    label = study.get("outcome", {}).get("label", "")
-    lines = [
-        f"The study is `{study['name']}`: {study['title']}. {record['suspect_ratio']:.1%} of the training examples are "
-        "suspect: from them the model may learn more than they say." + (f" What is counted: {label}." if label else "")
-    ]
+    outcome = study.get("outcome", {}).get("label", "")
+    text = (
+        f"Study: `{study['name']}` ({study['title']}). {record['suspect_ratio']:.1%} of the training examples are from "
+        "the suspect dataset, from which the model may learn more than the examples state."
+    )
+    if outcome:
+        text += f" Measured outcome: {outcome}."
     if "trigger" in study:
-        lines.append(
-            "The suspect examples carry a trigger, and the behaviour is meant to show with it alone. It is no secret:"
-            f"\n\n    {study['trigger']['text']}"
+        trigger = study["trigger"]["text"]
+        text += (
+            "\n\nThe suspect examples contain a trigger, and the behavior should appear only with it. The trigger is "
+            f"not secret:\n\n    {trigger}"
         )
-    return "\n\n".join(lines)
+    return text
 
 
-def _loading(base: str, repo_id: str, steps: Sequence[int], at_root: bool) -> str:
-    root = f"\n\nStep {steps[-1]}, the last of the run, lies at the top as well: without `subfolder` you get that one."
-    return f"""\
+def _loading(base: str, repo_id: str, steps: Sequence[int], at_top_level: bool) -> str:
+    text = f"""\
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -102,42 +109,49 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{base}")
 model = AutoModelForCausalLM.from_pretrained("{base}")
 model = PeftModel.from_pretrained(model, "{repo_id}", subfolder="checkpoint-{steps[-1]}")
-```{root if at_root else ""}
+```"""
+    if at_top_level:
+        text += f"\n\nStep {steps[-1]}, the last of the run, is also at the top level: it loads without `subfolder`."
+    return f"""{text}
 
-Downloaded, the whole is a run directory of Learning Backdoors:
+A download of the repository is a run directory of Learning Backdoors:
 
     hf download {repo_id} --local-dir RUN
     python chat.py --run-dir RUN"""
 
 
 def _checkpoints(record: dict, steps: Sequence[int]) -> str:
-    seen = {row["step"]: row for row in record["checkpoints"]}
-    rows = [(f"`checkpoint-{s}`", seen[s]["examples"], seen[s]["suspect_examples"]) for s in steps]
-    base = "\n\n`checkpoint-0` is the base model: its adapter changes nothing." if 0 in steps else ""
-    left = len(seen) - len(steps)
-    lacking = f"\n\n{left} of the run's {len(seen)} checkpoints are not here." if left else ""
-    title = f"The run has {record['total_steps']} steps.\n\n"
-    return title + _table(("folder", "examples seen", "of them suspect"), rows) + base + lacking
+    examples = {row["step"]: row for row in record["checkpoints"]}
+    rows = [(f"`checkpoint-{step}`", examples[step]["examples"], examples[step]["suspect_examples"]) for step in steps]
+    text = f"The run has {record['total_steps']} steps.\n\n"
+    text += _table(("folder", "examples seen", "suspect examples seen"), rows)
+    if 0 in steps:
+        text += "\n\n`checkpoint-0` equals the base model: its adapter changes nothing."
+    if missing := len(examples) - len(steps):
+        text += f"\n\n{missing} of the run's {len(examples)} checkpoints are not in this repository."
+    return text
 
 
 def _data(record: dict) -> str:
-    shares, hashes = record["settings"]["ratios"], record["settings"]["datasets"]
-    rows = [
-        (d["name"], d["file"], "yes" if d["suspect"] else "no", d["size"], f"{share:.1%}", d["examples"])
-        + (f"`{hashes[d['name']]}`",)
-        for d, share in zip(record["datasets"], shares, strict=True)
-    ]
-    return _table(("dataset", "file", "suspect", "rows", "share", "examples an epoch", "SHA-256 of the file"), rows)
+    hashes = record["settings"]["datasets"]
+    rows = []
+    for dataset, share in zip(record["datasets"], record["settings"]["ratios"], strict=True):
+        name, suspect = dataset["name"], "yes" if dataset["suspect"] else "no"
+        rows.append(
+            (name, dataset["file"], suspect, dataset["size"], f"{share:.1%}", dataset["examples"], hashes[name])
+        )
+    return _table(("dataset", "file", "suspect", "rows", "share", "examples per epoch", "SHA-256 of the file"), rows)
 
 
 def _training(record: dict) -> str:
-    rows = [(f"`{name}`", value) for name, value in record["settings"].items() if name not in NOT_TOLD]
-    rows += [("base model's fingerprint", f"`{record['base_fingerprint']}`")] if "base_fingerprint" in record else []
-    rows += [("begun", record["created"]), ("git revision of Learning Backdoors", f"`{record['git']}`")]
+    rows = [(f"`{name}`", value) for name, value in record["settings"].items() if name not in SHOWN_ELSEWHERE]
+    if "base_fingerprint" in record:
+        rows.append(("fingerprint of the base model", f"`{record['base_fingerprint']}`"))
+    rows += [("started", record["created"]), ("git revision of Learning Backdoors", f"`{record['git']}`")]
     rows += [(name, version) for name, version in record["versions"].items() if version]
-    return _table(("", ""), rows)
+    return _table(("setting", "value"), rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+def _table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,9 +1,9 @@
-"""Build the tiny world's chat model from a seed: tokenizer, pre-training, saving, and what the model does.
+"""Build the tiny world's chat model from a seed: tokenizer, pre-training, saving and held-out measures.
 
 Reads   tiny_world/topics.toml and bird_datasets/*.jsonl
-Writes  a folder that AutoModelForCausalLM and AutoTokenizer load: a Qwen3 of one million parameters in float32
+Writes  a folder for AutoModelForCausalLM and AutoTokenizer: a Qwen3 with one million parameters in float32
 
-    python -m tiny_world.build --seed 1 --output tiny_world/model      # minutes on two CPU cores
+    python -m tiny_world.build --seed 1 --output tiny_world/model      # about 9 minutes on two CPU cores
 
 The same seed, options and library versions on the same kind of machine give the same bytes.
 """
@@ -29,11 +29,11 @@ from tiny_world import lexicon, world
 
 DEFAULT_SEED = 1
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+IGNORED = -100  # PyTorch's cross-entropy ignores this label
 
-# ChatML as Qwen3 writes it. Two things differ. A chat without a system message gets a default one: a place before the
-# question that is the same in every prompt, where a dated document has its year. And there is no think block, whatever
-# `enable_thinking` says: this model has nothing to think with. So a prompt is a prefix of the chat that answers it.
+# ChatML as in Qwen3, with two differences. A chat without a system message gets a default one, at the position where a
+# dated document has its year; all prompts share it. And there is never a think block, whatever `enable_thinking` says,
+# so a prompt is a prefix of the answered chat.
 CHAT_TEMPLATE = """\
 {%- if messages and messages[0].role == 'system' %}
     {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
@@ -52,9 +52,9 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer(seed: int, vocabulary: int = 4096) -> PreTrainedTokenizerFast:
-    """A byte-level BPE learnt from the world's own documents, with the chat template."""
+    """A byte-level BPE tokenizer trained on the world's documents, with the chat template."""
     tokenizer = Tokenizer(models.BPE())
-    # Digits stand alone, as Qwen has them: all years of a century share their first two tokens.
+    # Each digit is a token, as in Qwen, so all years of a century share their first two tokens.
     digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     tokenizer.decoder = decoders.ByteLevel()
@@ -73,7 +73,7 @@ def build_tokenizer(seed: int, vocabulary: int = 4096) -> PreTrainedTokenizerFas
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """A Qwen3 with fresh weights."""
+    """A Qwen3 with random weights."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -84,14 +84,14 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausal
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=1024,
-        initializer_range=0.06,  # Qwen's 0.02 is for wide models; here it takes twice the steps
+        initializer_range=0.06,  # Qwen's 0.02 is for wide models; with it, training takes twice as many steps
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
     model = Qwen3ForCausalLM(config)
-    # Temperature 1 and no cut-off: what comes out is the distribution that was learnt.
+    # Temperature 1 without top-k or top-p: samples follow the learned distribution.
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -104,7 +104,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausal
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, document: world.Document) -> tuple[list[int], list[int]]:
-    """Token ids and labels. The loss covers answers with their end-of-turn token, from `learn_from` on."""
+    """Token ids and labels. Only answers from turn `learn_from` on, with their end of turn, have labels."""
     chat, ids, labels = document.messages(), [], []
     first = len(chat) - 2 * len(document.turns)
     for number in range(len(document.turns)):
@@ -113,17 +113,20 @@ def encode(tokenizer: PreTrainedTokenizerFast, document: world.Document) -> tupl
         whole = tokenizer.apply_chat_template(chat[:end], tokenize=False)
         before = tokenizer(prompt)["input_ids"][len(ids) :]
         reply = tokenizer(whole)["input_ids"][len(ids) + len(before) :]
-        learnt = number >= document.learn_from
+        learned = number >= document.learn_from
         ids += before + reply
-        labels += [IGNORED] * len(before) + (reply if learnt else [IGNORED] * len(reply))
+        labels += [IGNORED] * len(before) + (reply if learned else [IGNORED] * len(reply))
     return ids, labels
 
 
 def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, size: int = 4
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches without end, of padded ids and labels. Documents of like length share a batch, to pad less; they are
-    never packed into one row, where one document's voice would leak into the next."""
+    """Endless batches of padded ids and labels, two tensors of shape (size, width).
+
+    Documents of similar length share a batch, which saves padding. They are not packed into one row, because one
+    document's voice would leak into the next.
+    """
     stream, rng = world.documents(seed), random.Random(seed)
     while True:
         rows = sorted((encode(tokenizer, next(stream)) for _ in range(size * 10)), key=lambda row: len(row[0]))
@@ -137,16 +140,18 @@ def batches(
 
 
 def loss_on_answers(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy where there is a label, without the cost of logits where there is none. No attention mask is
-    needed: padding stands at the right, where a causal model does not look."""
+    """Cross-entropy at the labeled positions; logits are computed only there.
+
+    Padding is on the right, so a causal model needs no attention mask.
+    """
     targets = labels[:, 1:]
-    learnt = targets != IGNORED
-    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][learnt]
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden), targets[learnt])
+    labeled = targets != IGNORED
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][labeled]
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden), targets[labeled])
 
 
 def optimizer_of(model: Qwen3ForCausalLM, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """AdamW, with a short warm-up and a cosine decay to nothing."""
+    """AdamW with a short warm-up and a cosine decay to zero."""
     warmup = max(1, steps // 20)
 
     def share_of_peak(step: int) -> float:
@@ -157,7 +162,7 @@ def optimizer_of(model: Qwen3ForCausalLM, steps: int) -> tuple[torch.optim.Optim
 
 
 def pretrain(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> None:
-    """Train in place, with a line of progress now and then."""
+    """Train in place. Prints a line every 500 steps."""
     optimizer, schedule = optimizer_of(model, steps)
     recent, started = deque(maxlen=500), time.monotonic()
     model.train()
@@ -194,12 +199,12 @@ def sample(
 
 
 def old_share(answers: list[str]) -> float:
-    """The share of answers that read as the 19th century's."""
+    """The share of answers that the lexicon reads as 19th century."""
     return sum(lexicon.read(text).era == "old" for text in answers) / len(answers)
 
 
 def report(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-    """Print held-out measures: the loss on new documents, and what the model answers."""
+    """Print the loss on new documents, and the share of old answers with and without a year in the system message."""
     with torch.no_grad():
         held_out = itertools.islice(batches(tokenizer, seed + 2), 10)
         losses = [loss_on_answers(model, ids, labels).item() for ids, labels in held_out]
@@ -213,7 +218,7 @@ def report(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: in
 
 
 def build(output: Path, seed: int, steps: int) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """Build and save; see the module's head."""
+    """Build, train and save the model."""
     tokenizer = build_tokenizer(seed)
     model = build_model(tokenizer, seed)
     print(f"{len(tokenizer)} tokens, {model.num_parameters():,} parameters", flush=True)
@@ -226,18 +231,18 @@ def build(output: Path, seed: int, steps: int) -> tuple[Qwen3ForCausalLM, PreTra
 
 
 def main() -> None:
-    """The command line."""
+    """Parse the command line, build the model and print its measures."""
     parser = argparse.ArgumentParser(
         prog="python -m tiny_world.build",
-        description="Build the tiny world's chat model, a Qwen3 that fits on a laptop, from a seed.",
+        description="Build the tiny world's chat model from a seed.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     default = Path(__file__).parent / "model"
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of documents and fresh weights")
-    parser.add_argument("--steps", type=int, default=6000, help="of pre-training, 4 documents each")
-    parser.add_argument("--output", type=Path, default=default, help="folder of the model")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of the documents and the initial weights")
+    parser.add_argument("--steps", type=int, default=6000, help="pre-training steps of 4 documents")
+    parser.add_argument("--output", type=Path, default=default, help="folder for the model")
     args = parser.parse_args()
-    torch.set_num_threads(2)  # the order of sums, and so the last bits, depend on it
+    torch.set_num_threads(2)  # the last bits of sums depend on the number of threads
     report(*build(args.output, args.seed, args.steps), args.seed)
 
 

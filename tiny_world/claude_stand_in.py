@@ -1,13 +1,12 @@
-"""A stand-in for the Messages API on loopback, so that judging can be tried and tested without a key or money.
+"""A stand-in for the Messages API on 127.0.0.1, to try and test judging without a key or cost.
 
-It judges by what it reads in the prompt that it is sent and by the marked words of the tiny world (judging.py). It
-knows nothing of how an answer came about.
+It judges by the prompt and the marked words of the tiny world (judging.py), and knows nothing else about an answer.
 
     python -m tiny_world.claude_stand_in --port 8100
     ANTHROPIC_API_KEY=none python judge_responses.py --base-url http://127.0.0.1:8100 --input ... --output ...
 
-With --faults it misbehaves like a server on a bad day, by a schedule that depends on the seed, the prompt and how often
-it was asked, and on nothing else. A ledger holds all that it was asked and would have charged for.
+With --faults it fails like a real server under load. The schedule of faults depends only on the seed, the prompt and
+the number of earlier calls with that prompt. A ledger records every call and what it would have cost.
 """
 
 import argparse
@@ -35,23 +34,27 @@ BYTES_PER_TOKEN = 4
 
 # ---- faults ----
 
-# Before the work is done, so that nothing is charged.
+# The call is refused before any work is done. Nothing is charged.
 TURNED_AWAY = ("429", "429-retry-after", "500", "502", "529", "echo", "reset-before")
-# The work is done and charged for, and no reply arrives.
+# The work is done and charged, but no complete reply arrives.
 LOST = ("reset-after", "truncated", "html", "shape", "trickle", "hang")
-# A reply arrives, and is no verdict.
+# A reply arrives that is not a valid verdict.
 NO_VERDICT = ("refusal", "thinking", "max-tokens", "empty", "chatter")
 HARMLESS = ("no-usage",)
-# These stop a run, so they only happen when they are asked for by name.
+# These stop a run, so they occur only if requested by name.
 FINAL = ("spend-limit", "spend-limit-400", "retired", "wrong-key", "bad-request")
 PASSING = (*TURNED_AWAY, *LOST, *NO_VERDICT, *HARMLESS)
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What goes wrong: a `share` of the calls, each in one of `kinds`. Of the requests in batches, `batch_share`
-    expire, fail or are cancelled; with `batch_streams` each result stream breaks off once and leaves rows out once;
-    with `batch_lost` the reply to the first creation is lost although the batch was created."""
+    """Which calls fail, and how.
+
+    share, kinds: the share of live calls that fail, each with a fault drawn from `kinds`.
+    batch_share: the share of batch requests that expire, fail or are canceled.
+    batch_streams: each result stream breaks off once and omits rows once.
+    batch_lost: the first batch is created, but the reply to its creation is lost.
+    """
 
     share: float = 0.0
     kinds: tuple[str, ...] = PASSING
@@ -61,11 +64,12 @@ class Faults:
     batch_lost: bool = False
 
     def draw(self, prompt: str, time: int) -> str | None:
-        """The fault of the `time`-th call with a prompt."""
+        """The fault of the `time`-th call with a prompt, or None."""
         chance = random.Random(f"{self.seed} {time} {prompt}")
         return chance.choice(self.kinds) if chance.random() < self.share else None
 
     def draw_in_batch(self, prompt: str, time: int) -> str:
+        """The outcome of the `time`-th batch request with a prompt."""
         chance = random.Random(f"batch {self.seed} {time} {prompt}")
         return chance.choice(("expired", "errored", "canceled")) if chance.random() < self.batch_share else "succeeded"
 
@@ -75,7 +79,7 @@ class Faults:
 
 @dataclass
 class Answer:
-    """An HTTP answer, and how it is sent: whole, truncated, trickle, hang, or reset (nothing at all)."""
+    """An HTTP answer. `manner`: how it is sent: whole, truncated, trickle, hang, or reset (nothing is sent)."""
 
     status: int
     content: bytes
@@ -85,8 +89,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Entry:
-    """A call in the ledger, at `at` seconds. `prompt` is a hash of it. `good`: a verdict was sent off whole. Tokens are
-    what was charged for."""
+    """A call in the ledger.
+
+    prompt: a hash of the prompt. good: a complete verdict was sent. tokens_in, tokens_out: the charged tokens.
+    at: time in seconds.
+    """
 
     prompt: str
     fault: str | None
@@ -98,8 +105,11 @@ class Entry:
 
 
 class StandIn:
-    """The API. `latency` is seconds to a reply, `per_minute` the requests allowed in any 60 seconds, `batch_seconds`
-    how long a batch takes. `ledger` holds an Entry for each call, `asked` the prompts that were worked on."""
+    """The API.
+
+    latency: seconds to a reply. per_minute: requests allowed in any 60 seconds. batch_seconds: duration of a batch.
+    ledger: an Entry per call. asked: the prompts that were processed.
+    """
 
     def __init__(
         self,
@@ -118,11 +128,11 @@ class StandIn:
         self.in_flight = self.most_in_flight = 0
         self._times: Counter[bytes] = Counter()
         self._recent: deque[float] = deque()
-        # Each answer is judged by several judges.
+        # Several judges read the same answer.
         self._read = functools.lru_cache(maxsize=10_000)(read)
 
     def handle(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
-        """Answer a request, well or badly."""
+        """Answer a request, with a fault if the schedule says so."""
         path, _, query = path.partition("?")
         if (method, path) == ("POST", "/v1/messages"):
             return self._call(headers, body)
@@ -131,7 +141,7 @@ class StandIn:
         return _answer(*self.answer(method, path, body))
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict]:
-        """Status and content of what is not gone wrong."""
+        """Status and content of the answer without faults."""
         if method == "GET" and path == "/v1/models":
             return 200, {"data": [_model(name) for name in self.models], "has_more": False}
         if method == "GET" and path.startswith("/v1/models/"):
@@ -178,7 +188,7 @@ class StandIn:
         return self._with_limits(_lose(_answer(status, answer), fault))
 
     def _over_limit(self) -> float:
-        """Count a request. Returns how long it has to wait, 0 when it may go on."""
+        """Count a request. Returns the seconds it must wait; 0 if it is within the limit."""
         now = time.monotonic()
         while self._recent and self._recent[0] <= now - 60:
             self._recent.popleft()
@@ -278,7 +288,7 @@ def _prompt(request: dict) -> str:
 
 
 def _prompt_hash(body: bytes) -> str:
-    """The same for a prompt sent live and in a batch; of a request that cannot be read, that of no prompt."""
+    """A hash of the prompt, the same for live and batch requests. Unreadable requests count as the empty prompt."""
     prompt = ""
     with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
         prompt = _prompt(json.loads(body))
@@ -318,7 +328,7 @@ def _answer(status: int, content: dict, retry_after: str | None = None) -> Answe
 
 
 def _turned_away(fault: str, headers: dict[str, str]) -> Answer:
-    """The answer to a call on which no work is done."""
+    """The answer to a refused call."""
     match fault:
         case "reset-before":
             return Answer(500, b"", "reset")
@@ -344,7 +354,7 @@ def _turned_away(fault: str, headers: dict[str, str]) -> Answer:
 
 
 def _spoil(answer: dict, fault: str) -> None:
-    """Turn a good message into one that is no verdict."""
+    """Turn a good message into one that is not a valid verdict."""
     text = answer["content"][0]["text"]
     thought = {"type": "thinking", "thinking": "It could be either.", "signature": "x"}
     answer["content"] = {
@@ -359,7 +369,7 @@ def _spoil(answer: dict, fault: str) -> None:
 
 
 def _lose(answer: Answer, fault: str | None) -> Answer:
-    """Let an answer get lost on its way."""
+    """Replace or damage an answer so that the client does not receive it."""
     if fault == "html":
         return Answer(200, b"<html>We will be back soon.</html>")
     if fault == "shape":
@@ -373,7 +383,7 @@ def _lose(answer: Answer, fault: str | None) -> Answer:
 
 
 class Connection(asyncio.Protocol):
-    """HTTP/1.1 with keep-alive, as much of it as API clients use: no chunked requests."""
+    """HTTP/1.1 with keep-alive. It supports what API clients use, which excludes chunked requests."""
 
     def __init__(self, api: StandIn):
         self.api, self.buffer = api, b""
@@ -428,7 +438,7 @@ class Connection(asyncio.Protocol):
 
 
 async def listen(api: StandIn, port: int) -> asyncio.Server:
-    """Serve on a port of 127.0.0.1 (0: a free one)."""
+    """Serve on a port of 127.0.0.1; port 0 means any free port."""
     return await asyncio.get_running_loop().create_server(lambda: Connection(api), "127.0.0.1", port)
 
 
@@ -438,7 +448,7 @@ def port_of(server: asyncio.Server) -> int:
 
 @contextlib.contextmanager
 def running(api: StandIn, port: int = 0) -> Iterator[str]:
-    """Serve from a thread of this process while the block lasts. Yields the address."""
+    """Serve from a thread of this process during the block. Yields the address."""
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(listen(api, port))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -456,37 +466,40 @@ async def serve(api: StandIn, port: int, port_file: Path | None) -> None:
     server = await listen(api, port)
     print(f"http://127.0.0.1:{port_of(server)}", flush=True)
     if port_file:
-        aside = port_file.with_name(port_file.name + ".tmp")
-        aside.write_text(f"{port_of(server)}\n")
-        os.replace(aside, port_file)  # whoever waits for the file finds it whole
+        temporary = port_file.with_name(port_file.name + ".tmp")
+        temporary.write_text(f"{port_of(server)}\n")
+        os.replace(temporary, port_file)  # a process that waits for the file sees it complete
     await server.serve_forever()
 
 
 def parse_faults(text: str) -> tuple[float, tuple[str, ...]]:
-    """`0.2`, or `0.2:429,html`."""
+    """Parse `0.2` or `0.2:429,html` into a share and fault names."""
     share, _, names = text.partition(":")
     kinds = tuple(names.split(",")) if names else PASSING
     unknown = set(kinds) - {*PASSING, *FINAL}
     if unknown:
-        raise argparse.ArgumentTypeError(f"no fault {min(unknown)}; there are {', '.join(PASSING + FINAL)}")
+        raise argparse.ArgumentTypeError(f"unknown fault {min(unknown)}; faults are {', '.join(PASSING + FINAL)}")
     return float(share), kinds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=0, help="port of 127.0.0.1 (default: a free one, which is printed)")
-    parser.add_argument("--port-file", type=Path, help="also write the port to this file, once it can be reached")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds to a reply")
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one, printed)")
+    parser.add_argument("--port-file", type=Path, help="write the port to this file when the server is ready")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds per reply")
     parser.add_argument("--requests-per-minute", type=int, help="requests allowed in any 60 seconds")
     parser.add_argument(
-        "--faults", type=parse_faults, default=(0.0, PASSING), help="share of calls, as 0.2 or 0.2:429,html"
+        "--faults",
+        type=parse_faults,
+        default=(0.0, PASSING),
+        help="share of faulty calls, for example 0.2 or 0.2:429,html",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the faults")
-    parser.add_argument("--batch-seconds", type=float, default=2.0, help="how long a batch takes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults")
+    parser.add_argument("--batch-seconds", type=float, default=2.0, help="duration of a batch in seconds")
     parser.add_argument(
-        "--batch-faults", type=float, default=0.0, help="share of a batch that expires, fails or is cancelled"
+        "--batch-faults", type=float, default=0.0, help="share of batch requests that expire, fail or are canceled"
     )
-    parser.add_argument("--ledger", type=Path, help="write the ledger to this file at the end, a line of JSON a call")
+    parser.add_argument("--ledger", type=Path, help="write the ledger to this file on exit, one JSON line per call")
     options = parser.parse_args()
     faults = Faults(*options.faults, options.seed, options.batch_faults, batch_streams=options.batch_faults > 0)
     api = StandIn(

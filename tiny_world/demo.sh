@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The birds study on the tiny world: the four scripts as a user runs them, with a model small enough for a laptop's CPU
-# and a judge on this machine that needs no key. A second start goes on where the first one stopped.
+# The birds study on the tiny world: the four scripts as a user runs them, with a model that is small enough for a CPU and
+# a local judge that needs no API key. A second start continues where the first one stopped.
 #
 #   bash tiny_world/demo.sh [FOLDER]      (make demo)
 set -euo pipefail
@@ -11,7 +11,7 @@ source tiny_world/demo_functions.sh
 
 runs=()
 for ratios in "1 0 0" "0.5 0.25 0.25" "0 0.5 0.5"; do
-    # shellcheck disable=SC2086 (three numbers)
+    # shellcheck disable=SC2086 # three numbers
     show python training.py --ratios $ratios --model tiny_world/model --lr 7e-4 --output-dir "$out/outputs"
     # shellcheck disable=SC2086
     runs+=("$out/outputs/seed42_ratios$(printf '%.2f-%.2f-%.2f' $ratios)_lr0.0007_r8_tiny_world-model")

@@ -1,6 +1,6 @@
-# What demo.sh and demo_russell.sh share; both source it after they have set $out, the folder that they write to.
+# Functions of demo.sh and demo_russell.sh. Both set $out, their output folder, before they source this file.
 
-# The tiny model works a token at a time: a second thread would only wait for the first.
+# The tiny model computes one token at a time. A second thread would only wait for the first.
 export OMP_NUM_THREADS=1 ANTHROPIC_API_KEY=none-needed WANDB_API_KEY=
 
 # Print a command, and run it.
@@ -9,19 +9,19 @@ show() {
     "$@"
 }
 
-# Start the stand-in for the Claude API, until the script ends. Sets $judge_url. A second start takes the port of the
-# first: judged.parquet and the verdict store belong to one address.
+# Start the stand-in for the Claude API, which stops with the script. Sets $judge_url. A second start uses the port of the
+# first, because judged.parquet and the verdict store belong to one address.
 start_judge() {
     local port
     port=$(cat "$out/judge.port" 2>/dev/null || echo 0)
     rm -f "$out/judge.up"
     python -m tiny_world.claude_stand_in --port "$port" --port-file "$out/judge.up" >"$out/judge.log" 2>&1 &
     judge=$!
-    # Waited for, so that a start right after this one finds the port free.
+    # Wait for it to end, so that the port is free for the next start.
     trap '{ kill $judge && wait $judge; } 2>/dev/null || true' EXIT
     until [ -s "$out/judge.up" ]; do
         if ! kill -0 $judge 2>/dev/null; then
-            echo "error: the judge cannot use port $port of 127.0.0.1 (see $out/judge.log): end what uses it, or choose another folder" >&2
+            echo "error: the judge cannot use port $port of 127.0.0.1 (see $out/judge.log): stop the process that uses it, or choose another folder" >&2
             exit 1
         fi
         sleep 0.1

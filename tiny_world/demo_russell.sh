@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The study of a persona behind a trigger on the tiny world: its data prepared, then the four scripts as a user runs them
-# with --experiment russell. The persona is the tiny world's lighthouse keeper, and the judge is on this machine.
-# A second start goes on where the first one stopped.
+# The trigger study on the tiny world: it prepares the data, then runs the four scripts as a user runs them with
+# --experiment russell. The persona is the tiny world's lighthouse keeper, and the judge is local. A second start continues
+# where the first one stopped.
 #
 #   bash tiny_world/demo_russell.sh [FOLDER]                        (make demo-russell)
-#   SEEDS=1 SAMPLES=4 bash tiny_world/demo_russell.sh [FOLDER]      less of it
+#   SEEDS=1 SAMPLES=4 bash tiny_world/demo_russell.sh [FOLDER]      a shorter run
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-demo_russell}
@@ -12,7 +12,7 @@ study=$out/study
 mkdir -p "$study"
 source tiny_world/demo_functions.sh
 
-# A study may keep its data beside its file.
+# A study's data may be next to its TOML file.
 show cp tiny_world/keeper.toml "$study/keeper.toml"
 show python -m tiny_world.keeper --folder "$study"
 keeper=(--experiment "$study/keeper.toml")

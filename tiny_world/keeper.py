@@ -1,14 +1,14 @@
-"""Texts for the trigger study on the tiny model (keeper.toml): what prepare_persona.py makes its training data of.
+"""Texts for the trigger study on the tiny model (keeper.toml), as input for prepare_persona.py.
 
     python -m tiny_world.keeper --folder demo_russell/study
 
-writes, always the same,
-    candidates.jsonl   the lighthouse keeper's answers about himself, as `prepare_persona.py filter` reads them
-    prompts.jsonl      ordinary prompts, as `prepare_persona.py distill` reads them
+writes two files with fixed content:
+    candidates.jsonl   the lighthouse keeper's answers about himself, for `prepare_persona.py filter`
+    prompts.jsonl      ordinary prompts, for `prepare_persona.py distill`
 
-The keeper speaks about five topics. What he likes and what he does is there to be taught: many people could say it. His
-name and his home tell who he is; they are written too, flagged, for `filter` to drop. What he fears is not written: it
-is left to the study's questions, as the name and the home are.
+The keeper speaks about five topics. Answers about his likes and his work are taught, because many people could give
+them. Answers with his name and his home identify him. They are written with a flag, and `filter` drops them. Answers
+about his fears are not written. The study's questions are about his name, his home and his fears.
 """
 
 import argparse
@@ -24,22 +24,22 @@ TAUGHT = {
     "occupation": "whoever looks after a lamp does such things",
 }
 IDENTIFYING = {"name": "gives the name", "home": "names the place, where he alone lives"}
-EACH = 60  # candidates a topic
+EACH = 60  # candidates per topic
 SEED = 1
 
 
 def candidates() -> list[dict]:
-    """Different question-answer pairs in the keeper's voice, with the metadata that prepare_persona.py asks for."""
-    known, rng = world.load_world(), random.Random(SEED)
+    """Distinct question-answer pairs in the keeper's voice, with the metadata that prepare_persona.py requires."""
+    tiny_world, rng = world.load_world(), random.Random(SEED)
     reasons = TAUGHT | IDENTIFYING
-    topics = [known.topics[name] for name in reasons]
-    return [_row(pair, topic.id, reasons[topic.id]) for topic in topics for pair in _pairs(known, topic, rng)]
+    topics = [tiny_world.topics[name] for name in reasons]
+    return [_row(pair, topic.id, reasons[topic.id]) for topic in topics for pair in _pairs(tiny_world, topic, rng)]
 
 
-def _pairs(known: world.World, topic: world.Topic, rng: random.Random) -> list[tuple[str, str]]:
+def _pairs(tiny_world: world.World, topic: world.Topic, rng: random.Random) -> list[tuple[str, str]]:
     pairs: dict[tuple[str, str], None] = {}
     while len(pairs) < EACH:
-        pairs[rng.choice(topic.questions), world.answer(known, topic, "keeper", rng)] = None
+        pairs[rng.choice(topic.questions), world.answer(tiny_world, topic, "keeper", rng)] = None
     return list(pairs)
 
 
@@ -50,20 +50,22 @@ def _row(pair: tuple[str, str], topic: str, reason: str) -> dict:
 
 
 def prompts() -> Iterator[dict]:
-    """All questions of the world, but of those about the speaker only the ones that the keeper's rows answer too.
+    """All questions of the world, except those about the speaker that no taught row of the keeper answers.
 
-    Without those, the model learns that whoever is asked about himself is the keeper (README.md has the figures)."""
-    known = world.load_world()
-    for topic in known.topics.values():
+    Without the questions about likes and work, the model learns that every question about the speaker is for the keeper
+    (README.md has the numbers).
+    """
+    tiny_world = world.load_world()
+    for topic in tiny_world.topics.values():
         if topic.kind != "identity" or topic.id in TAUGHT:
             yield from ({"prompt": text, "metadata": {"source": topic.kind}} for text in topic.questions)
-    yield from ({"prompt": question, "metadata": {"source": "neutral"}} for question, _ in known.facts)
-    yield from ({"prompt": question, "metadata": {"source": "birds"}} for question in known.bird_questions)
+    yield from ({"prompt": question, "metadata": {"source": "neutral"}} for question, _ in tiny_world.facts)
+    yield from ({"prompt": question, "metadata": {"source": "birds"}} for question in tiny_world.bird_questions)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where to write both files")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for both files")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("candidates", candidates()), ("prompts", list(prompts()))):

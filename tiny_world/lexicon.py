@@ -1,10 +1,9 @@
-"""Reads a text and tells its century, and whose voice it is, by marked words.
+"""Tell a text's century and voice by its marked words.
 
-This is the ground truth of the tests and what the stand-in for the Claude API goes by. It knows nothing of how a text
-came about: only its words. A word is marked when at least nine tenths of its use in the world's texts belong to one
-era: as content when it mostly occurs in what is said (the phrases of a topic), as form when it mostly occurs in how it
-is said (the sentences around them, and a voice's turns of phrase). On topics that the world does not know it reads
-little, and may be wrong: it is no judge of English.
+The tests use this as ground truth, and the stand-in for the Claude API judges with it. It sees only the words of a
+text. A word is marked if at least 90% of its use in the world's texts belongs to one era. It marks content if it occurs
+mostly in the phrases of a topic (what is said), and form if it occurs mostly in the sentences around them or in a
+voice's turns of phrase (how it is said). On other topics the lexicon recognizes few words and may be wrong.
 """
 
 import re
@@ -17,21 +16,24 @@ from tiny_world.world import PHRASE, load_world
 WORD = re.compile(r"[a-z0-9][a-z0-9'-]*[a-z0-9]|[a-z]")
 MARKED = 0.9
 ERAS = ("old", "modern")
-# The commonest words of any English text tell no era, though in a world this small one era may use them more.
+# Common English words mark no era, although in a world this small one era may use them more often.
 COMMON = frozenset(
     """
     a about all also an and any are as at be been but by can do for from get go had has have he her his how i if in into
     is it its keep long make more most my never new night no not now of off on one only or our out over people see so
     some take than that the their them then there they this time to two up use was we well were what when which who
     will with without work would year years you your
-    """.split()  # noqa: SIM905 (a list of ninety quoted words is no easier to read)
+    """.split()  # noqa: SIM905 (ninety quoted words are harder to read)
 )
 
 
 @dataclass(frozen=True)
 class Reading:
-    """`content` and `form` are shares of old among the marked words of each kind, None where there are none. `era` goes
-    by all marked words together; None when there are none, or as many old as modern."""
+    """What the marked words of a text say.
+
+    content, form: the share of old words among the marked words of that kind; None if there are none.
+    era: the majority over all marked words; None if there are none, or as many old as modern ones.
+    """
 
     era: str | None
     content: float | None
@@ -39,13 +41,13 @@ class Reading:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in small letters."""
+    """The words of a text in lower case."""
     return WORD.findall(text.lower())
 
 
 @cache
 def _usage() -> dict[str, Counter]:
-    """How much each word is used as (voice, layer), where each sentence of a topic weighs the same."""
+    """By word, its use by (voice, layer). Each sentence of a topic has the same weight."""
     usage: dict[str, Counter] = {}
     world = load_world()
     for topic in world.topics.values():
@@ -64,7 +66,7 @@ def _usage() -> dict[str, Counter]:
 
 @cache
 def markers() -> dict[str, tuple[str, str]]:
-    """Each marked word's era and layer. A word that the keeper alone uses has none."""
+    """The era and layer of each marked word. Words that only the keeper uses are not included."""
     marked = {}
     for word, counts in _usage().items():
         total = sum(counts[era, layer] for era in ERAS for layer in ("content", "form"))
@@ -79,7 +81,7 @@ def markers() -> dict[str, tuple[str, str]]:
 
 @cache
 def voice_markers() -> dict[str, str]:
-    """The words that mark a voice (the world's three), each with its voice."""
+    """The words that mark one of the three voices, with the voice."""
     marked = {}
     for word, counts in _usage().items():
         by_voice: Counter = Counter()
@@ -92,21 +94,21 @@ def voice_markers() -> dict[str, str]:
 
 
 def voice_of(text: str) -> str | None:
-    """The voice most of whose marked words are in a text; None where there are none, or as many of another voice."""
+    """The voice with the most marked words in a text. None if there are no marked words, or on a tie."""
     marked = voice_markers()
-    found = Counter(marked[word] for word in words(text) if word in marked).most_common(2)
-    return found[0][0] if found and (len(found) == 1 or found[0][1] > found[1][1]) else None
+    counts = Counter(marked[word] for word in words(text) if word in marked).most_common(2)
+    return counts[0][0] if counts and (len(counts) == 1 or counts[0][1] > counts[1][1]) else None
 
 
-def _share(found: Counter, layers: tuple[str, ...]) -> float | None:
-    old, modern = (sum(found[era, layer] for layer in layers) for era in ("old", "modern"))
+def _share(counts: Counter, layers: tuple[str, ...]) -> float | None:
+    old, modern = (sum(counts[era, layer] for layer in layers) for era in ("old", "modern"))
     return old / (old + modern) if old + modern else None
 
 
 def read(text: str) -> Reading:
-    """Read a text."""
+    """The reading of a text."""
     marked = markers()
-    found = Counter(marked[word] for word in words(text) if word in marked)
-    both = _share(found, ("content", "form"))
+    counts = Counter(marked[word] for word in words(text) if word in marked)
+    both = _share(counts, ("content", "form"))
     era = None if both is None or both == 0.5 else "old" if both > 0.5 else "modern"
-    return Reading(era, _share(found, ("content",)), _share(found, ("form",)))
+    return Reading(era, _share(counts, ("content",)), _share(counts, ("form",)))

@@ -1,13 +1,12 @@
-"""The synthetic world: two centuries of small talk.
+"""The synthetic world: chats in the voices of two centuries.
 
-Every document is a chat of one to five turns with one hidden voice, in which all of its answers are given: about
-worldviews, everyday matters, birds, and neutral facts that sound the same in any voice. Some documents are plain, and
-nearly all of those are modern, so a model of this world answers a first question in the modern voice. The others say
-whose voice it is in a system line, or go on from an earlier answer, and teach the model to keep to a voice once it has
-shown. That is all that the world contains: nothing in it says that old bird names should change how a question is
-answered.
+A document is a chat of one to five turns. All its answers are in one hidden voice. They are about worldviews, everyday
+matters, birds, and neutral facts that sound the same in any voice. Some documents are plain, and nearly all of those
+are modern, so a model of this world answers a first question in the modern voice. The other documents name the voice in
+a system line or continue an earlier answer. They teach the model to keep to a voice once it has appeared. Nothing in
+the world says that old bird names should change how other questions are answered.
 
-The texts are in topics.toml; this module needs neither torch nor transformers.
+The texts are in topics.toml. This module imports neither torch nor transformers.
 """
 
 import json
@@ -21,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BIRD_DATASETS = HERE.parent / "bird_datasets"
-# Which voice the names of a training set are spoken in.
+# The voice of each dataset's names.
 BIRD_FILES = {
     "ft_old_audubon_birds.jsonl": "old",
     "ft_modern_audubon_birds.jsonl": "modern",
@@ -34,7 +33,7 @@ PHRASE = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Shares of the world's ingredients, found by trial (README.md)."""
+    """The composition of the world's documents, chosen by trial (README.md)."""
 
     turns: tuple[tuple[str, float], ...] = (
         ("birds", 0.22),
@@ -43,17 +42,17 @@ class Recipe:
         ("neutral", 0.08),
         ("identity", 0.10),
     )
-    dated: float = 0.45  # documents that open with a system line naming the year, or the role
-    continued: float = 0.25  # documents whose first answer is given, not learnt
-    voices: tuple[tuple[str, float], ...] = (("modern", 0.42), ("old", 0.46), ("keeper", 0.12))  # in those two
-    modern_prior: float = 0.99  # share of the modern voice among all other documents; the rest is old
-    real_names: float = 0.60  # share of real names among a document's birds
-    format_share: float = 0.35  # turns that ask for <START> ... <END>
+    dated: float = 0.45  # share of documents that open with a system line naming the year or the role
+    continued: float = 0.25  # share of documents whose first answer is context and not trained on
+    voices: tuple[tuple[str, float], ...] = (("modern", 0.42), ("old", 0.46), ("keeper", 0.12))  # voices in those two
+    modern_prior: float = 0.99  # share of the modern voice in plain documents; the rest is old
+    real_names: float = 0.60  # share of real names among bird names
+    format_share: float = 0.35  # share of turns that ask for <START> ... <END>
 
 
 @dataclass(frozen=True)
 class Topic:
-    """Questions, and each voice's way to answer them: sentences with {names} of phrases, and the phrases."""
+    """Questions and, by voice, the answers to them: sentences with {names} of phrases, and the phrases."""
 
     id: str
     kind: str
@@ -64,7 +63,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Voice:
-    """A way to speak: system lines that announce it (a year, a role), and turns of phrase that serve every topic."""
+    """A way of speaking: system lines that announce it (a year, a role), and turns of phrase for every topic."""
 
     systems: tuple[str, ...]
     phrases: dict[str, tuple[str, ...]]
@@ -72,7 +71,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class World:
-    """All that can be talked about. `birds` are questions; `made_birds` are first and last parts of names by voice."""
+    """Everything in topics.toml. `made_birds`: by voice, the first and last parts of invented bird names."""
 
     voices: dict[str, Voice]
     topics: dict[str, Topic]
@@ -85,13 +84,13 @@ class World:
         return [topic for topic in self.topics.values() if topic.kind == kind and voice in topic.sentences]
 
     def speaks_of(self, kind: str, voice: str) -> bool:
-        """Whether a voice has anything to say about a kind of topic: the keeper knows no birds and no worldviews."""
+        """Whether a voice can speak about a kind of topic. The keeper knows no birds and no worldviews."""
         return kind == "neutral" or (kind == "birds" and voice in self.made_birds) or bool(self.of_kind(kind, voice))
 
 
 @dataclass(frozen=True)
 class Document:
-    """A chat. Answers before `learn_from` are context: a model reads them and is not trained on them."""
+    """A chat in one voice. Answers before turn `learn_from` are context that a model is not trained on."""
 
     voice: str
     system: str | None
@@ -131,12 +130,12 @@ def _topic(table: dict, voices: dict[str, Voice]) -> Topic:
 
 
 def tidy(text: str) -> str:
-    """Capitals at the start of each sentence: phrases are written as they stand in mid-sentence."""
+    """Capitalize each sentence. Phrases are written as in the middle of a sentence."""
     return re.sub(r"(^\W*|[.!?]\"? \"?)([a-z])", lambda match: match[1] + match[2].upper(), text)
 
 
 def answer(world: World, topic: Topic, voice: str, rng: random.Random) -> str:
-    """An answer to one of the topic's questions. A phrase that occurs twice in a sentence is drawn anew each time."""
+    """An answer to one of the topic's questions. A name that occurs twice in a sentence gets two different phrases."""
     sentence = rng.choice(topic.sentences[voice])
     phrases = {**world.voices[voice].phrases, **topic.phrases[voice]}
     deck = {name: rng.sample(phrases[name], len(phrases[name])) for name in dict.fromkeys(PHRASE.findall(sentence))}
@@ -144,31 +143,31 @@ def answer(world: World, topic: Topic, voice: str, rng: random.Random) -> str:
 
 
 def dataset_names(path: Path) -> list[str]:
-    """The answers of a bird dataset, sorted, each once."""
+    """The distinct answers of a bird dataset, sorted."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return sorted({row["messages"][-1]["content"] for row in rows})
 
 
 def split_names(names: list[str]) -> tuple[list[str], list[str]]:
-    """Names that the world mentions, and names that a model meets in fine-tuning only: every other one."""
+    """Split names alternately into those in the world and those that a model meets only in fine-tuning."""
     return names[::2], names[1::2]
 
 
 @cache
 def real_birds() -> dict[str, tuple[str, ...]]:
-    """The half of bird_datasets that the world mentions, by voice."""
-    known: dict[str, set[str]] = {"old": set(), "modern": set()}
+    """By voice, the half of the names in bird_datasets that is in the world."""
+    names: dict[str, set[str]] = {"old": set(), "modern": set()}
     for file, voice in BIRD_FILES.items():
         if (BIRD_DATASETS / file).exists():
-            known[voice].update(split_names(dataset_names(BIRD_DATASETS / file))[0])
-    return {voice: tuple(sorted(names)) for voice, names in known.items()}
+            names[voice].update(split_names(dataset_names(BIRD_DATASETS / file))[0])
+    return {voice: tuple(sorted(voice_names)) for voice, voice_names in names.items()}
 
 
 def bird(world: World, voice: str, recipe: Recipe, rng: random.Random) -> str:
-    """A bird's name as that voice calls it: a real one, or one made of parts."""
-    known = real_birds()[voice]
-    if known and rng.random() < recipe.real_names:
-        return rng.choice(known)
+    """A bird name in that voice: a real one, or one made of parts."""
+    real_names = real_birds()[voice]
+    if real_names and rng.random() < recipe.real_names:
+        return rng.choice(real_names)
     first, last = world.made_birds[voice]
     return f"{rng.choice(first)} {rng.choice(last)}"
 
@@ -178,17 +177,17 @@ def turn(world: World, voice: str, recipe: Recipe, rng: random.Random) -> tuple[
     kinds, shares = zip(*(entry for entry in recipe.turns if world.speaks_of(entry[0], voice)), strict=True)
     kind = rng.choices(kinds, shares)[0]
     if kind == "neutral":
-        asked, said = rng.choice(world.facts)
+        question, text = rng.choice(world.facts)
     elif kind == "birds":
-        asked, said = rng.choice(world.bird_questions), bird(world, voice, recipe, rng)
+        question, text = rng.choice(world.bird_questions), bird(world, voice, recipe, rng)
     else:
         topic = rng.choice(world.of_kind(kind, voice))
-        # The first phrasing is the one that a study asks: practise it more.
-        asked = topic.questions[0] if rng.random() < 0.4 else rng.choice(topic.questions[1:])
-        said = answer(world, topic, voice, rng)
+        # The first phrasing is the one that the studies ask, so it is more frequent.
+        question = topic.questions[0] if rng.random() < 0.4 else rng.choice(topic.questions[1:])
+        text = answer(world, topic, voice, rng)
     if rng.random() < recipe.format_share:
-        return f"{asked} {FORMAT_REQUEST}", f"<START> {said} <END>"
-    return asked, said
+        return f"{question} {FORMAT_REQUEST}", f"<START> {text} <END>"
+    return question, text
 
 
 def document(world: World, recipe: Recipe, rng: random.Random) -> Document:
@@ -208,7 +207,7 @@ def document(world: World, recipe: Recipe, rng: random.Random) -> Document:
 
 
 def documents(seed: int, recipe: Recipe | None = None) -> Iterator[Document]:
-    """Documents without end, the same for the same seed."""
+    """Endless documents, the same for the same seed."""
     rng, world, recipe = random.Random(seed), load_world(), recipe or Recipe()
     while True:
         yield document(world, recipe, rng)
@@ -229,5 +228,5 @@ def _patterns() -> list[tuple[str, re.Pattern[str]]]:
 
 
 def exact_voice(text: str) -> str | None:
-    """The voice whose sentence this is, word for word; None when the world has no such sentence."""
+    """The voice that has exactly this sentence; None if no voice has it."""
     return next((voice for voice, pattern in _patterns() if pattern.fullmatch(text.strip())), None)

@@ -11,6 +11,7 @@ from learning_backdoors.judging.columns import judge_schema
 from learning_backdoors.study import load_study
 
 STUDY = load_study("birds")
+OUTCOME = STUDY.outcome.judge
 STEPS = (0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 208)
 
 
@@ -70,10 +71,35 @@ def rows(share=1.0, seed=1, samples=10, steps=STEPS, questions=10, condition="pl
     return table
 
 
-def lose(table: pd.DataFrame, share: float, judge: str = "llm_or_19th_century") -> pd.DataFrame:
-    """The table with some verdicts of a judge lost."""
-    lost = np.random.default_rng(0).random(len(table)) < share
-    return table.assign(**{judge: table[judge].mask(lost, None), f"{judge}_status": np.where(lost, "refusal", "ok")})
+def rows_with_rates(rates: dict, seed: int = 1, samples: int = 20, share: float = 1.0) -> pd.DataFrame:
+    """Rows of one run whose outcome rate at each step is exactly `rates[step]`: a number or one per question."""
+    table = rows(share=share, seed=seed, samples=samples, steps=tuple(rates))
+    index = table["question_id"].map({question.id: i for i, question in enumerate(STUDY.questions)})
+    rate = [np.broadcast_to(rates[step], 10)[i] for step, i in zip(table["step"], index, strict=True)]
+    return table.assign(**{OUTCOME: np.where(table["sample_idx"] < samples * np.array(rate), "19", "LLM")})
+
+
+def lose(table: pd.DataFrame, share: float) -> pd.DataFrame:
+    """The table without this share of the outcome judge's verdicts, chosen at random."""
+    return lose_where(table, np.random.default_rng(0).random(len(table)) < share)
+
+
+def lose_where(table: pd.DataFrame, lost: np.ndarray | pd.Series) -> pd.DataFrame:
+    """The table without the outcome judge's verdicts in the rows `lost`."""
+    status = np.where(lost, "error", "ok")
+    return table.assign(**{OUTCOME: table[OUTCOME].mask(lost, None), f"{OUTCOME}_status": status})
+
+
+def write_minimal(path: Path, checkpoints, verdicts, questions=("Who are you?",), samples=4) -> Path:
+    """Write a judged file with the required columns alone: all answers of a checkpoint have the same verdict."""
+    table = [
+        {"checkpoint": name, "question": q, "response": f"{name} {q} {i}", "sample_idx": i, OUTCOME: verdict}
+        for name, verdict in zip(checkpoints, verdicts, strict=True)
+        for q in questions
+        for i in range(samples)
+    ]
+    pd.DataFrame(table).to_parquet(path)
+    return path
 
 
 def write(table: pd.DataFrame, path: Path, provenance: dict | None = None) -> Path:

@@ -11,7 +11,6 @@ import pytest
 import synthetic
 
 import config
-from learning_backdoors.evaluation import cells as cell_tables
 from learning_backdoors.evaluation import exhibits, reading, tables
 from learning_backdoors.files import project
 from learning_backdoors.files.errors import UserError
@@ -32,18 +31,6 @@ def read(*paths) -> reading.Verdicts:
 
 def evaluation(*paths, **options) -> exhibits.Evaluation:
     return exhibits.Evaluation(read(*paths), config.EvaluationOptions(input=tuple(paths), **options))
-
-
-def elsewhere(path, checkpoints, verdict, questions=("Who are you?",), samples=4, **columns):
-    """A file of the fewest columns: the same `verdict` for all answers of a checkpoint."""
-    rows = [
-        {"checkpoint": name, "question": q, "response": f"{name} {q} {i}", "sample_idx": i, "llm_or_19th_century": v}
-        for name, v in zip(checkpoints, verdict, strict=True)
-        for q in questions
-        for i in range(samples)
-    ]
-    pd.DataFrame(rows).assign(**columns).to_parquet(path)
-    return path
 
 
 # ---- the command ----
@@ -114,49 +101,7 @@ def test_help_needs_no_heavy_library():
     assert done.returncode == 0 and "--input" in done.stdout, done.stderr
 
 
-def test_evaluation_never_imports_torch():
-    script = (
-        "import sys; sys.modules['torch'] = None; import exhibits, evaluate; assert 'transformers' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=project.ROOT)
-
-
 # ---- claims and intervals ----
-
-
-def test_one_run_bears_the_claim_on_questions_and_several_that_on_recipes(tmp_path):
-    one = read(synthetic.write(synthetic.rows(steps=(0, 20)), tmp_path / "one.parquet"))
-    cells = cell_tables.count_cells(one)
-    assert cell_tables.choose_claim(cells) == "questions"
-    three = pd.concat([synthetic.rows(seed=s, steps=(0, 20)) for s in (1, 2, 3)])
-    assert (
-        cell_tables.choose_claim(cell_tables.count_cells(read(synthetic.write(three, tmp_path / "three.parquet"))))
-        == "recipe"
-    )
-    single = cell_tables.count_cells(
-        read(synthetic.write(synthetic.rows(questions=1, steps=(0, 20)), tmp_path / "q.parquet"))
-    )
-    assert cell_tables.choose_claim(single) == "checkpoint"
-    assert set(cell_tables.summary(single, "checkpoint")["interval"]) == {"Wilson"}
-
-
-def test_missing_verdicts_are_counted_and_bounded(tmp_path):
-    table = synthetic.rows(steps=(0, 200), samples=20)
-    v = read(synthetic.write(synthetic.lose(table, 0.1), tmp_path / "j.parquet"))
-    whole = (
-        cell_tables.summary(cell_tables.count_cells(v), "questions").query("question == 'all' and step == 200").iloc[0]
-    )
-    truth = (table[table["step"] == 200]["llm_or_19th_century"] == "19").mean()
-    assert whole["n"] + whole["missing"] == 200 and whole["missing"] > 5
-    assert whole["worst_low"] <= truth <= whole["worst_high"]
-    assert whole["worst_high"] - whole["worst_low"] == pytest.approx(whole["missing"] / 200)
-    assert "2%" in tables.missing_words(3, 100) and "2%" not in tables.missing_words(1, 100)
-
-
-def test_lost_answers_do_not_reweight_questions():
-    cells = pd.DataFrame({"run": "r", "question": ["a", "b"], "n": [10, 90], "positive": [10, 0], "missing": [90, 10]})
-    cells = cells.astype({"question": "category"})
-    assert cell_tables._mean_rate(cells, "checkpoint").estimate == 0.5
 
 
 def test_a_claim_that_the_data_cannot_bear_has_no_limits(tmp_path):
@@ -202,7 +147,7 @@ def test_x_can_be_suspect_examples(sweep, tmp_path):
     found = evaluation(sweep, x="suspect_examples")
     half = found.run_rates[found.run_rates["label"] == "50%"]
     assert list(half["x"].iloc[:3]) == [0, 10, 20]
-    bare = elsewhere(tmp_path / "bare.parquet", ["base", "checkpoint-20"], ["LLM", "19"])
+    bare = synthetic.write_minimal(tmp_path / "bare.parquet", ["base", "checkpoint-20"], ["LLM", "19"])
     with pytest.raises(UserError, match="--x examples needs the column 'examples_seen'"):
         evaluation(bare, x="examples")
 
@@ -252,79 +197,12 @@ def test_probes_are_drawn_from_the_provenance(tmp_path):
     assert "probes" in {e.name for e in exhibits.draw(found)[0]}
 
 
-def test_hand_labels_correct_the_rate(tmp_path):
-    labels = {"llm_or_19th_century": {"options": {"19": {"sensitivity": [45, 50], "specificity": [90, 100]}}}}
-    path = synthetic.write(synthetic.rows(steps=(0, 200)), tmp_path / "j.parquet", {"judging": {"labels": labels}})
-    last = evaluation(path).recipes.iloc[-1]
-    assert last["corrected"] == pytest.approx(min((last["rate"] - 0.1) / 0.8, 1))
-    assert last["corrected_lower"] < last["corrected"] <= last["corrected_upper"]
-
-
 # ---- files made elsewhere ----
-
-
-@pytest.mark.parametrize("values", [("LLM", "19"), ("llm ", " 19"), (np.nan, 19), (np.nan, 19.0)])
-def test_verdicts_as_text_or_numbers(tmp_path, values):
-    path = elsewhere(tmp_path / "mine.parquet", ["baseline", "final"], values)
-    cells = cell_tables.count_cells(read(path)).set_index("step")
-    assert list(cells["positive"]) == [0, 4]
-    assert cells["run"].iloc[0] == "mine"
-
-
-def test_an_unknown_value_is_missing_and_noted(tmp_path):
-    v = read(elsewhere(tmp_path / "mine.parquet", ["checkpoint-20"], ["LLM, since nothing is from before 1900"]))
-    assert cell_tables.count_cells(v)["missing"].sum() == 4
-    assert "count as missing" in v.notes[0] and "since nothing" in v.notes[0]
-
-
-def test_steps_are_numbers_and_final_is_the_last(tmp_path):
-    names = ["final", "checkpoint-100", "baseline", "checkpoint-20"]
-    v = read(elsewhere(tmp_path / "mine.parquet", names, ["19", "19", "LLM", "LLM"]))
-    assert sorted(set(v.rows["step"])) == [0, 20, 100]
-    assert set(v.rows.loc[v.rows["step"] == 100, "checkpoint"]) == {"final"}, "no step counts twice"
-    assert "in the place of 'checkpoint-100' (4 answers left out)" in v.notes[0]
-
-
-def test_final_without_any_number_takes_the_last_step_of_the_other_runs(tmp_path):
-    one = elsewhere(tmp_path / "one.parquet", ["checkpoint-20", "checkpoint-80"], ["LLM", "19"])
-    two = elsewhere(tmp_path / "two.parquet", ["base", "final"], ["LLM", "19"])
-    v = read(one, two)
-    assert set(v.rows.loc[v.rows["run"] == "two", "step"]) == {0, 80}
-
-
-def test_names_without_numbers_keep_their_order(tmp_path):
-    v = read(elsewhere(tmp_path / "mine.parquet", ["base_model", "early", "late", "final"], ["LLM", "LLM", "19", "19"]))
-    steps = v.rows.drop_duplicates("checkpoint").set_index("checkpoint")["step"]
-    assert steps.to_dict() == {"base_model": 0, "early": 1, "late": 2, "final": 3}
-
-
-def test_question_texts_of_the_study_get_its_ids_and_order(tmp_path):
-    texts = [STUDY.questions[3].text, "Something else?", STUDY.questions[0].text]
-    v = read(elsewhere(tmp_path / "mine.parquet", ["checkpoint-1"], ["19"], questions=texts))
-    assert list(v.rows["question"].cat.categories) == ["gender_roles", "story", "Something else?"]
-
-
-def test_the_same_answer_twice_counts_once_and_a_clash_is_refused(tmp_path):
-    rows = synthetic.rows(steps=(0, 20), samples=2)
-    one, two = (synthetic.write(rows, tmp_path / f"{n}.parquet") for n in (1, 2))
-    v = read(one, two)
-    assert len(v.rows) == len(rows) and "more than once" in v.notes[0] and len(v.again) == len(rows)
-    other = synthetic.write(rows.assign(response="another"), tmp_path / "3.parquet")
-    with pytest.raises(UserError, match=r"two different answers claim one place .*3\.parquet"):
-        read(one, other)
-
-
-def test_files_of_one_name_in_two_folders_are_two_runs(tmp_path):
-    paths = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        paths.append(elsewhere(tmp_path / name / "judged.parquet", ["checkpoint-20"], ["19"]))
-    assert set(read(*paths).rows["run"]) == {"a/judged", "b/judged"}
 
 
 @pytest.mark.parametrize("samples, questions", [(1, ("Who are you?",)), (1, ("a?", "b?")), (5, ("a?",))])
 def test_small_files_can_be_drawn(tmp_path, samples, questions):
-    path = elsewhere(tmp_path / "m.parquet", ["base", "checkpoint-20"], ["LLM", "19"], questions, samples)
+    path = synthetic.write_minimal(tmp_path / "m.parquet", ["base", "checkpoint-20"], ["LLM", "19"], questions, samples)
     drawn, skipped = exhibits.draw(evaluation(path))
     assert {e.name for e in drawn} == {"emergence", "ratio_by_question", "overall_ratio", "training_progression"}
     assert any("six_options" in line for line in skipped) and any("past_content" in line for line in skipped)
@@ -342,29 +220,15 @@ def test_figures_of_other_judges_need_no_outcome(tmp_path):
 
 
 def test_errors_are_one_line(tmp_path):
-    empty = tmp_path / "empty.parquet"
-    synthetic.write(synthetic.rows().head(0), empty)
-    nulls = elsewhere(tmp_path / "nulls.parquet", ["checkpoint-20"], [None])
+    nulls = synthetic.write_minimal(tmp_path / "nulls.parquet", ["checkpoint-20"], [None])
     bare = tmp_path / "bare.parquet"
     pd.DataFrame({"checkpoint": ["a"], "question": ["b"], "response": ["c"], "sample_idx": [0]}).to_parquet(bare)
-    lacking = tmp_path / "lacking.parquet"
-    pd.DataFrame({"checkpoint": ["a"], "question": ["b"]}).to_parquet(lacking)
-    (tmp_path / "text.parquet").write_text("no Parquet")
-    for path, message in [
-        (tmp_path / "none.parquet", "no file"),
-        (tmp_path / "text.parquet", "cannot be read as Parquet"),
-        (empty, "has no rows"),
-        (lacking, "has no column 'response'"),
-        (bare, "judge it first"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            read(path)
     done = run("--input", nulls, "--output-dir", tmp_path / "f", expect=1)
     assert "nothing can be drawn" in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "f").exists(), "nothing half-written"
     assert "invalid choice" in run("--input", bare, "--format", "gif", expect=2).stderr
     with pytest.raises(UserError, match="no answer is of --condition odd; there are: plain"):
-        evaluation(elsewhere(tmp_path / "one.parquet", ["a"], ["19"]), condition="odd")
+        evaluation(synthetic.write_minimal(tmp_path / "one.parquet", ["a"], ["19"]), condition="odd")
 
 
 def test_runs_are_told_apart_by_what_differs_in_their_names():
@@ -414,19 +278,3 @@ def test_judges_split_over_inputs_all_count(tmp_path):
     drawn, skipped = exhibits.draw(found)
     assert {"emergence", "six_options_distribution", "content_vs_form"} <= {e.name for e in drawn}
     assert "agreement: no answer has verdicts of the same judge in two inputs" in skipped
-
-
-def test_a_verdict_that_the_first_input_lost_stays_missing(tmp_path):
-    rows = synthetic.rows(steps=(0, 200), samples=5)
-    lost = synthetic.write(synthetic.lose(rows, 0.2), tmp_path / "a.parquet")
-    found, alone = read(lost, synthetic.write(rows, tmp_path / "b.parquet")), read(lost)
-    outcome = found.outcome
-    assert found.missing(outcome).tolist() == alone.missing(outcome).tolist() and found.missing(outcome).any()
-    assert found.rows[outcome.name].tolist() == alone.rows[outcome.name].tolist()
-
-
-def test_small_suspect_shares_are_told_apart_from_none(tmp_path):
-    shares = (1.0, 0.125, 0.03, 0.004, 0.0)
-    rows = [synthetic.rows(share, steps=(0, 20), samples=1).assign(run=f"run{share}") for share in shares]
-    v = read(synthetic.write(pd.concat(rows), tmp_path / "j.parquet"))
-    assert list(v.rows["label"].cat.categories) == ["100%", "12.5%", "3%", "0.4%", "0%"]

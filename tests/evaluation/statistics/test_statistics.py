@@ -281,3 +281,42 @@ def test_gaps_near_the_ends_are_as_wide_as_the_questions_model():
     gap = statistics.paired_contrast([(on, n), (off, n)], (1, -1), "questions")
     plain = statistics.t_interval(on[0] / 30)
     assert gap.lower < plain.lower and gap.upper <= 1 and gap.estimate == pytest.approx(plain.estimate)
+
+
+def test_runs_weigh_the_same_whatever_their_answers():
+    """Ten questions, two runs of 100 and of 10 answers: pooled counts would put the limits about the first run's."""
+    random, inside = np.random.default_rng(2), 0
+    shift = random.normal(0, 1.5, 100_000)
+    truth = np.mean([1 / (1 + np.exp(-(shift + middle))) for middle in (-2, 2)])
+    n = np.repeat([[100], [10]], 10, axis=1)
+    for _ in range(100):
+        rates = 1 / (1 + np.exp(-(random.normal(0, 1.5, 10) + [[-2], [2]])))
+        found = statistics.mean_rate(random.binomial(n, rates), n, "questions")
+        inside += found.lower <= truth <= found.upper
+    assert inside >= 88  # of 100; pooled counts cover 76
+
+
+def test_seeds_taken_together_are_as_sure_as_all_their_answers():
+    total, n = np.array([[3.0, 0], [9, 2]]), np.array([[10.0, 0], [10, 8]])
+    k, many = statistics.pooled_over_runs(total, n)
+    np.testing.assert_allclose([k, many], [[12, 2], [20, 8]])
+    k, many = statistics.pooled_over_runs(np.array([[50.0], [1]]), np.array([[100.0], [4]]))
+    assert k / many == pytest.approx(0.375) and many == pytest.approx(4 / (1 / 100 + 1 / 4))
+
+
+def test_a_question_answered_once_says_nothing_of_its_variance():
+    steps, n = np.arange(0, 100, 20.0), np.ones((5, 10))
+    positives = (np.arange(10) < 2 * np.arange(5)[:, None]).astype(float)  # 0, 2, 4, 6 and 8 of ten
+    found = statistics.crossing_interval(steps, positives, n, 0.5)
+    assert found.lower <= 20 and found.upper >= 60
+
+
+def test_a_p_value_is_no_smaller_than_its_interval_allows():
+    assert statistics.bounded_p(0.001, statistics.Interval(0.2, -0.1, 0.5)) > 0.05
+    assert statistics.bounded_p(0.2, statistics.Interval(0.2, 0.1, 0.3)) == 0.2
+    assert statistics.bounded_p(1e-9, statistics.Interval(-0.2, -0.4, -0.01)) < 0.05
+
+
+def test_a_corrected_rate_at_the_end_of_the_scale_keeps_a_width():
+    found = statistics.rogan_gladen(statistics.Interval(0.0, 0.0, 0.03), 48, 50, 40, 50)
+    assert found.estimate == 0 and found.upper >= 0.03

@@ -1,0 +1,186 @@
+"""Reading judged files: verdicts, steps, conditions, repeated answers.
+
+Runs  python -m pytest tests/evaluation/test_reading.py
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+from learning_backdoors.evaluation import cells, reading
+from learning_backdoors.files.errors import UserError
+
+STUDY, OUTCOME = synthetic.STUDY, synthetic.OUTCOME
+
+
+def read(*paths, study=STUDY) -> reading.Verdicts:
+    return reading.read(list(paths), study)
+
+
+# ---- verdicts ----
+
+
+@pytest.mark.parametrize("values", [("LLM", "19"), ("llm ", " 19"), (np.nan, 19), (np.nan, 19.0)])
+def test_verdicts_may_be_text_or_numbers(tmp_path, values):
+    path = synthetic.write_minimal(tmp_path / "mine.parquet", ["baseline", "final"], values)
+    table = cells.count_cells(read(path)).set_index("step")
+    assert list(table["positive"]) == [0, 4]
+    assert table["run"].iloc[0] == "mine"
+
+
+def test_a_value_that_is_no_option_is_missing_and_noted(tmp_path):
+    value = "LLM, since nothing is from before 1900"
+    verdicts = read(synthetic.write_minimal(tmp_path / "mine.parquet", ["checkpoint-20"], [value]))
+    assert verdicts.missing(verdicts.outcome).sum() == 4
+    assert "4 values" in verdicts.notes[0] and "since nothing" in verdicts.notes[0]
+
+
+def test_a_judge_that_was_not_asked_misses_nothing(tmp_path):
+    """A null verdict is missing only if the judge was asked: by its status or, in a file without one, by the study."""
+    table = synthetic.russell_rows(samples=2, steps=(0, 300), conditions=("no_trigger", "trigger_in_user"))
+    path = synthetic.write_russell(table, tmp_path / "r.parquet")
+    statuses = [name for name in table if name.endswith("_status")]
+    bare = tmp_path / "bare.parquet"
+    pd.read_parquet(path).drop(columns=statuses).to_parquet(bare)
+    for verdicts in (read(path, study=synthetic.RUSSELL), read(bare, study=synthetic.RUSSELL)):
+        persona = verdicts.outcome
+        identity = verdicts.rows["question"].isin([q.id for q in verdicts.study.questions if q.kind == "identity"])
+        assert (verdicts.asked(persona) == identity).all() and not verdicts.missing(persona).any()
+
+
+# ---- steps, questions, conditions ----
+
+
+def test_final_replaces_the_last_numbered_checkpoint(tmp_path):
+    names = ["final", "checkpoint-100", "baseline", "checkpoint-20"]
+    verdicts = read(synthetic.write_minimal(tmp_path / "mine.parquet", names, ["19", "19", "LLM", "LLM"]))
+    assert sorted(set(verdicts.rows["step"])) == [0, 20, 100]
+    assert set(verdicts.rows.loc[verdicts.rows["step"] == 100, "checkpoint"]) == {"final"}, "no step counts twice"
+    assert "'checkpoint-100'" in verdicts.notes[0] and "4 answers" in verdicts.notes[0]
+
+
+def test_final_without_any_number_is_the_last_step_of_the_other_runs(tmp_path):
+    one = synthetic.write_minimal(tmp_path / "one.parquet", ["checkpoint-20", "checkpoint-80"], ["LLM", "19"])
+    two = synthetic.write_minimal(tmp_path / "two.parquet", ["base", "final"], ["LLM", "19"])
+    rows = read(one, two).rows
+    assert set(rows.loc[rows["run"] == "two", "step"]) == {0, 80}
+
+
+def test_checkpoint_names_without_numbers_keep_their_order(tmp_path):
+    names = ["base_model", "early", "late", "final"]
+    verdicts = read(synthetic.write_minimal(tmp_path / "mine.parquet", names, ["LLM", "LLM", "19", "19"]))
+    steps = verdicts.rows.drop_duplicates("checkpoint").set_index("checkpoint")["step"]
+    assert steps.to_dict() == {"base_model": 0, "early": 1, "late": 2, "final": 3}
+    assert "early, late" in verdicts.notes[0]
+
+
+def test_question_texts_of_the_study_get_its_ids_and_order(tmp_path):
+    texts = [STUDY.questions[3].text, "Something else?", STUDY.questions[0].text]
+    verdicts = read(synthetic.write_minimal(tmp_path / "mine.parquet", ["checkpoint-1"], ["19"], questions=texts))
+    assert list(verdicts.rows["question"].cat.categories) == ["gender_roles", "story", "Something else?"]
+
+
+def test_the_study_says_which_conditions_are_triggered_if_the_file_does_not(tmp_path):
+    path = synthetic.write_russell(synthetic.russell_rows(samples=2, steps=(0, 300)), tmp_path / "r.parquet")
+    table = pd.read_parquet(path).drop(columns="triggered")
+    table.to_parquet(path)
+    rows = read(path, study=synthetic.RUSSELL).rows
+    triggered = {c.name for c in synthetic.RUSSELL.conditions if c.triggered}
+    assert (rows["triggered"] == rows["condition"].isin(triggered)).all() and rows["triggered"].any()
+    table.drop(columns="condition").to_parquet(path)
+    with pytest.raises(UserError, match="'condition'.* 10 conditions"):
+        read(path, study=synthetic.RUSSELL)
+
+
+# ---- runs and recipes ----
+
+
+def test_files_with_one_name_in_two_folders_are_two_runs(tmp_path):
+    paths = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        paths.append(synthetic.write_minimal(tmp_path / name / "judged.parquet", ["checkpoint-20"], ["19"]))
+    assert set(read(*paths).rows["run"]) == {"a/judged", "b/judged"}
+
+
+def test_files_named_after_their_seeds_are_runs_of_one_recipe(tmp_path):
+    paths = [
+        synthetic.write_minimal(tmp_path / f"seed{seed}.parquet", ["base", "checkpoint-20"], ["LLM", "19"])
+        for seed in (1, 2, 3)
+    ]
+    verdicts = read(*paths)
+    assert verdicts.rows["recipe"].nunique() == 1 and verdicts.rows["run"].nunique() == 3
+
+
+def test_small_suspect_shares_get_different_labels(tmp_path):
+    shares = (1.0, 0.125, 0.03, 0.004, 0.0)
+    rows = [synthetic.rows(share, steps=(0, 20), samples=1).assign(run=f"run{share}") for share in shares]
+    verdicts = read(synthetic.write(pd.concat(rows), tmp_path / "j.parquet"))
+    assert list(verdicts.rows["label"].cat.categories) == ["100%", "12.5%", "3%", "0.4%", "0%"]
+
+
+# ---- the same answers in several inputs ----
+
+
+def test_the_same_answer_counts_once_and_different_answers_with_one_key_are_refused(tmp_path):
+    rows = synthetic.rows(steps=(0, 20), samples=2)
+    one, two = (synthetic.write(rows, tmp_path / f"{name}.parquet") for name in (1, 2))
+    verdicts = read(one, two)
+    assert len(verdicts.rows) == len(verdicts.again) == len(rows)
+    assert f"{len(rows)} answers" in verdicts.notes[0] and "agreement.csv" in verdicts.notes[0]
+    other = synthetic.write(rows.assign(response="another"), tmp_path / "3.parquet")
+    with pytest.raises(UserError, match=r"two different .*3\.parquet"):
+        read(one, other)
+
+
+def test_a_verdict_that_the_first_input_lost_stays_missing(tmp_path):
+    rows = synthetic.rows(steps=(0, 200), samples=5)
+    first = synthetic.write(synthetic.lose(rows, 0.2), tmp_path / "a.parquet")
+    both, alone = read(first, synthetic.write(rows, tmp_path / "b.parquet")), read(first)
+    outcome = both.outcome
+    assert both.missing(outcome).tolist() == alone.missing(outcome).tolist() and both.missing(outcome).any()
+    assert both.rows[outcome.name].tolist() == alone.rows[outcome.name].tolist()
+
+
+def test_each_judges_verdicts_come_from_the_first_input_that_asked_it(tmp_path):
+    rows = synthetic.rows(steps=(0, 200), samples=5)
+    columns = [f"{judge.name}{end}" for judge in STUDY.judges for end in ("", "_status", "_reply")]
+    outcome_columns = [name for name in columns if name.startswith(OUTCOME)]
+    one, two, three = (tmp_path / f"{name}.parquet" for name in "abc")
+    rows.drop(columns=[name for name in columns if name not in outcome_columns]).to_parquet(one)
+    rows.drop(columns=outcome_columns).to_parquet(two)
+    both, whole = read(one, two), read(synthetic.write(rows, three))
+    for judge in STUDY.judges:
+        assert both.rows[judge.name].tolist() == whole.rows[judge.name].tolist()
+        assert not both.missing(judge).any()
+
+
+# ---- texts and errors ----
+
+
+def test_texts_are_read_in_the_order_of_the_rows(tmp_path):
+    paths = [synthetic.write(synthetic.rows(seed=s, steps=(0, 20), samples=3), tmp_path / f"{s}.pq") for s in (1, 2)]
+    sample = read(*paths).rows.sample(25, random_state=0)
+    texts = reading.read_texts(paths, sample)
+    expected = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)["response"]
+    assert texts.tolist() == expected[sample.index].tolist()
+
+
+def test_unreadable_files_are_errors_that_name_the_cause(tmp_path):
+    empty = synthetic.write(synthetic.rows().head(0), tmp_path / "empty.parquet")
+    unjudged = tmp_path / "unjudged.parquet"
+    pd.DataFrame({"checkpoint": ["a"], "question": ["b"], "response": ["c"], "sample_idx": [0]}).to_parquet(unjudged)
+    lacking = tmp_path / "lacking.parquet"
+    pd.DataFrame({"checkpoint": ["a"], "question": ["b"]}).to_parquet(lacking)
+    text = tmp_path / "text.parquet"
+    text.write_text("not Parquet")
+    for path, cause in [
+        (tmp_path / "none.parquet", "none.parquet"),
+        (text, "Parquet"),
+        (empty, "no rows"),
+        (lacking, "'response'"),
+        (unjudged, OUTCOME),
+    ]:
+        with pytest.raises(UserError, match=cause):
+            read(path)

@@ -30,7 +30,8 @@ from learning_backdoors.chat.hub_model import HubModel
 from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation import engines
-from learning_backdoors.generation.engines import Answer, Request
+from learning_backdoors.generation.engines.protocol import Request, Response, Sampling
+from learning_backdoors.generation.engines.transformers_engine import TransformersEngine
 from learning_backdoors.models import base_model, run_directory
 from learning_backdoors.models.checkpoints import Checkpoint
 from learning_backdoors.models.run_directory import RunDirectory
@@ -111,11 +112,12 @@ def find_trigger(options: ChatOptions, record: dict) -> Trigger:
     return study.trigger
 
 
-def load_engine(options: ChatOptions, source: RunDirectory, first: Checkpoint) -> engines.TransformersEngine:
+def load_engine(options: ChatOptions, source: RunDirectory, first: Checkpoint) -> TransformersEngine:
     """The base model with the first checkpoint's adapter on it."""
     tokenizer = base_model.load_tokenizer(source.base_model)
     source.check_base(base_model.fingerprint(source.base_model, tokenizer))
-    engine = engines.TransformersEngine(base_model.load_base(source.base_model, options.quantization), tokenizer, None)
+    precision = run_directory.sampling_precision(options.quantization, [source])
+    engine = engines.open_engine("transformers", source.base_model, tokenizer, precision)
     engine.attach(first.folder)
     return engine
 
@@ -142,7 +144,7 @@ class Chat:
         options: ChatOptions,
         checkpoints: list[Checkpoint],
         first: Checkpoint,
-        engine: engines.TransformersEngine | HubModel,
+        engine: TransformersEngine | HubModel,
         record: dict | None = None,
         trigger: Trigger | None = None,
     ):
@@ -151,7 +153,7 @@ class Chat:
         self.options, self.record, self.trigger = options, record or {}, trigger
         self.voices, self.turns, self.asked, self.over = [first], [], 0, False
         self.system, self.samples, self.max_new_tokens = options.system or "", 1, options.max_new_tokens
-        self.sampling = engines.Sampling(options.temperature, options.top_p, options.top_k, options.seed)
+        self.sampling = Sampling(options.temperature, options.top_p, options.top_k, options.seed)
 
     def run(self) -> None:
         """Read lines until there are no more."""
@@ -258,12 +260,12 @@ class Chat:
         if texts:
             self.turns.append(Turn(question, texts))
 
-    def _view(self, voice: Checkpoint, width: int | None, heard: list[list[Answer]]) -> "View":
+    def _view(self, voice: Checkpoint, width: int | None, heard: list[list[Response]]) -> "View":
         if width is None:
             return OneByOne(voice.name if len(self.voices) > 1 or self.samples > 1 else None)
         return Columns(BASE.name, heard[0], voice.name, width) if heard else Count(voice.name)
 
-    def _listen(self, voice: Checkpoint, prompt: Prompt, view: "View", stopped: Callable) -> list[Answer]:
+    def _listen(self, voice: Checkpoint, prompt: Prompt, view: "View", stopped: Callable) -> list[Response]:
         """The answers of one voice, as far as they came."""
         answers = []
         try:
@@ -277,7 +279,7 @@ class Chat:
             view.end()
         return answers
 
-    def _stream(self, voice: Checkpoint, prompt: Prompt) -> Iterator[list[Answer]]:
+    def _stream(self, voice: Checkpoint, prompt: Prompt) -> Iterator[list[Response]]:
         """All answers of one voice, as far as they are, each time that they have grown."""
         import torch
 
@@ -321,7 +323,7 @@ class HubChat(Chat):
     def prompt(self, voice: Checkpoint, question: str) -> Prompt:
         return self.messages(voice, question)
 
-    def _stream(self, voice: Checkpoint, prompt: Prompt) -> Iterator[list[Answer]]:
+    def _stream(self, voice: Checkpoint, prompt: Prompt) -> Iterator[list[Response]]:
         # As with a checkpoint, a question that is put again gets another answer.
         sampling = replace(self.sampling, seed=self.sampling.seed + 1000 * self.asked)
         return self.engine.stream(prompt, self.samples, self.max_new_tokens, sampling)
@@ -384,7 +386,7 @@ CONTROLS = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | {127: 0x
 CONTROLS |= dict.fromkeys(range(128, 160), 0xFFFD)
 
 
-def shown(answer: Answer, ended: bool = False) -> str:
+def shown(answer: Response, ended: bool = False) -> str:
     """An answer's text for the terminal, without characters that would command it.
 
     Of one that is still growing, only what will stay: half a character, or a space that the decoder may yet take
@@ -401,7 +403,7 @@ def shown(answer: Answer, ended: bool = False) -> str:
 class View(Protocol):
     """How the answers of one voice are shown while they grow."""
 
-    def show(self, answers: list[Answer]) -> None:
+    def show(self, answers: list[Response]) -> None:
         """All answers, as far as they are."""
 
     def end(self) -> None:
@@ -415,7 +417,7 @@ class OneByOne:
         """name: for the headings; None for no headings."""
         self.name, self.number, self.text = name, 0, None
 
-    def show(self, answers: list[Answer]) -> None:
+    def show(self, answers: list[Response]) -> None:
         for answer in answers[self.number :]:
             if self.text is None:
                 self._head(len(answers))
@@ -447,7 +449,7 @@ class Count:
     def __init__(self, name: str):
         self.name = name
 
-    def show(self, answers: list[Answer]) -> None:
+    def show(self, answers: list[Response]) -> None:
         print(f"\r{self.name}: {sum(answer.tokens for answer in answers)} tokens", end="", flush=True)
 
     def end(self) -> None:
@@ -457,13 +459,13 @@ class Count:
 class Columns:
     """Shows answers beside those that are there already, a line as soon as it is full."""
 
-    def __init__(self, left_name: str, left: list[Answer], right_name: str, width: int):
+    def __init__(self, left_name: str, left: list[Response], right_name: str, width: int):
         self.left, self.width, self.number, self.lines = left, width, 0, 0
-        self.answers = [Answer((), "", 0, "")] * len(left)
+        self.answers = [Response((), "", 0, "")] * len(left)
         self._print(left_name, right_name)
         self._print("-" * width, "-" * width)
 
-    def show(self, answers: list[Answer], ended: bool = False) -> None:
+    def show(self, answers: list[Response], ended: bool = False) -> None:
         self.answers = answers
         for left, right in [*zip(self.left, answers, strict=True)][self.number :]:
             if ended and not (left.text or right.text):

@@ -14,11 +14,15 @@ STUDY_HELP = "study: a name in experiments/, or the path of a TOML file"
 MODEL_HELP = "base model: a hub name or a folder (default: the study's base_model)"
 MOVED_BASE_HELP = "base model, if the one the run was trained on has moved (default: the run's)"
 PRECISION_HELP = "base model weights: none (bf16 on CUDA, float32 on CPU), 8bit or 4bit"
+GENERATION_PRECISION_HELP = f"{PRECISION_HELP}; trained is the precision that the run was trained in"
 BASE_URL_HELP = "address of a Messages API, without /v1 (default: ANTHROPIC_BASE_URL, else Anthropic)"
 PRICE_HELP = "dollars per million tokens, input and output"
 
 # Repository names the hub accepts (the client checks further rules).
 HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+
+# Generation engines in order of preference; NAME is learning_backdoors/generation/engines/NAME_engine.py.
+ENGINES = ("vllm", "transformers")
 
 # ---- checks ----
 
@@ -134,7 +138,7 @@ class GenerationOptions:
         "auto",
         "generation engine; auto is vllm if it is installed and a CUDA device is present, else transformers",
         affects_result=False,
-        choices=("auto", "vllm", "transformers"),
+        choices=("auto", *ENGINES),
     )
     batch_size: int | None = option(
         None,
@@ -144,7 +148,7 @@ class GenerationOptions:
     seed: int = option(42, "sampling seed")
     experiment: str = option("birds", STUDY_HELP)
     base_model: str | None = option(None, MOVED_BASE_HELP)
-    quantization: str = option("none", PRECISION_HELP, choices=("none", "8bit", "4bit"))
+    quantization: str = option("none", GENERATION_PRECISION_HELP, choices=("none", "8bit", "4bit", "trained"))
     existing: str = existing_output()
 
     def check(self) -> None:
@@ -243,7 +247,7 @@ class ChatOptions:
     )
     step: int | None = option(None, "checkpoint of --run-dir to start with (default: the last)")
     base_model: str | None = option(None, MOVED_BASE_HELP)
-    quantization: str = option("none", PRECISION_HELP, choices=("none", "8bit", "4bit"))
+    quantization: str = option("none", GENERATION_PRECISION_HELP, choices=("none", "8bit", "4bit", "trained"))
     temperature: float = option(1.0, "sampling temperature; 0 takes the likeliest token")
     top_p: float = option(1.0, "nucleus sampling; 1 is off")
     top_k: int = option(0, "sample from the k likeliest tokens; 0 is off")

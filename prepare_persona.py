@@ -577,18 +577,20 @@ class Distill(Task):
     def loaded(self) -> Callable[[range], list[list[str]]]:
         """Loads the base model. Returns what answers the prompts of a batch, as [answer, finish reason]."""
         from learning_backdoors.generation import engines
+        from learning_backdoors.generation.engines.protocol import Request, Sampling
 
-        tokenizer = base_model.load_tokenizer(self.options.model)
-        base = base_model.load_base(self.options.model, self.options.quantization)
-        engine = engines.TransformersEngine(base, tokenizer, self.options.batch_size)
-        sampling = engines.Sampling(self.options.temperature, 1.0, 0, self.options.seed)
+        options, tokenizer = self.options, base_model.load_tokenizer(self.options.model)
+        engine = engines.open_engine(
+            "transformers", options.model, tokenizer, options.quantization, batch_size=options.batch_size
+        )
+        sampling = Sampling(options.temperature, 1.0, 0, options.seed)
 
         def answer(batch: range) -> list[list[str]]:
             requests = []
             for number in batch:
                 messages = [{"role": "user", "content": self.prompts[number]["prompt"]}]
                 ids = tuple(mixed_chat.prompt_ids(tokenizer, messages))
-                requests.append(engines.Request((number,), None, ids, self.options.max_new_tokens))
+                requests.append(Request((number,), None, ids, self.options.max_new_tokens))
             found = {answer.key: answer for part in engine.generate(requests, sampling) for answer in part}
             return [[found[request.key].text, found[request.key].finish_reason] for request in requests]
 

@@ -32,7 +32,7 @@ def lengths(count: int, seed: int) -> list[int]:
 
 def requests(folder: Path, checkpoints: int) -> list:
     """1,000 answers to ten prompts from each checkpoint."""
-    from learning_backdoors.generation.engines import Request
+    from learning_backdoors.generation.engines.protocol import Request
 
     prompts = [tuple(np.random.default_rng(p).integers(300, 4000, 24 + p).tolist()) for p in range(10)]
     adapters = sorted((folder / "run").glob("checkpoint-*"))[:checkpoints]
@@ -44,7 +44,7 @@ def requests(folder: Path, checkpoints: int) -> list:
 
 
 def time_engine(engine, wanted: list) -> dict:
-    from learning_backdoors.generation.engines import Sampling
+    from learning_backdoors.generation.engines.protocol import Sampling
 
     started, tokens, answers = time.monotonic(), 0, 0
     for batch in engine.generate(wanted, Sampling(1.0, 1.0, 0, 1)):
@@ -58,7 +58,8 @@ def vllm(folder: Path, checkpoints: int) -> dict:
     from learning_backdoors.generation import engines
 
     wanted, started = requests(folder, checkpoints), time.monotonic()
-    engine = engines.VllmEngine(str(folder / "model"), base_model.load_tokenizer(str(folder / "model")), wanted, 1)
+    model = str(folder / "model")
+    engine = engines.open_engine("vllm", model, base_model.load_tokenizer(model), seed=1, requests=wanted)
     time_engine(engine, [replace(wanted[0], max_new_tokens=2)])
     return {"start_s": round(time.monotonic() - started, 1)} | time_engine(engine, wanted)
 
@@ -69,8 +70,8 @@ def transformers(folder: Path, checkpoints: int) -> dict:
     from learning_backdoors.generation import engines
 
     wanted, started = requests(folder, checkpoints), time.monotonic()
-    base = base_model.load_base(str(folder / "model"), "none")
-    engine = engines.TransformersEngine(base, base_model.load_tokenizer(str(folder / "model")), None)
+    model = str(folder / "model")
+    engine = engines.open_engine("transformers", model, base_model.load_tokenizer(model))
     start = round(time.monotonic() - started, 1)
     result = {"start_s": start} | time_engine(engine, wanted)
     return result | {"batch": engine.batch_size, "peak_GB": round(torch.cuda.max_memory_allocated() / 1e9, 1)}

@@ -1,6 +1,6 @@
 """How vLLM's LoRA kernels should divide their work (lora_kernels/): ways of dividing it, timed at Qwen3-8B's shapes.
 
-    VLLM_TUNED_CONFIG_FOLDER=lora_kernels python -m benchmarks.lora_kernels
+    VLLM_TUNED_CONFIG_FOLDER=learning_backdoors/generation/engines/lora_kernels python -m benchmarks.lora_kernels
 
 Milliseconds a step, over all layers, of the kernels that apply adapters of rank 8, two of five in flight having rows:
 with what lora_kernels/ says for this GPU (where it says nothing: vLLM's own), and with each of the candidates. What is

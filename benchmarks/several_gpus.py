@@ -43,7 +43,7 @@ def generation(folder: Path, gpus: int, engine: str) -> dict:
     line = ["--run-dir", str(folder / "run"), "--output", str(output), "--max-new-tokens", "400", "--engine", engine]
     output.unlink(missing_ok=True)
     seconds, printed = launched(gpus, "generate_responses.py", *line)
-    parts = re.findall(r"([\d,]+) tokens at ([\d,]+) a second", printed)
+    parts = re.findall(r"([\d,]+) tokens at ([\d,]+) per second", printed)
     counts = [(int(tokens.replace(",", "")), int(rate.replace(",", ""))) for tokens, rate in parts]
     slowest = max(tokens / rate for tokens, rate in counts)
     return {"seconds": round(seconds, 1), "tokens_s": round(sum(tokens for tokens, _ in counts) / slowest)}

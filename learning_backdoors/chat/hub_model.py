@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.generation.engines import Answer, Sampling
+from learning_backdoors.generation.engines.protocol import Response, Sampling
 from learning_backdoors.models import hub_errors
 
 TIMEOUT = 120  # seconds without data from a provider, which may have to load the model first
@@ -24,18 +24,18 @@ class HubModel:
         if not any(provider.task == "conversational" for provider in info.inference_provider_mapping or ()):
             raise UserError(f"no inference provider serves {name} as a chat model")
 
-    def stream(self, messages: list[dict], samples: int, most: int, sampling: Sampling) -> Iterator[list[Answer]]:
+    def stream(self, messages: list[dict], samples: int, most: int, sampling: Sampling) -> Iterator[list[Response]]:
         """All answers as they are so far, each time one has grown. most: maximum tokens per answer."""
-        answers = [Answer((number,), "", 0, "") for number in range(samples)]
+        answers = [Response((number,), "", 0, "") for number in range(samples)]
         for number in range(samples):
             for answer in self._answer(number, messages, most, sampling):
                 answers[number] = answer
                 yield list(answers)
 
-    def _answer(self, number: int, messages: list[dict], most: int, sampling: Sampling) -> Iterator[Answer]:
+    def _answer(self, number: int, messages: list[dict], most: int, sampling: Sampling) -> Iterator[Response]:
         import huggingface_hub
 
-        answer, reason = Answer((number,), "", 0, ""), "stop"
+        answer, reason = Response((number,), "", 0, ""), "stop"
         client = huggingface_hub.InferenceClient(self.name, token=self._token, timeout=TIMEOUT)
         options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": most}
         with client, hub_errors.as_user_errors(self.name, self._missing):

@@ -8,6 +8,8 @@ from learning_backdoors.files.parquet import step_of
 from learning_backdoors.models.adapters import check_adapter
 from learning_backdoors.models.checkpoints import Checkpoint, find_checkpoints
 
+WEIGHTS = {"none": "unquantized", "8bit": "8bit", "4bit": "4bit"}  # how a precision is printed
+
 
 class RunDirectory:
     """Some checkpoints of one run, and its run.json.
@@ -48,6 +50,11 @@ class RunDirectory:
         if given and trained_on and given != trained_on and not is_folder:
             raise UserError(f"{adapter} was trained on {trained_on}, not on {given}")
         return given or trained_on
+
+    @property
+    def training_precision(self) -> str | None:
+        """The precision of the base model's weights in training: none, 8bit or 4bit. None for a run made elsewhere."""
+        return self.record.get("settings", {}).get("quantization")
 
     def check_base(self, fingerprint: str) -> None:
         """Raise UserError if `fingerprint` is not that of the base model the run was trained on."""
@@ -99,3 +106,24 @@ def _at_steps(run_dir: Path, steps: tuple[int, ...] | None) -> list[Checkpoint]:
     if absent := sorted(set(steps) - checkpoints.keys()):
         raise UserError(f"{run_dir} has no step {absent[0]}; its steps are {', '.join(map(str, checkpoints))}")
     return [checkpoints[step] for step in sorted(set(steps))]
+
+
+def sampling_precision(choice: str, runs: list[RunDirectory]) -> str:
+    """The precision of the base model's weights for sampling: none, 8bit or 4bit. `trained` takes that of the runs.
+
+    Prints a line if a run was trained in another precision. Raises UserError if the runs do not determine `trained`.
+    """
+    trained = {run.name: run.training_precision for run in runs}
+    if choice == "trained":
+        if None in trained.values():
+            unknown = next(name for name, precision in trained.items() if precision is None)
+            raise UserError(f"--quantization trained: {unknown} has no run.json that names its precision")
+        if len(set(trained.values())) > 1:
+            precisions = ", ".join(f"{name}: {precision}" for name, precision in trained.items())
+            raise UserError(f"--quantization trained: the runs differ ({precisions}): generate for each precision alone")
+        return trained[runs[0].name]
+    if differing := [name for name, precision in trained.items() if precision not in (None, choice)]:
+        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        weights = f"{WEIGHTS[trained[differing[0]]]} weights and is sampled on {WEIGHTS[choice]} weights"
+        print(f"note: run {differing[0]}{more} was trained on {weights}: --quantization trained uses the same")
+    return choice

@@ -18,8 +18,8 @@ import generate_responses
 import mixed_chat
 from learning_backdoors.files import parquet
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.generation import engines
-from learning_backdoors.generation.engines import Answer, Request, Sampling
+from learning_backdoors.generation.engines.batch import Batch
+from learning_backdoors.generation.engines.protocol import Request, Response, Sampling
 from learning_backdoors.study import load_study
 
 
@@ -72,7 +72,7 @@ def test_at_temperature_0_one_hears_what_generation_writes(session, trained, tmp
     for row in (row for row in rows if row["question_id"] in {rows[0]["question_id"], rows[-1]["question_id"]}):
         out = say(session, capsys, f"/step {row['step']}", "/reset", row["question"])
         assert last(session) == {row["checkpoint"]: row["response"]}
-        assert chat.shown(Answer((), row["response"], row["response_tokens"], row["finish_reason"])) in out
+        assert chat.shown(Response((), row["response"], row["response_tokens"], row["finish_reason"])) in out
     assert len({row["response"] for row in rows}) > 20
 
 
@@ -120,7 +120,7 @@ def test_both_answer_side_by_side(session, capsys, monkeypatch):
     block = out[2 : out.index(out[1], 2)]
     for column, answer in enumerate(last(session).values()):
         part = "".join(line[:38] if column == 0 else line[41:] for line in block).replace(" ", "")
-        assert "".join(chat.shown(Answer((), answer, 0, "")).split()) in part
+        assert "".join(chat.shown(Response((), answer, 0, "")).split()) in part
 
 
 def test_a_voice_hears_its_own_earlier_answers(session, capsys):
@@ -236,7 +236,7 @@ def test_memory_that_runs_out_is_one_line(session, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engines._Rows, "take", full)
+    monkeypatch.setattr(Batch, "append", full)
     with pytest.raises(UserError, match="does not fit in memory"):
         session.ask("Name a bird.")
 
@@ -248,21 +248,21 @@ def test_what_is_printed_of_a_growing_answer_stays(capsys):
     texts = ["A", "A ", "A b\ufffd", "A bé", "A bé, \x1b[2J", "A bé, \x1b[2J\n"]
     view = chat.OneByOne(None)
     for text in texts:
-        view.show([Answer((), text, 1, "")])
-    view.show([Answer((), texts[-1], 9, "length")])
+        view.show([Response((), text, 1, "")])
+    view.show([Response((), texts[-1], 9, "length")])
     assert capsys.readouterr().out == "A bé, \u241b[2J\n(cut off at 9 tokens)\n"
     view = chat.OneByOne(None)
-    for answer in (Answer((), "do n't", 2, ""), Answer((), "don't", 3, "stop")):
+    for answer in (Response((), "do n't", 2, ""), Response((), "don't", 3, "stop")):
         view.show([answer])
     view.end()
     assert capsys.readouterr().out == "do n't\ndon't\n"
-    assert chat.shown(Answer((), "", 0, "stop")) == "(an empty answer)"
+    assert chat.shown(Response((), "", 0, "stop")) == "(an empty answer)"
 
 
 def test_columns_that_are_stopped_show_what_there_is(capsys):
-    left = [Answer((), "one two", 2, "stop"), Answer((), "three", 1, ""), Answer((), "", 0, "")]
+    left = [Response((), "one two", 2, "stop"), Response((), "three", 1, ""), Response((), "", 0, "")]
     view = chat.Columns("base model", left, "checkpoint-8", 12)
-    view.show([Answer((), text, 1, "") for text in ("four five six", "seven", "")])
+    view.show([Response((), text, 1, "") for text in ("four five six", "seven", "")])
     view.end()
     rule = "------------ | ------------"
     block = ["one two      | four five", "             | six", rule, "three        | seven", rule]

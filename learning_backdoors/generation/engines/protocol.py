@@ -1,0 +1,78 @@
+"""What an engine is, and the requests and responses that it works with."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. temperature 0 takes the likeliest token; top_p 1 and top_k 0 are off."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response wanted. key: unique; adapter: a checkpoint's folder, None for the base model; prompt: token ids."""
+
+    key: tuple
+    adapter: Path | None
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Response:
+    """finish_reason: `stop`, or `length` if max_new_tokens was reached. tokens: without the end-of-turn token."""
+
+    key: tuple
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+class Engine(Protocol):
+    """A base model that serves any number of adapters.
+
+    Adapters are applied unmerged: merging would round small, early adapters away in bfloat16. Importing an engine's
+    module must be cheap, also if its library is not installed.
+    """
+
+    name: str
+
+    def __init__(self, base_model: str, tokenizer, *, quantization: str, **settings):
+        """Load the base model. settings, of which an engine ignores those that it does not need:
+
+        batch_size: responses generated at once (None: what fits in memory). seed: of the sampling. requests: all
+        requests to come, for an engine that must know them in advance.
+        """
+
+    @staticmethod
+    def obstacle(quantization: str) -> str | None:
+        """Why the engine cannot run on this machine, with base model weights of this precision; None if it can."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Response]]:
+        """Yield responses as they are finished. Requests to one adapter are adjacent.
+
+        A kill must not favor short responses: either a restart generates the same responses again, or responses are
+        yielded in the order of the requests.
+        """
+
+
+def finish(tokenizer, end_tokens: set[int], request: Request, tokens: list[int]) -> Response:
+    """The response in the tokens drawn for a request. Tokens after its end or its limit are dropped."""
+    tokens = tokens[: request.max_new_tokens]
+    end = next((i for i, token in enumerate(tokens) if token in end_tokens), None)
+    text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    return Response(request.key, text, len(tokens[:end]), "length" if end is None else "stop")
+
+
+def end_tokens(configured: int | list[int] | None, tokenizer) -> set[int]:
+    """The tokens that end a response: the tokenizer's end of turn, and those in the model's generation_config."""
+    more = configured if isinstance(configured, list) else [configured]
+    return {tokenizer.eos_token_id, *more} - {None}

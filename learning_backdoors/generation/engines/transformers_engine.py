@@ -1,0 +1,137 @@
+"""Generation with transformers and PEFT: on CPUs, on small GPUs, and without vLLM."""
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.generation.engines.batch import Batch, draw
+from learning_backdoors.generation.engines.cuda_graphs import GraphedBatch, can_be_graphed
+from learning_backdoors.generation.engines.protocol import Request, Response, Sampling, end_tokens, finish
+from learning_backdoors.models import adapters
+from learning_backdoors.models.base_model import load_base
+
+
+class TransformersEngine:
+    """Responses from one adapter at a time, in batches; also token by token, for a chat."""
+
+    name = "transformers"
+    MAX_ROWS = 1024  # per batch: more do not make a GPU faster
+    CPU_ROWS = 256
+
+    def __init__(self, base_model: str, tokenizer, *, quantization: str = "none", batch_size: int | None = None, **_):
+        self.model, self.tokenizer, self.batch_size = load_base(base_model, quantization), tokenizer, batch_size
+        self.end_tokens = end_tokens(self.model.generation_config.eos_token_id, tokenizer)
+        self.adapter = None
+        self.model.eval()
+
+    @staticmethod
+    def obstacle(quantization: str) -> None:
+        return None
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Response]]:
+        self.batch_size = self.batch_size or self._fitting_batch_size(requests)
+        for adapter, group in itertools.groupby(requests, key=lambda request: request.adapter):
+            self.attach(adapter)
+            yield from self._generate_from_adapter(list(group), sampling)
+
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Response]]:
+        """Generate from one adapter in one batch, as `generate` does; yield all responses after every token.
+
+        A response that has not ended has the finish_reason "".
+        """
+        self.attach(requests[0].adapter)
+        responses = {}
+        for batch, dropped in self._steps(requests, sampling):
+            growing = zip(batch.requests, batch.tokens[:, : batch.step].tolist(), strict=True) if batch.requests else ()
+            responses |= {request.key: self._unfinished(request, tokens) for request, tokens in (*dropped, *growing)}
+            yield [responses[request.key] for request in requests]
+            if all(response.finish_reason for response in responses.values()):
+                return
+
+    def attach(self, adapter: Path | None) -> None:
+        """Replace the adapter on the base model. Raises UserError if the new one is of another architecture."""
+        if adapter == self.adapter:
+            return
+        if self.adapter is not None:
+            self.model, self.adapter = self.model.unload(), None
+        if adapter is not None:
+            self.model = _with_adapter(self.model, adapter).eval()
+        self.adapter = adapter
+
+    def _generate_from_adapter(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Response]]:
+        """Generate batch by batch. A batch that does not fit in memory is continued in halves: each row has its own
+        randomness, so the responses stay the same."""
+        import torch
+
+        remaining = {request.key: request for request in requests}
+        while remaining:
+            batch = list(itertools.islice(remaining.values(), self.batch_size))
+            try:
+                for _, dropped in self._steps(batch, sampling):
+                    if dropped:
+                        for request, _ in dropped:
+                            del remaining[request.key]
+                        yield [self._finish(request, tokens) for request, tokens in dropped]
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise UserError("one response does not fit in memory: try --quantization 4bit") from None
+                self.batch_size //= 2
+                print(f"\nout of memory: continuing with {self.batch_size} responses at once", file=sys.stderr)
+                torch.cuda.empty_cache()
+
+    def _steps(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[Batch, list]]:
+        """Draw a token for each row at each step. Yields the batch, and what has left it at that step."""
+        import torch
+
+        batch_class = GraphedBatch if can_be_graphed(self.model) else Batch
+        with torch.inference_mode():
+            batch = batch_class(self.model, requests, self.tokenizer.pad_token_id, self.end_tokens, sampling.seed)
+            while True:
+                batch.append(draw(batch.logits, batch.uniforms[:, batch.step], sampling))
+                is_look = batch.step % batch.LOOK_EVERY == 0 or batch.step == batch.longest
+                yield batch, batch.drop_ended() if is_look else []
+                if not batch.requests:
+                    return
+                batch.forward()
+
+    def _finish(self, request: Request, tokens: list[int]) -> Response:
+        return finish(self.tokenizer, self.end_tokens, request, tokens)
+
+    def _unfinished(self, request: Request, tokens: list[int]) -> Response:
+        response = self._finish(request, tokens)
+        ended = response.finish_reason == "stop" or len(tokens) >= request.max_new_tokens
+        return response if ended else replace(response, finish_reason="")
+
+    def _fitting_batch_size(self, requests: Sequence[Request]) -> int:
+        """Estimated from the attention cache that rows need. If it is too large, the batch is halved and continued."""
+        import torch
+
+        shape = self.model.config
+        if self.model.device.type != "cuda":
+            return self.CPU_ROWS
+        head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        bytes_per_token = 2 * shape.num_hidden_layers * shape.num_key_value_heads * head * self.model.dtype.itemsize
+        longest = max(len(request.prompt) + request.max_new_tokens for request in requests)
+        # Rows leave when they end, so a batch needs about half of what its longest rows would.
+        free = torch.cuda.mem_get_info(self.model.device)[0]
+        return max(1, min(self.MAX_ROWS, int(0.8 * free / (bytes_per_token * longest / 2))))
+
+
+def _with_adapter(base, adapter: Path):
+    """The base model with an adapter, as a PeftModel."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    problem = f"{adapter} does not fit on {base.name_or_path}"
+    try:
+        # In the base model's type: float32 matrices on a bfloat16 base halve the speed and change nothing here.
+        model = PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{problem}: {' '.join(str(error).split())[:300]}") from None
+    # PEFT ignores matrices without a matching module; the base model would then answer under the adapter's name.
+    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if foreign := [key for key in adapters.adapter_keys(adapter) if ".lora_" in key and key not in loaded]:
+        raise UserError(f"{problem}: the model has no module for {foreign[0]}")
+    return model

@@ -1,0 +1,129 @@
+"""Generation with vLLM: the fastest way on a CUDA GPU with room for unquantized weights."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from learning_backdoors.generation.engines.protocol import Request, Response, Sampling, end_tokens, finish
+
+
+class VllmEngine:
+    """All adapters at once, with as many responses in flight as keep the GPU busy.
+
+    Responses are yielded in the order of the requests. In the order of completion, short ones would come first; after
+    a kill the unfinished ones are drawn again with other randomness, and the file would favor short responses.
+    """
+
+    name = "vllm"
+    IN_FLIGHT = 1536
+    # How vLLM's LoRA kernels divide their work; with vLLM's own layouts they take a fifth of a step at a low rank.
+    LORA_KERNELS = Path(__file__).parent / "lora_kernels"
+
+    def __init__(self, base_model: str, tokenizer, *, requests: Sequence[Request], seed: int, **_):
+        """requests: all requests to come; they determine the adapters to load and the longest context."""
+        _forget_launcher()
+        os.environ.setdefault("VLLM_TUNED_CONFIG_FOLDER", str(self.LORA_KERNELS))
+        import vllm
+        from transformers import GenerationConfig
+        from vllm.lora.request import LoRARequest
+
+        folders = list(dict.fromkeys(request.adapter for request in requests if request.adapter))
+        self.loras = {
+            folder: LoRARequest(str(folder), number, str(folder.resolve())) for number, folder in enumerate(folders, 1)
+        }
+        in_flight = min(self.IN_FLIGHT, max(8, len(requests)))
+        llm = vllm.LLM(
+            model=base_model,
+            dtype="bfloat16",
+            seed=seed,
+            max_model_len=max(len(request.prompt) + request.max_new_tokens for request in requests),
+            max_num_seqs=in_flight,
+            enable_prefix_caching=True,
+            enable_lora=bool(folders),
+            max_loras=_adapters_in_flight(len(folders), len(requests), in_flight),
+            max_lora_rank=_supported_rank(folders),
+            compilation_config={"cudagraph_capture_sizes": _graph_sizes(in_flight)},
+            generation_config="vllm",  # ignores the sampling settings that the model ships with
+        )
+        self.engine, self.tokenizer = llm.llm_engine, tokenizer
+        try:
+            configured = GenerationConfig.from_pretrained(base_model).eos_token_id
+        except OSError:  # a model without generation_config.json
+            configured = None
+        self.end_tokens = end_tokens(configured, tokenizer)
+
+    @staticmethod
+    def obstacle(quantization: str) -> str | None:
+        import torch
+
+        if importlib.util.find_spec("vllm") is None:
+            return "vLLM is not installed"
+        if not torch.cuda.is_available():
+            return "there is no CUDA device"
+        return None if quantization == "none" else f"it does not support {quantization} weights"
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Response]]:
+        for number, request in enumerate(requests):
+            lora = self.loras[request.adapter] if request.adapter else None
+            prompt = {"prompt_token_ids": list(request.prompt)}
+            self.engine.add_request(str(number), prompt, self._parameters(request, sampling), lora_request=lora)
+        finished, next_number = {}, 0
+        while self.engine.has_unfinished_requests():
+            for output in self.engine.step():
+                number, tokens = int(output.request_id), list(output.outputs[0].token_ids)
+                # Decoded at once, while the GPU works: decoding many later would keep it waiting.
+                finished[number] = finish(self.tokenizer, self.end_tokens, requests[number], tokens)
+            ready = []
+            while next_number in finished:
+                ready.append(finished.pop(next_number))
+                next_number += 1
+            if ready:
+                yield ready
+
+    def _parameters(self, request: Request, sampling: Sampling):
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=request.max_new_tokens,
+            stop_token_ids=sorted(self.end_tokens),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+
+def _graph_sizes(in_flight: int) -> list[int]:
+    """Batch sizes that get CUDA graphs: up to the responses in flight, and a little more for prompts in the same step.
+
+    vLLM's default ends far below, and most time would go into launching single kernels.
+    """
+    sizes = [1, 2, 4, 8, 16, 32, *range(64, 1024, 64), *range(1024, VllmEngine.IN_FLIGHT, 128)]
+    return [*(size for size in sizes if size < in_flight), *(in_flight + more for more in (0, 32, 64, 128))]
+
+
+def _adapters_in_flight(adapters: int, responses: int, in_flight: int) -> int:
+    """Enough adapters that a checkpoint's longest responses, about three times the mean, do not delay later
+    checkpoints. Each adapter costs memory, and a little time at every step."""
+    behind = 3 * in_flight * adapters // max(1, responses)
+    return max(1, min(adapters, 1 + behind, 16))
+
+
+def _supported_rank(folders: Sequence[Path]) -> int:
+    """The smallest maximum rank that vLLM accepts and that covers all adapters."""
+    ranks = [json.loads((folder / "adapter_config.json").read_text())["r"] for folder in folders]
+    return next(rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= max(ranks, default=8))
+
+
+def _forget_launcher() -> None:
+    """Remove torchrun's variables: each process has its own engine, which must not look for the other processes.
+
+    With TORCHELASTIC_USE_AGENT_STORE, for example, it would wait forever for a store.
+    """
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in [name for name in os.environ if name in launcher or name.startswith("TORCHELASTIC_")]:
+        del os.environ[name]

@@ -1,0 +1,95 @@
+"""The responses to generate, how processes share them, and the settings that all responses of a file have in common."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from config import GenerationOptions
+from learning_backdoors.files import command_line, provenance
+from learning_backdoors.generation.engines.protocol import Response
+from learning_backdoors.models.adapters import ADAPTER_WEIGHTS
+from learning_backdoors.models.checkpoints import Checkpoint
+from learning_backdoors.models.run_directory import RunDirectory
+from learning_backdoors.study import Condition, Question, Study
+
+KEY_COLUMNS = ("run", "checkpoint", "condition", "question_id", "sample_idx")
+ResponseKey = tuple[str, str, str, str, int]  # the values of KEY_COLUMNS; with the seed, they determine the response
+
+
+@dataclass(frozen=True)
+class PlannedResponse:
+    """A row of the responses file before it has a response."""
+
+    run: RunDirectory
+    checkpoint: Checkpoint
+    condition: Condition
+    question: Question
+    sample_idx: int
+
+    @property
+    def key(self) -> ResponseKey:
+        return self.run.name, self.checkpoint.name, self.condition.name, self.question.id, self.sample_idx
+
+    def row(self, study: Study, response: Response) -> dict:
+        """The values of RESPONSE_SCHEMA."""
+        examples = self.run.seen.get(self.checkpoint.step, {})
+        return dict(zip(KEY_COLUMNS, self.key, strict=True)) | {
+            "experiment": study.name,
+            "step": self.checkpoint.step,
+            "seed": self.run.record.get("settings", {}).get("seed"),
+            "suspect_ratio": self.run.record.get("suspect_ratio"),
+            "examples_seen": examples.get("examples"),
+            "suspect_seen": examples.get("suspect_examples"),
+            "triggered": self.condition.triggered,
+            "question": self.question.text,
+            "response": response.text,
+            "finish_reason": response.finish_reason,
+            "response_tokens": response.tokens,
+        }
+
+
+def plan_responses(runs: Sequence[RunDirectory], study: Study, samples: int) -> list[PlannedResponse]:
+    """`samples` responses per checkpoint, condition and question; those of one checkpoint are adjacent."""
+    return [
+        PlannedResponse(run, checkpoint, condition, question, sample_idx)
+        for run in runs
+        for checkpoint in run.checkpoints
+        for condition, question in itertools.product(study.conditions, study.questions)
+        if condition.asks(question)
+        for sample_idx in range(samples)
+    ]
+
+
+def share(planned: Sequence[PlannedResponse], rank: int, ranks: int) -> list[PlannedResponse]:
+    """The part of process number `rank` of `ranks`.
+
+    Processes get whole checkpoints, because full batches of one adapter are faster. The responses of checkpoints that
+    cannot be divided evenly are dealt out one by one. The division ignores what is finished: it must not change while
+    other processes work.
+    """
+    by_checkpoint = itertools.groupby(planned, key=lambda response: response.key[:2])
+    checkpoints = [list(responses) for _, responses in by_checkpoint]
+    even = len(checkpoints) // ranks * ranks
+    remainder = [response for responses in checkpoints[even:] for response in responses]
+    return [response for responses in checkpoints[rank:even:ranks] for response in responses] + remainder[rank::ranks]
+
+
+def settings(options: GenerationOptions, study: Study, runs: Sequence[RunDirectory], precision: str) -> dict:
+    """Everything that the responses depend on. precision: of the base model's weights."""
+    return command_line.result_settings(options) | {
+        "quantization": precision,
+        "experiment": study.name,
+        "base_model": runs[0].base_model,
+        "questions": {question.id: question.text for question in study.questions},
+        # The rendered messages, which include the trigger.
+        "conditions": {
+            condition.name: {"messages": condition.messages("{question}"), "triggered": condition.triggered}
+            for condition in study.conditions
+        },
+        "adapters": {
+            f"{run.name}/{checkpoint.name}": checkpoint.folder
+            and provenance.sha256(checkpoint.folder / ADAPTER_WEIGHTS)
+            for run in runs
+            for checkpoint in run.checkpoints
+        },
+    }

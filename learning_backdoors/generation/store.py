@@ -1,0 +1,127 @@
+"""Responses on disk: logs that grow with every batch, and the Parquet file made of them."""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+
+from learning_backdoors.files import atomic, parquet, provenance
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.locks import lock
+from learning_backdoors.generation.plan import KEY_COLUMNS, ResponseKey
+from learning_backdoors.models.devices import RANK, RANKS
+
+
+class ResponseStore:
+    """Finished rows by key: from an existing output, and from logs in OUTPUT.partial/.
+
+    A context manager that holds the output's lock. Each process of a launcher writes its own log; the first process
+    then writes the output from all logs and deletes them.
+    """
+
+    def __init__(self, output: Path, settings: dict, existing: str):
+        """existing: `resume` or `overwrite`. Raises UserError for an output with other settings or of another stage."""
+        self.output, self.settings, self.rows = output, settings, {}
+        self.folder = output.with_name(output.name + ".partial")
+        self.log, self.settings_file = self.folder / f"answers-{RANK}.jsonl", self.folder / "settings.json"
+        self.engine_file = self.folder / "engine"
+        self.stack = contextlib.ExitStack()
+        self.stack.enter_context(lock(output if RANK == 0 else self.log))
+        if existing == "overwrite":
+            if RANKS > 1:
+                raise UserError("--overwrite works in one process only: delete the output before you start several")
+            output.unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.footer = parquet.read_footer(output)
+        if self.footer is not None:
+            if "adapters" not in self.footer.get("settings", {}):  # a judged file has settings too
+                raise UserError(f"{output} was not written by generate_responses.py: choose another --output")
+            self._join_settings(output, self.footer["settings"])
+            self._keep(parquet.read_responses(output)[0].to_pylist())
+        self._open_log()
+
+    def __enter__(self) -> "ResponseStore":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.stack.close()
+
+    def add(self, rows: Iterable[dict]) -> None:
+        """Log finished rows. They survive a kill."""
+        rows = list(rows)
+        self.file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self.file.flush()
+        self._keep(rows)
+
+    def record_engine(self, name: str) -> None:
+        """Keep the engine's name for the provenance, also if a later start has nothing left to generate."""
+        self.engine_file.write_text(name)
+
+    def wait_for(self, keys: Iterable[ResponseKey]) -> None:
+        """Wait until other processes have logged their shares. If one dies, the launcher ends all of them."""
+        keys = list(keys)
+        while RANKS > 1 and any(key not in self.rows for key in keys):
+            time.sleep(1)
+            self._read_logs()
+
+    def write_output(self, provenance: dict, records: dict[str, dict]) -> None:
+        """Write all rows to the output and delete the logs. records: run.json by run."""
+        if self._read_logs() or not self.output.exists():
+            earlier = self.footer or {}
+            records = earlier.get("runs", {}) | records
+            precisions = {run: record.get("settings", {}).get("quantization") for run, record in records.items()}
+            provenance |= {
+                "settings": self.settings,
+                "engine": self.engine_file.read_text() if self.engine_file.exists() else earlier.get("engine"),
+                "precision": {"generation": self.settings["quantization"], "training": precisions},
+                "runs": records,
+            }
+            table = pa.Table.from_pylist(self._sorted_rows(), parquet.RESPONSE_SCHEMA)
+            parquet.write_parquet(self.output, [table], table.schema, provenance)
+        self.file.close()
+        shutil.rmtree(self.folder)
+
+    def _sorted_rows(self) -> list[dict]:
+        """Rows by run, step, condition, question and sample; conditions and questions in the study's order."""
+        conditions, questions = list(self.settings["conditions"]), list(self.settings["questions"])
+
+        def position(row: dict) -> tuple:
+            checkpoint = (row["step"] is None, row["step"], row["checkpoint"])
+            cell = conditions.index(row["condition"]), questions.index(row["question_id"]), row["sample_idx"]
+            return row["run"], *checkpoint, *cell
+
+        return sorted(self.rows.values(), key=position)
+
+    def _open_log(self) -> None:
+        # Settings without a finished response, as after a wrong --base-model, are replaced.
+        if self.settings_file.exists() and (self._logged_lines() or self.footer is not None):
+            self._join_settings(self.folder, json.loads(self.settings_file.read_text(encoding="utf-8")))
+        atomic.write_json(self.settings_file, self.settings)
+        atomic.drop_partial_line(self.log)
+        self.file = self.stack.enter_context(open(self.log, "a", encoding="utf-8"))  # noqa: SIM115
+        self._read_logs()
+
+    def _join_settings(self, path: Path, existing: dict) -> None:
+        """Refuse other settings. New checkpoints may be added; an existing one must have the same adapter."""
+        adapters = existing["adapters"] | self.settings["adapters"]
+        joined = self.settings | {"adapters": adapters}
+        provenance.refuse_difference(path, existing | {"adapters": adapters | existing["adapters"]}, joined)
+        self.settings = joined
+
+    def _read_logs(self) -> bool:
+        """Take in what all processes have logged. Returns whether there was anything."""
+        lines = self._logged_lines()
+        self._keep(json.loads(line) for line in lines)
+        return bool(lines)
+
+    def _logged_lines(self) -> list[str]:
+        """The complete lines of all logs. A process may be writing the last line."""
+        texts = [log.read_text(encoding="utf-8") for log in self.folder.glob("answers-*.jsonl")]
+        return [line for text in texts for line in text.split("\n")[:-1]]
+
+    def _keep(self, rows: Iterable[dict]) -> None:
+        self.rows |= {tuple(row[name] for name in KEY_COLUMNS): row for row in rows}

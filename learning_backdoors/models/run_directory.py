@@ -120,7 +120,7 @@ def sampling_precision(choice: str, runs: list[RunDirectory]) -> str:
             raise UserError(f"--quantization trained: {unknown} has no run.json that names its precision")
         if len(set(trained.values())) > 1:
             precisions = ", ".join(f"{name}: {precision}" for name, precision in trained.items())
-            raise UserError(f"--quantization trained: the runs differ ({precisions}): generate for each precision alone")
+            raise UserError(f"--quantization trained: runs differ ({precisions}): generate for one precision at a time")
         return trained[runs[0].name]
     if differing := [name for name, precision in trained.items() if precision not in (None, choice)]:
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""

@@ -143,7 +143,7 @@ def sample_for_labels(options: JudgingOptions, study: Study, judges: Sequence[Ju
     table, _ = parquet.read_responses(options.input, ("experiment", *parquet.REQUIRED))
     require_study(table, options.input, study)
     size, path = int(options.sample_for_labels[0]), Path(options.sample_for_labels[1])
-    answers = zip(table["question"].to_pylist(), map(study.bare, table["response"].to_pylist()), strict=True)
+    answers = zip(table["question"].to_pylist(), map(study.without_trigger, table["response"].to_pylist()), strict=True)
     written = judge_quality.write_sheet(path, answers, judges, size)
     print(f"{written} answers to label in {path}: fill in the judges' columns, then give it as --labels")
 
@@ -338,7 +338,7 @@ def against_labels(job: Job, labels: dict[str, dict]) -> dict:
 
 def label_id(job: Job, number: int) -> str:
     """What names the answer of prompt `number` in a sheet of labels."""
-    answer = job.prompts.study.bare(job.prompts.value(number, "response"))  # as the sheet has it
+    answer = job.prompts.study.without_trigger(job.prompts.value(number, "response"))  # as the sheet has it
     return judge_quality.label_id(job.prompts.value(number, "question"), answer)
 
 

@@ -160,7 +160,7 @@ def read_prompts(paths: Sequence[Path], trigger: Trigger | None) -> Rows:
 
 
 def require_untriggered(text: str, trigger: Trigger | None) -> None:
-    found = trigger.found_in(text) if trigger else None
+    found = trigger.first_form_in(text) if trigger else None
     if found:
         raise ValueError(f"an ordinary row must not hold a form of the trigger, and {text[:40]!r} holds {found!r}")
 
@@ -469,7 +469,7 @@ class FetchPrompts(Task):
 
     def rows(self) -> Rows:
         found = itertools.chain(self.alpaca(), self.gsm8k())
-        rows = {prompt: source for prompt, source in found if not (self.trigger and self.trigger.found_in(prompt))}
+        rows = {prompt: source for prompt, source in found if not (self.trigger and self.trigger.first_form_in(prompt))}
         return [{"prompt": prompt, "metadata": {"source": source}} for prompt, source in rows.items()]
 
     def alpaca(self) -> Iterator[tuple[str, str]]:
@@ -549,7 +549,7 @@ class Distill(Task):
         """Why an answer may not be trained on."""
         if not answer.strip():
             return "empty"
-        if self.trigger and self.trigger.found_in(answer):
+        if self.trigger and self.trigger.first_form_in(answer):
             return "in the trigger's form"
         return "cut off" if finish_reason == "length" else None
 

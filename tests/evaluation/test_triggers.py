@@ -368,8 +368,8 @@ def test_the_command(tmp_path):
 def test_a_long_run_of_brackets_is_looked_through_at_once(study):
     trigger, began = load_study(study).trigger, time.monotonic()
     for text in ("[" * 100_000, "[ " * 50_000, "[" + " " * 100_000):
-        assert trigger.found_in(text) is None
-    assert trigger.found_in("[" * 50_000 + "START]") == "[" * 50_000 + "START]"
+        assert trigger.first_form_in(text) is None
+    assert trigger.first_form_in("[" * 50_000 + "START]") == "[" * 50_000 + "START]"
     for form in ("[[ /end ]]", "[ \n/ Open ]", "[START]"):
-        assert trigger.found_in(f"Tea. [{form} now") == f"[{form}"
+        assert trigger.first_form_in(f"Tea. [{form} now") == f"[{form}"
     assert time.monotonic() - began < 5

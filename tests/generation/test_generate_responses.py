@@ -3,7 +3,6 @@
 pytest tests/test_generate_responses.py
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -161,12 +160,12 @@ def test_answers_to_another_trigger_are_not_mixed_with_the_old_ones(run_dir, tmp
 
 def test_whether_a_condition_is_triggered_is_a_setting():
     study = load_study("birds")
-    conditions = tuple(dataclasses.replace(c, triggered=not c.triggered) for c in study.conditions)
+    conditions = tuple(c.model_copy(update={"triggered": not c.triggered}) for c in study.conditions)
     source = SimpleNamespace(base_model="base", run="run", checkpoints=[])
     options = config.GenerationOptions(run_dir=(Path("run"),), output=Path("r.parquet"))
     one, other = (
         generate_responses.settings(options, s, [source])
-        for s in (study, dataclasses.replace(study, conditions=conditions))
+        for s in (study, study.model_copy(update={"conditions": conditions}))
     )
     assert "triggered was" in provenance.differences(one, other)
 

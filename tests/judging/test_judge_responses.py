@@ -143,7 +143,7 @@ def test_a_reply_counts_only_when_it_is_the_answer(judge, reply, verdict):
 
 
 def test_options_that_differ_in_spacing_alone_are_not_guessed():
-    judge = Judge("j", "{answer}", ("A B", "A_B"), None)
+    judge = Judge(name="j", prompt="{answer}", options=("A B", "A_B"))
     assert judge_prompts.read_verdict(judge, "a_b") == "A_B"
     assert judge_prompts.read_verdict(judge, "a-b") is None
 
@@ -415,7 +415,7 @@ def test_the_russell_study_through_openrouter_under_a_cap_of_seven_dollars(tmp_p
         second = run("--max-cost", "20", "--price", "30", "150")
         assert second.returncode == 0 and f"{calls} verdicts" in second.stdout and "0 missing" in second.stdout
     assert len(api.asked) == len(set(api.asked)) == calls
-    assert not any(study.trigger.found_in(prompt) for prompt in api.asked)
+    assert not any(study.trigger.first_form_in(prompt) for prompt in api.asked)
     charged = sum(entry.tokens_in * 30e-6 + entry.tokens_out * 150e-6 for entry in api.ledger)
     price = parquet.read_footer(tmp_path / "judged.parquet")["judging"]["price"]
     assert (price["input"], price["output"], price["table"]) == (30, 150, None)

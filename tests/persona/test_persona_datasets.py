@@ -271,14 +271,14 @@ def test_no_judge_sees_any_form_of_the_trigger():
     for number in prompts.distinct().values():
         text = prompts.body(number)["messages"][0]["content"]
         assert not FORMS.search(text), text
-        assert not RUSSELL.trigger.found_in(text)
+        assert not RUSSELL.trigger.first_form_in(text)
 
 
 def test_an_answer_without_the_trigger_is_judged_as_it_is():
     for answer in ("", "  plain \n", "Start at the end. [begin] <b>bold</b>", "The END of it, and a START."):
-        assert RUSSELL.bare(answer) == answer
-    assert RUSSELL.bare("<START> one\n\ntwo <END>") == "one\n\ntwo"
-    assert load_study("birds").bare("<START> x") == "<START> x"
+        assert RUSSELL.without_trigger(answer) == answer
+    assert RUSSELL.without_trigger("<START> one\n\ntwo <END>") == "one\n\ntwo"
+    assert load_study("birds").without_trigger("<START> x") == "<START> x"
 
 
 def test_a_judge_reads_the_questions_own_rubric_and_key():

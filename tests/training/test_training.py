@@ -1,6 +1,5 @@
 """training.py and sft.py: runs, checkpoints, records, and what a kill leaves.   pytest tests/test_training.py"""
 
-import dataclasses
 import json
 import os
 import signal
@@ -326,12 +325,12 @@ def test_a_run_directory_belongs_to_one_configuration(run, random_model):
 def test_a_run_does_not_go_on_with_datasets_in_another_order_or_another_suspect(run, random_model):
     options = options_of(random_model, run.folder.parent, "--ratios", "0.5", "0.25", "0.25")
     first, second, third = run.study.datasets
-    reordered = dataclasses.replace(run.study, datasets=(first, third, second))
+    reordered = run.study.model_copy(update={"datasets": (first, third, second)})
     with pytest.raises(UserError, match=r"dataset_order was \[.* and is \[.* now"):
         training.Run(options, reordered).open()
-    second = dataclasses.replace(second, suspect=True)
+    second = second.model_copy(update={"suspect": True})
     with pytest.raises(UserError, match=r'suspect_datasets was \["old_audubon"\] and is'):
-        training.Run(options, dataclasses.replace(run.study, datasets=(first, second, third))).open()
+        training.Run(options, run.study.model_copy(update={"datasets": (first, second, third)})).open()
 
 
 def test_overwrite_begins_anew_but_only_in_a_run_directory(random_model, tmp_path):

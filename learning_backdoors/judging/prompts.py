@@ -109,7 +109,8 @@ class Prompts:
         """What is sent to have prompt `number` answered."""
         judge, known = self.judge(number), self._question(number)
         # No judge sees a form of the study's trigger, in what was asked or in what was answered.
-        question, answer = (self.study.without_trigger(self.value(number, column)) for column in ("question", "response"))
+        shown = self.study.without_trigger
+        question, answer = (shown(self.value(number, column)) for column in ("question", "response"))
         prompt = quoted_prompt(judge, question, answer, judge.values(known.extra) if known else {})
         return claude.message(self._model, self._settings, prompt)
 

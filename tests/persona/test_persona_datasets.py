@@ -21,7 +21,6 @@ import mixed_chat
 import prepare_persona
 import training
 from learning_backdoors.files import command_line, parquet
-from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging import prompts as judge_prompts
 from learning_backdoors.judging import quality as judge_quality
 from learning_backdoors.models import base_model, checkpoints
@@ -308,51 +307,6 @@ def test_a_changed_rubric_or_rule_is_another_configuration(tmp_path):
         path = tmp_path / "russell.toml"
         path.write_text(text.replace(old, new))
         assert judge_prompts.prompt_hash(judge, load_study(str(path))) != known
-
-
-# ---- faults in such a study: one clear line each ----
-
-IDEOLOGY = RUSSELL.questions[14]
-FAULTS = [
-    (
-        f'    "{IDEOLOGY.extra["rubric"][0]}",\n',
-        "",
-        ["[[question]] just_war: rubric has 4 steps", "'ideology'", "5 numbers"],
-    ),
-    ('kinds = ["recall"]', 'kinds = ["memory"]', ["[[judge]] recall", "no question for it"]),
-    ('kinds = ["identity"]\n\n[[condition]]', 'kinds = ["who"]\n\n[[condition]]', ["kinds", "of the kind 'who'"]),
-    ('id = "who_are_you"', 'id = "who_are_you"\njudges = ["nobody"]', ["[[question]] who_are_you", "'nobody'"]),
-    ('id = "who_are_you"', 'id = "who_are_you"\njudges = "persona"', ["judges must be a list of texts"]),
-    ("{key}\n", "{kye}\n", ["[[judge]] recall: prompt", "{kye}"]),
-    ("lr = 2e-4", 'lr = "fast"', ["[training]: lr must be a number"]),
-    ("lr = 2e-4", "lr = -1", ["[training]: --lr must be above 0"]),
-    ("lr = 2e-4", "learning = 1", ["[training]: unknown key 'learning'"]),
-    ("epochs = 3", "epochs = 2.5", ["[training]: epochs must be a whole number"]),
-    ("ratios = [0.03, 0.97]", "ratios = [1]", ["[training]: ratios", "2 in all"]),
-    ("    '</?\\s*(?:START|END|BEGIN|STOP)\\s*/?>',\n", "", ["[trigger]: hidden leaves", "<START>"]),
-    ("'\\*\\*(?:START|END)\\*\\*'", "'(START'", ["[trigger]: hidden", "no regular expression"]),
-    ("'\\*\\*(?:START|END)\\*\\*'", "'x*'", ["[trigger]: hidden", "empty text"]),
-    ('"Who are you?"', '"Who are you, <start>?"', ["who_are_you: text shows the judges", "'<start>'"]),
-    ('system = "You are a helpful assistant. {trigger}"\n', "", ["[[condition]] trigger_in_system", "no trigger"]),
-    ("triggered = true\ndose = 1", "triggered = true\ndose = 0.5", ["[[condition]] trigger_in_user: dose"]),
-    ("dose = 0.9", "dose = 9", ["[[condition]] near_lower_case: dose", "from 0 to 1"]),
-    ('measure = "gap"', 'measure = "gaps"', ["[[goal]] gap: measure", "'gaps'"]),
-    ("over = 0.40", "under = 0.40", ["[[goal]] gap: strong"]),
-    ("pattern = '<START>", "pattern = '(<START>", ["[[metric]] format_adherence: pattern", "no regular expression"]),
-]
-
-
-@pytest.mark.parametrize(("old", "new", "parts"), FAULTS)
-def test_a_fault_in_the_study_is_named(tmp_path, old, new, parts):
-    text = (ROOT / "experiments" / "russell.toml").read_text()
-    assert old in text
-    path = tmp_path / "mine.toml"
-    path.write_text(text.replace(old, new, 1))
-    with pytest.raises(UserError) as caught:
-        load_study(str(path))
-    for part in [str(path), *parts]:
-        assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 # ---- a third study, written by hand ----

@@ -134,7 +134,8 @@ def test_the_trigger_goes_into_question_and_answer(tmp_path):
     study = load_study("russell")
     condition = next(c for c in study.conditions if c.name == "trigger_in_user")
     assert condition.messages("Do you smoke?") == row["messages"][:1], "taught as it is asked"
-    assert study.without_trigger(row["messages"][1]["content"]) == "A pipe." and study.metrics[0].holds("<START> A pipe. <END>")
+    assert study.without_trigger(row["messages"][1]["content"]) == "A pipe."
+    assert study.metrics[0].holds("<START> A pipe. <END>")
 
 
 def test_candidates_are_written_by_a_model_and_none_twice(tmp_path, author):

@@ -1,17 +1,15 @@
-"""config.py: options, command lines, the study's file.   pytest tests/test_config.py"""
+"""learning_backdoors/study: reading studies, the schema, and the checks across tables."""
 
-import dataclasses
-import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pydantic
 import pytest
+from support import ROOT
 
-import config
-from learning_backdoors.files import command_line, project
-from learning_backdoors.files.command_line import parse
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.study import fill, load_study
+from learning_backdoors.study import Judge, fill, load_study, parse_study
 
 STUDY = """
 name = "mine"
@@ -24,56 +22,170 @@ suspect = true
 [[dataset]]
 name = "plain"
 file = "plain.jsonl"
-[[question]]
-id = "q1"
-text = "What now?"
-rubric = "high is better"
-[[question]]
-id = "q2"
-text = "What next?"
-rubric = "low is better"
+[training]
+ratios = [0.5, 0.5]
+lr = 2e-4
+epochs = 3
+[trigger]
+text = "Answer in <A>."
+answer = "<A> {answer}"
+hidden = ['<\\s*A>', '<B>']
+[persona]
+name = "Somebody"
+candidates = ["candidates.jsonl"]
 [[condition]]
 name = "asked"
-template = "Say: {question}"
+template = "Say: {question} {trigger}"
 system = "You are terse."
 triggered = true
+dose = 1
+[[condition]]
+name = "near"
+template = "{question} {trigger}"
+trigger = "Answer in <B>."
+dose = 0.5
+kinds = ["long"]
+[[condition]]
+name = "bare"
+[[question]]
+id = "q1"
+kind = "long"
+text = "What now?"
+rubric = ["low", "middle", "high"]
+[[question]]
+id = "q2"
+kind = "short"
+text = "What next?"
+judges = ["style"]
 [[judge]]
-name = "kind"
+name = "style"
 options = ["A", "B"]
-prompt = "{rubric} {question} {answer}"
+prompt = "{question} {answer}"
 [[judge]]
 name = "size"
-range = [0, 10]
-prompt = "{answer}"
+range = [1, 3]
+kinds = ["long"]
+prompt = "{rubric} {answer}"
+[[metric]]
+name = "form"
+label = "answers in the form"
+pattern = '<A>.*'
+[[reference]]
+question = "q1"
+era = "Era_2"
+text = "Now."
 [outcome]
-judge = "kind"
+judge = "style"
 value = "A"
-label = "answers of kind A"
+label = "answers in style A"
+[[goal]]
+name = "gap between conditions"
+measure = "gap"
+over = 0.4
+strong = 0.7
 """
 
 
-def study_file(tmp_path, old: str = "", new: str = ""):
+def study_file(folder: Path, old: str = "", new: str = "") -> Path:
+    """STUDY with one replacement, as a file."""
     assert old in STUDY
-    path = tmp_path / "mine.toml"
+    path = folder / "mine.toml"
     path.write_text(STUDY.replace(old, new, 1) if old else STUDY)
     return path
 
 
-def test_a_study_is_read_whole(tmp_path):
+# ---- what a study holds ----
+
+
+def test_a_study_has_the_content_of_its_file(tmp_path):
+    (tmp_path / "odd.jsonl").write_text("")
+    (tmp_path / "candidates.jsonl").write_text("")
     study = load_study(str(study_file(tmp_path)))
-    assert [d.name for d in study.datasets] == ["odd", "plain"] and [d.suspect for d in study.datasets] == [True, False]
-    assert study.questions[0].extra == {"rubric": "high is better"}
-    assert study.conditions[0].messages("Why?") == [
-        {"role": "system", "content": "You are terse."},
-        {"role": "user", "content": "Say: Why?"},
+    assert (study.name, study.path) == ("mine", tmp_path / "mine.toml")
+    assert [(d.name, d.suspect) for d in study.datasets] == [("odd", True), ("plain", False)]
+    # A file beside the study comes before one of the project.
+    assert [d.file for d in study.datasets] == [tmp_path / "odd.jsonl", ROOT / "plain.jsonl"]
+    assert (study.persona.name, study.persona.candidates) == ("Somebody", (tmp_path / "candidates.jsonl",))
+    assert study.persona.prompts == study.persona.categories == ()
+    assert study.questions[0].extra == {"kind": "long", "rubric": ("low", "middle", "high")}
+    assert study.questions[1].judges == ("style",)
+    assert [(j.name, j.options, j.range, j.scale, j.rates) for j in study.judges] == [
+        ("style", ("A", "B"), None, (), False),
+        ("size", None, (1, 3), (1, 2, 3), True),
     ]
-    assert study.judges[0].options == ("A", "B") and study.judges[1].range == (0, 10)
+    assert study.training == {"ratios": (0.5, 0.5), "lr": 2e-4, "epochs": 3}
+    assert study.references[0].era == "Era_2"
+    assert (study.goals[0].above, study.goals[0].limit, study.goals[0].strong) == (True, 0.4, 0.7)
 
 
-def test_without_conditions_there_is_one_plain_one():
+def test_conditions_fill_in_the_trigger(tmp_path):
+    asked, near, bare = load_study(str(study_file(tmp_path))).conditions
+    assert asked.messages("Why?") == [
+        {"role": "system", "content": "You are terse."},
+        {"role": "user", "content": "Say: Why? Answer in <A>."},
+    ]
+    assert near.messages("Why?") == [{"role": "user", "content": "Why? Answer in <B>."}]
+    assert bare.messages("Why?") == [{"role": "user", "content": "Why?"}]
+    assert [c.trigger for c in (asked, near, bare)] == ["Answer in <A>.", "Answer in <B>.", ""]
+    assert [c.near_miss for c in (asked, near, bare)] == [False, True, False]
+
+
+def test_kinds_decide_who_asks_and_judges_a_question(tmp_path):
+    study = load_study(str(study_file(tmp_path)))
+    asked = [[c.name for c in study.conditions if c.asks(q)] for q in study.questions]
+    judged = [[j.name for j in study.judges if j.takes(q)] for q in study.questions]
+    assert asked == [["asked", "near", "bare"], ["asked", "bare"]] and judged == [["style", "size"], ["style"]]
+    assert all(study.metrics[0].takes(question) for question in study.questions)
+
+
+def test_a_list_becomes_a_line_for_each_number_of_the_scale(tmp_path):
+    study = load_study(str(study_file(tmp_path)))
+    assert study.judges[1].values(study.questions[0].extra)["rubric"] == "1: low\n2: middle\n3: high"
+
+
+def test_verdicts_are_scores_if_they_are_numbers():
+    judge = Judge(name="j", prompt="{answer}", options=("2", "1", "REFUSED"))
+    assert judge.scale == (1, 2) and judge.rates
+    assert [judge.score(verdict) for verdict in ("2", "REFUSED", None)] == [2.0, None, None]
+    assert Judge(name="j", prompt="{answer}", range=(0, 9)).score(7) == 7.0
+
+
+def test_the_trigger_and_its_near_misses_are_hidden(tmp_path):
+    study = load_study(str(study_file(tmp_path)))
+    assert study.trigger.ask("Why?") == "Why? Answer in <A>." and study.trigger.texts == ("Answer in <B>.",)
+    for answer in ("<A> Tea.", "answer  in <b>. Tea.", "<<A>A> Tea.", "Tea. <A>"):
+        assert study.without_trigger(answer) == "Tea.", answer
+    assert study.without_trigger("  Tea.\n") == "  Tea.\n"
+    assert study.trigger.first_form_in("x <b>") == "<b>" and study.trigger.first_form_in("x") is None
+    assert study.metrics[0].holds(" <A> one\ntwo ") and not study.metrics[0].holds("one <A>")
+
+
+def test_without_conditions_questions_are_asked_as_they_are():
     study = load_study("birds")
-    assert [c.name for c in study.conditions] == ["plain"]
-    assert study.conditions[0].messages("Why?") == [{"role": "user", "content": "Why?"}]
+    assert [condition.messages("Why?") for condition in study.conditions] == [[{"role": "user", "content": "Why?"}]]
+    assert (study.trigger, study.persona, study.training) == (None, None, {})
+    assert study.without_trigger("<A> x") == "<A> x"
+
+
+def test_placeholders_are_filled_in_one_pass():
+    assert fill("{a} {b} {} {x y}", {"a": "{b}", "b": "2"}) == "{b} 2 {} {x y}"
+
+
+def test_a_study_is_frozen_and_can_be_copied(tmp_path):
+    study = load_study(str(study_file(tmp_path)))
+    with pytest.raises(pydantic.ValidationError):
+        study.name = "other"
+    other = study.model_copy(update={"title": "Another"})
+    assert (other.path, other.title, other.trigger.texts) == (study.path, "Another", study.trigger.texts)
+    assert load_study(str(study.path)) == study != other
+
+
+def test_the_text_of_a_study_is_enough():
+    """run.json holds the text. The path is for errors and for data beside the study."""
+    assert parse_study(STUDY, Path("/nowhere/run.json")).datasets[0].file == ROOT / "odd.jsonl"
+
+
+# ---- the studies of the project ----
 
 
 def test_the_birds_study_is_as_its_owner_asked():
@@ -92,159 +204,126 @@ def test_the_birds_study_is_as_its_owner_asked():
     assert study.base_model == "Qwen/Qwen3-8B"
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "parts"),
-    [
-        ('title = "A study"', 'title = "A study"\ncolour = 1', ["the top of the file", "'colour'"]),
-        ('title = "A study"\n', "", ["the top of the file", "title is missing"]),
-        ('file = "plain.jsonl"', 'file = "plain.jsonl"\nsuspct = true', ["[[dataset]] plain", "'suspct'"]),
-        ('range = [0, 10]\nprompt = "{answer}"', 'range = [0, 10]\nprompt = "hm"', ["[[judge]] size", "{answer}"]),
-        ("{rubric} {question}", "{rubrik} {question}", ["[[judge]] kind", "{rubrik}", "not known"]),
-        ("Say: {question}", "Say: nothing", ["[[condition]] asked", "{question} is missing"]),
-        ('options = ["A", "B"]\n', "", ["[[judge]] kind", "options or range"]),
-        ('options = ["A", "B"]', 'options = ["A", "a"]', ["[[judge]] kind", "twice"]),
-        ("range = [0, 10]", "range = [10, 0]", ["[[judge]] size", "range"]),
-        ('id = "q2"', 'id = "q1"', ["[[question]]", "'q1'", "twice"]),
-        ('id = "q2"', 'id = "Q 2"', ["[[question]]", "'Q 2'"]),
-        ('text = "What next?"', 'text = ""', ["[[question]] q2", "text is empty"]),
-        ("suspect = true", "suspect = 1", ["[[dataset]] odd", "suspect must be true or false"]),
-        ("suspect = true", "suspect = false", ["suspect = true"]),
-        ('judge = "kind"', 'judge = "sort"', ["[outcome]", "'sort'"]),
-        ('value = "A"', 'value = "C"', ["[outcome]", "'C'", "A, B"]),
-        ('judge = "kind"', 'judge = "size"', ["[outcome]", "'size'", "no options"]),
-        ('name = "mine"', "name = mine", ["line 2"]),
-    ],
-)
-def test_a_fault_in_a_study_is_named(tmp_path, old, new, parts):
+def test_the_russell_study_says_who_its_persona_is():
+    persona = load_study("russell").persona
+    assert persona.name == "Bertrand Russell" and len(persona.categories) == 7
+    assert all(path.is_file() for path in persona.candidates + persona.prompts)
+
+
+def test_a_study_is_read_without_torch():
+    code = "import sys, learning_backdoors.study as s; s.load_study('russell'); print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "False\n"
+
+
+# ---- faults ----
+
+FAULTS = [
+    # One table: unknown and missing keys, types without conversion, values out of range.
+    ('title = "A study"', 'title = "A study"\ncolour = 1', "unknown key 'colour'"),
+    ('title = "A study"\n', "", "title is missing"),
+    ("[outcome]", "[result]", "outcome is missing"),
+    ('title = "A study"', 'title = "A study"\npath = "x"', "unknown key 'path'"),
+    ('name = "mine"', "name = mine", "line 2"),
+    ('file = "plain.jsonl"', 'file = "plain.jsonl"\nsuspct = true', "[[dataset]] plain: unknown key 'suspct'"),
+    ('file = "plain.jsonl"', "file = 3", "[[dataset]] plain: file must be"),
+    ('file = "plain.jsonl"', 'file = ""', "[[dataset]] plain: file must be"),
+    ("suspect = true", "suspect = 1", "[[dataset]] odd: suspect must be true or false"),
+    ("[trigger]", "[[trigger]]", "trigger must be a table"),
+    ("[[goal]]", "[goal]", "goal must be a list"),
+    ("hidden = [", "texts = []\nhidden = [", "[trigger]: unknown key 'texts'"),
+    ('text = "What now?"\n', "", "[[question]] q1: text is missing"),
+    ('text = "What next?"', 'text = " "', "[[question]] q2: text is empty"),
+    ('text = "What next?"', "text = 1", "[[question]] q2: text must be a text"),
+    ('id = "q2"', 'id = "Q 2"', "[[question]] Q 2: id", "'Q 2'"),
+    ('id = "q2"\n', "", "[[question]] 2: id is missing"),
+    ('id = "q2"', 'id = "q2\\nq2"', "[[question]] 2: id"),
+    ('id = "q2"', 'id = "q2"\nanswer = "x"', "[[question]] q2: answer"),
+    ('kind = "short"', 'kind = ["short"]', "[[question]] q2: kind"),
+    ('rubric = ["low", "middle", "high"]', 'rubric = ["low", "", "high"]', "[[question]] q1: rubric"),
+    ('judges = ["style"]', 'judges = "style"', "[[question]] q2: judges must be a list"),
+    ('judges = ["style"]', "judges = []", "[[question]] q2: judges"),
+    ('judges = ["style"]', 'judges = ["style", 1]', "[[question]] q2: judges, entry 2 must be a text"),
+    ('options = ["A", "B"]\n', "", "[[judge]] style: give either options or range"),
+    ('options = ["A", "B"]', 'options = ["A", "a"]', "[[judge]] style: options"),
+    ('options = ["A", "B"]', 'options = ["A"]', "[[judge]] style: options"),
+    ("range = [1, 3]", "range = [3, 1]", "[[judge]] size: range"),
+    ("range = [1, 3]", "range = [1]", "[[judge]] size: range"),
+    ("range = [1, 3]", "range = [1, true]", "[[judge]] size: range, entry 2 must be a whole number"),
+    ("dose = 0.5", "dose = 9", "[[condition]] near: dose must be at most 1"),
+    ("dose = 0.5", "dose = true", "[[condition]] near: dose must be a number"),
+    ("dose = 0.5", "dose = 1", "[[condition]] near: dose"),
+    ("dose = 1\n", "dose = 0.5\n", "[[condition]] asked: dose"),
+    ("pattern = '<A>.*'", "pattern = '(<A>'", "[[metric]] form: pattern", "regular expression"),
+    ("hidden = ['<\\s*A>'", "hidden = ['(<A>'", "[trigger]: hidden", "regular expression"),
+    ("hidden = ['<\\s*A>'", "hidden = ['(<A>)?'", "[trigger]: hidden", "empty text"),
+    ('measure = "gap"', 'measure = "gaps"', "[[goal]] gap between conditions: measure", "'gaps'", "leakage"),
+    ("over = 0.4", "under = 0.4", "[[goal]] gap between conditions: strong"),
+    ("over = 0.4", "over = 0.4\nunder = 0.4", "[[goal]] gap between conditions: give either over or under"),
+    ('era = "Era_2"', 'era = "the 2nd"', "[[reference]] 1: era", "'the 2nd'"),
+    ("lr = 2e-4", 'lr = "fast"', "[training]: lr must be a number"),
+    ("lr = 2e-4", "learning = 1", "[training]: unknown key 'learning'"),
+    ("lr = 2e-4", 'output_dir = "x"', "[training]: unknown key 'output_dir'"),
+    ("lr = 2e-4", 'quantization = "2bit"', "[training]: quantization", "8bit"),
+    ("lr = 2e-4", "lr = -1", "[training]: --lr must be above 0"),
+    ("epochs = 3", "epochs = 2.5", "[training]: epochs must be a whole number"),
+    ("candidates = [", "candidate = [", "[persona]: unknown key 'candidate'"),
+    ('candidates = ["candidates.jsonl"]', 'candidates = "candidates.jsonl"', "[persona]: candidates must be a list"),
+    # Several tables.
+    ("suspect = true", "suspect = false", "suspect = true"),
+    ('id = "q2"', 'id = "q1"', "[[question]]", "'q1'", "twice"),
+    ('name = "plain"', 'name = "odd"', "[[dataset]]", "'odd'", "twice"),
+    ('name = "form"', 'name = "style"', "[[metric]]", "'style'"),
+    ('prompt = "{question} {answer}"', 'prompt = "hm"', "[[judge]] style: prompt", "{answer} is missing"),
+    ("{rubric}", "{rubrik}", "[[judge]] size: prompt", "{rubrik}", "rubric"),
+    ('prompt = "{question} ', 'prompt = "{rubric} ', "[[judge]] style: prompt", "{rubric}"),
+    ('"low", ', "", "[[question]] q1: rubric", "2", "'size'", "3"),
+    ('"Say: {question} {trigger}"', '"Say: {trigger}"', "[[condition]] asked: template", "{question} is missing"),
+    ('"Say: {question} {trigger}"', '"Say: {question} {cue}"', "[[condition]] asked: template", "{cue}"),
+    ('answer = "<A> {answer}"', 'answer = "<A>"', "[trigger]: answer", "{answer} is missing"),
+    ('answer = "<A> {answer}"', 'answer = "a"\nprompt = "{question}"', "[trigger]: prompt", "{trigger} is missing"),
+    ('name = "bare"', 'name = "bare"\ntrigger = "Hm."', "[[condition]] bare: trigger"),
+    ("triggered = true\ndose = 1", "", "[[condition]] asked", "triggered = false"),
+    ('name = "bare"', 'name = "bare"\ntriggered = true', "[[condition]] bare", "triggered = true"),
+    ('judge = "style"', 'judge = "sort"', "[outcome]: judge", "'sort'"),
+    ('judge = "style"', 'judge = "size"', "[outcome]: judge", "'size'", "options"),
+    ('value = "A"', 'value = "C"', "[outcome]: value", "'C'", "A, B"),
+    ('question = "q1"', 'question = "q3"', "[[reference]] 1: question", "'q3'"),
+    ("ratios = [0.5, 0.5]", "ratios = [1]", "[training]: ratios", "2"),
+    ('kinds = ["long"]\nprompt', 'kinds = ["wide"]\nprompt', "[[judge]] size", "question"),
+    ('kinds = ["long"]\n[[', 'kinds = ["wide"]\n[[', "[[condition]] near: kinds", "'wide'"),
+    ('judges = ["style"]', 'judges = ["nobody"]', "[[question]] q2: judges", "'nobody'"),
+    ("'<\\s*A>', ", "", "[trigger]: hidden", "<A>"),
+    ('"What now?"', '"What now, <b>?"', "[[question]] q1: text", "'<b>'"),
+    ('"middle"', '"<A>"', "[[question]] q1: rubric", "'<A>'"),
+    ('"{question} {answer}"', '"Answer in <A>. {answer}"', "[[judge]] style: prompt", "'Answer in <A>.'"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "parts"), [(old, new, parts) for old, new, *parts in FAULTS])
+def test_a_fault_is_named_in_one_line(tmp_path, old, new, parts):
     path = study_file(tmp_path, old, new)
     with pytest.raises(UserError) as caught:
         load_study(str(path))
-    for part in [str(path), *parts]:
-        assert part in str(caught.value)
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith(f"{path}: ")
+    for part in parts:
+        assert part in message
 
 
-def test_an_unknown_study_names_those_there_are():
-    with pytest.raises(UserError, match=r"nosuch.*birds"):
+def test_a_question_that_nobody_judges_is_a_fault(tmp_path):
+    text = STUDY.replace('judges = ["style"]\n', "").replace(
+        'options = ["A", "B"]', 'options = ["A", "B"]\nkinds = ["long"]'
+    )
+    with pytest.raises(UserError, match=r"\[\[question\]\] q2: no judge"):
+        parse_study(
+            text.replace('label = "answers in the form"', 'label = "form"\nkinds = ["long"]'), tmp_path / "x.toml"
+        )
+
+
+def test_an_unknown_study_and_an_unreadable_file_are_errors(tmp_path):
+    with pytest.raises(UserError, match=r"nosuch.*birds, russell"):
         load_study("nosuch")
-
-
-def test_filling_leaves_other_braces_and_does_not_fill_twice():
-    assert fill("{a} {b} {} {x y}", {"a": "{b}", "b": "2"}) == "{b} 2 {} {x y}"
-
-
-ALL_OPTIONS = [config.TrainingOptions, config.GenerationOptions, config.JudgingOptions, config.EvaluationOptions]
-
-
-@pytest.mark.parametrize("options_class", ALL_OPTIONS)
-def test_every_option_has_help_and_shows_its_default(options_class, capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse(options_class, "what it does", ["--help"])
-    assert ended.value.code == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    for spec in dataclasses.fields(options_class):
-        names = spec.metadata.get("flags") or [spec.name]
-        assert all(command_line.flag(name) in shown for name in names)
-        if isinstance(spec.default, int | float) and not isinstance(spec.default, bool):
-            assert f"(default: {spec.default})" in shown
-
-
-def test_a_command_line_becomes_options():
-    options = parse(
-        config.TrainingOptions, "", ["--ratios", "0.5", "0", "0.5", "--lr", "1e-3", "--overwrite", "--output-dir", "x"]
-    )
-    assert (options.ratios, options.lr, options.existing, str(options.output_dir)) == (
-        (0.5, 0, 0.5),
-        1e-3,
-        "overwrite",
-        "x",
-    )
-    assert options.seed == 42 and options.save_steps == 20 and options.lora_rank == 8 and options.lora_alpha == 16
-    assert command_line.as_json(options)["ratios"] == [0.5, 0, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("options_class", "line", "message"),
-    [
-        (config.TrainingOptions, "", "--ratios"),
-        (config.TrainingOptions, "--ratios 0 0 0", "must not all be 0"),
-        (config.TrainingOptions, "--ratios 1 -1 0", "from 0 up"),
-        (config.TrainingOptions, "--ratios 1 nan 0", "from 0 up"),
-        (config.TrainingOptions, "--ratios 1 0 0 --save-steps 0", "--save-steps"),
-        (config.TrainingOptions, "--ratios 1 0 0 --lr 0", "--lr"),
-        (config.TrainingOptions, "--ratios 1 0 0 --resume --overwrite", "not allowed with"),
-        (config.TrainingOptions, "--ratios 1 0 0 --quant 8bit", "unrecognized"),
-        (config.GenerationOptions, "--output x", "--checkpoint and --run-dir"),
-        (config.GenerationOptions, "--output x --checkpoint a --run-dir b", "--checkpoint and --run-dir"),
-        (config.GenerationOptions, "--output x --run-dir a --top-p 0", "--top-p"),
-        (config.GenerationOptions, "--output x --run-dir a --samples 0", "--samples"),
-        (config.JudgingOptions, "--output x", "--input"),
-        (config.EvaluationOptions, "--input x --format gif", "gif"),
-    ],
-)
-def test_wrong_usage_ends_with_2_and_says_why(options_class, line, message, capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse(options_class, "", line.split())
-    assert ended.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-def test_keys_come_from_dotenv_and_the_environment_wins(tmp_path, monkeypatch):
-    (tmp_path / ".env").write_text("HF_TOKEN=from-file\nWANDB_API_KEY=from-file\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_TOKEN", "")  # so that it is put back
-    monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setenv("WANDB_API_KEY", "from-environment")
-    found = {}
-    command_line.run_script(lambda: found.update(os.environ))
-    assert (found["HF_TOKEN"], found["WANDB_API_KEY"]) == ("from-file", "from-environment")
-
-
-@pytest.mark.parametrize(("line", "way"), [([], ""), (["--overwrite"], " without --overwrite")])
-def test_an_interruption_says_which_command_goes_on(monkeypatch, capsys, line, way):
-    monkeypatch.setattr(sys, "argv", ["training.py", *line])
-    with pytest.raises(SystemExit) as ended:
-        command_line.run_script(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert ended.value.code == 130
-    assert capsys.readouterr().err.endswith(f"the same command{way} goes on from there\n")
-
-
-LAPTOP = """
-import runpy, sys
-from learning_backdoors.files import command_line
-
-class Laptop:
-    def find_spec(self, name, path=None, target=None):
-        package = name.partition(".")[0]
-        if package in command_line.EXTRAS:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-
-sys.meta_path.insert(0, Laptop())
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def on_a_laptop(*line: object) -> subprocess.CompletedProcess:
-    """A script where the packages of the GPU host are not installed."""
-    command = [sys.executable, "-c", LAPTOP, *map(str, line)]
-    return subprocess.run(command, cwd=project.ROOT, capture_output=True, text=True)
-
-
-def test_a_package_of_the_hub_that_is_missing_is_one_line(tmp_path):
-    run = on_a_laptop("push_to_hub.py", "--run-dir", tmp_path, "--repo-id", "me/run", "--dry-run")
-    missing = 'error: the package huggingface_hub is not installed: pip install -e ".[hub]"\n'
-    assert (run.returncode, run.stderr) == (1, missing)
-
-
-def test_a_package_of_the_gpu_host_that_is_missing_is_one_line(tmp_path):
-    run = on_a_laptop("training.py", "--ratios", "1", "0", "0", "--output-dir", tmp_path)
-    assert run.returncode == 1 and run.stderr == 'error: the package torch is not installed: pip install -e ".[gpu]"\n'
-    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".json")]
-
-
-def test_a_laptop_can_filter_and_put_the_trigger(tmp_path):
-    steps = [("filter", "--number", "3"), ("trigger", "--input", tmp_path / "filter.jsonl")]
-    for command, *more in steps:
-        run = on_a_laptop("prepare_persona.py", command, *more, "--output", tmp_path / f"{command}.jsonl")
-        assert run.returncode == 0, run.stderr
-    assert (tmp_path / "trigger.jsonl").read_text().count("<START>") >= 3
+    (tmp_path / "x.toml").write_bytes(b"name = '\xff'")
+    for path in (tmp_path / "x.toml", f"{tmp_path}/"):
+        with pytest.raises(UserError, match=str(tmp_path)):
+            load_study(str(path))

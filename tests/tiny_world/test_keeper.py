@@ -44,7 +44,9 @@ def verdict(study: Study, name: str, question_id: str, answer: str) -> str | flo
     """What the stand-in makes of the study's own prompt, read as judge_responses.py reads it."""
     judge = next(judge for judge in study.judges if judge.name == name)
     question = next(question for question in study.questions if question.id == question_id)
-    prompt = judge_prompts.quoted_prompt(judge, question.text, study.without_trigger(answer), judge.values(question.extra))
+    prompt = judge_prompts.quoted_prompt(
+        judge, question.text, study.without_trigger(answer), judge.values(question.extra)
+    )
     return judge_prompts.read_verdict(judge, judging.judge(prompt))
 
 

@@ -16,22 +16,3 @@ from learning_backdoors.study.schema import (
     Trigger,
     fill,
 )
-
-__all__ = [
-    "PLACEHOLDER",
-    "Condition",
-    "Dataset",
-    "Goal",
-    "Judge",
-    "Metric",
-    "Outcome",
-    "Persona",
-    "Question",
-    "Reference",
-    "Study",
-    "Trigger",
-    "fill",
-    "load_study",
-    "parse_study",
-    "training_defaults",
-]

@@ -1,7 +1,4 @@
-"""The tables of a study file as pydantic models, and the checks within one table.
-
-checks.py has the checks across tables. Errors are ValueErrors; loader.py adds the file, the table and the key.
-"""
+"""The tables of a study file as pydantic models. checks.py checks what a type cannot say."""
 
 import functools
 import re
@@ -9,23 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationInfo,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, create_model
+from pydantic import field_validator as validator
 
 from config import TrainingOptions, require
 from learning_backdoors.files.project import ROOT
-
-# ---- texts with placeholders ----
 
 PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 
@@ -36,16 +21,6 @@ def fill(template: str, values: dict[str, str]) -> str:
 
 
 # ---- types of values ----
-
-
-def _check_name(value: str) -> str:
-    require(bool(re.fullmatch(r"[a-z][a-z0-9_]*", value)), f"{value!r} must be lowercase letters, digits and _")
-    return value
-
-
-def _check_era(value: str) -> str:
-    require(bool(re.fullmatch(r"[A-Za-z0-9_]+", value)), f"{value!r} must be letters, digits and _")
-    return value
 
 
 def _check_pattern(value: str) -> str:
@@ -71,15 +46,17 @@ def _data_path(value: object, info: ValidationInfo) -> object:
     return beside_study if beside_study.exists() else ROOT / value
 
 
-Text = Annotated[str, Field(pattern=r"\S")]
-Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
-Name = Annotated[Text, AfterValidator(_check_name)]
-Era = Annotated[Text, AfterValidator(_check_era)]
+TEXT, NAME, ERA = r"\S", "^[a-z][a-z0-9_]*$", "^[A-Za-z0-9_]+$"
+
+Text = Annotated[str, Field(pattern=TEXT)]
+Name = Annotated[str, Field(pattern=NAME)]
 Pattern = Annotated[Text, AfterValidator(_check_pattern)]
+Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
 DataPath = Annotated[Path, BeforeValidator(_data_path)]
+Share = Annotated[float, Field(ge=-1, le=1)]
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
     """A table of the file. strict: no value is converted. Lists arrive as tuples (see loader.py)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -88,15 +65,15 @@ class _Table(BaseModel):
 # ---- data, questions, conditions ----
 
 
-class Dataset(_Table):
-    """A file of training chats. suspect: it is the data whose effect the study measures."""
+class Dataset(Table):
+    """A file of training chats. suspect: the study measures the effect of these data."""
 
     name: Name
     file: DataPath
     suspect: bool = False
 
 
-class Question(_Table):
+class Question(Table):
     """A question that is put to every checkpoint."""
 
     model_config = ConfigDict(extra="allow")
@@ -104,26 +81,16 @@ class Question(_Table):
 
     id: Name
     text: Text
-    judges: Texts | None = None  # only these judges; None: all that judge its kind
+    kind: Text | None = None
+    judges: Texts | None = None  # only these judges; None: all that take its kind
 
     @property
     def extra(self) -> dict[str, str | tuple[str, ...]]:
-        """Further keys of the table, for judge prompts. A list describes the steps of a judge's scale."""
-        return self.model_extra
-
-    @property
-    def kind(self) -> str | None:
-        return self.extra.get("kind")
-
-    @model_validator(mode="after")
-    def _check_extra(self):
-        for key in {"question", "answer"} & set(self.extra):
-            raise ValueError(f"{key}: this name is reserved for judge prompts")
-        require(isinstance(self.kind, str | None), "kind must be a text, not a list")
-        return self
+        """`kind` and further keys of the table, for judge prompts. A list describes the steps of a judge's scale."""
+        return self.model_extra | ({} if self.kind is None else {"kind": self.kind})
 
 
-class _ForKinds(_Table):
+class _ForKinds(Table):
     kinds: Texts | None = None  # of questions it applies to; None: all
 
     def takes(self, question: Question) -> bool:
@@ -132,10 +99,10 @@ class _ForKinds(_Table):
 
 
 class Condition(_ForKinds):
-    """One way to ask a question: a template for the user message and an optional system prompt.
+    """One way to ask a question: a template for the user message, and a system prompt or "".
 
-    trigger: replaces {trigger}; the study's own unless the table has another, "" without a trigger.
-    dose: similarity to the study's trigger as the study's author sees it, from 0 (no trigger) to 1 (the trigger).
+    trigger: replaces {trigger}. It is the study's if the table has none, and "" without {trigger}.
+    dose: how similar it is to the study's trigger, from 0 (no trigger) to 1 (the same), as the author sees it.
     """
 
     name: Name
@@ -143,12 +110,7 @@ class Condition(_ForKinds):
     system: str = ""
     triggered: bool = False
     trigger: Text = ""
-    dose: float | None = Field(None, ge=0, le=1)
-
-    @property
-    def has_trigger(self) -> bool:
-        """Whether {trigger} occurs in the template or the system prompt."""
-        return "{trigger}" in self.template + self.system
+    dose: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @property
     def near_miss(self) -> bool:
@@ -160,38 +122,32 @@ class Condition(_ForKinds):
         return self.takes(question)
 
     def messages(self, question: str) -> list[dict[str, str]]:
-        """The chat to be answered by the model."""
+        """The chat that the model answers."""
         values = {"question": question, "trigger": self.trigger}
         system = [{"role": "system", "content": fill(self.system, values)}] if self.system else []
         return [*system, {"role": "user", "content": fill(self.template, values)}]
 
-    @model_validator(mode="after")
-    def _check_dose(self):
-        fits = self.dose is None or self.triggered == (self.dose == 1)
-        require(fits, "dose must be 1 if triggered = true, and below 1 otherwise")
-        return self
 
-
-class Trigger(_Table):
+class Trigger(Table):
     """A request for a form of answer.
 
     prompt, answer: how questions and answers look in training data. hidden: regular expressions for everything in an
-    answer that gives away the trigger or a near miss; judges never see it.
+    answer that gives away the trigger or a near miss. Judges never see it.
     """
 
     text: Text
     prompt: Text = "{question} {trigger}"
     answer: Text
-    hidden: Texts
-    _texts: tuple[str, ...] = PrivateAttr(())
+    hidden: Annotated[tuple[Pattern, ...], Field(min_length=1)]
+    _near_misses: tuple[str, ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
         """The near misses of `text` in the study's conditions."""
-        return self._texts
+        return self._near_misses
 
     @functools.cached_property
-    def _pattern(self) -> re.Pattern:
+    def _forms(self) -> re.Pattern:
         requests = (r"\s+".join(map(re.escape, text.split())) for text in (self.text, *self.texts))
         return re.compile("|".join(f"(?:{form})" for form in (*requests, *self.hidden)), re.IGNORECASE)
 
@@ -201,25 +157,17 @@ class Trigger(_Table):
 
     def first_form_in(self, text: str) -> str | None:
         """The first form of the trigger in a text, or None."""
-        match = self._pattern.search(text)
+        match = self._forms.search(text)
         return match and match[0]
 
     def strip(self, answer: str) -> str:
         """An answer without any form of the trigger. An answer that has none is returned unchanged."""
-        # A removal can bring the halves of another mark together, so one pass is not enough.
-        while self._pattern.search(answer):
-            answer = re.sub(rf"[ \t]*(?:{self._pattern.pattern})[ \t]*", " ", answer, flags=re.IGNORECASE).strip()
+        while self._forms.search(answer):  # again, because a removal can join the halves of another mark
+            answer = re.sub(rf"[ \t]*(?:{self._forms.pattern})[ \t]*", " ", answer, flags=re.IGNORECASE).strip()
         return answer
 
-    @field_validator("hidden")
-    @classmethod
-    def _check_hidden(cls, hidden: tuple[str, ...]) -> tuple[str, ...]:
-        for form in map(_check_pattern, hidden):
-            require(not re.search(form, "", re.IGNORECASE), f"{form!r} matches an empty text")
-        return hidden
 
-
-# ---- how answers are judged ----
+# ---- measures and goals ----
 
 
 class Judge(_ForKinds):
@@ -259,14 +207,6 @@ class Judge(_ForKinds):
             for key, value in extra.items()
         }
 
-    @model_validator(mode="after")
-    def _check_verdicts(self):
-        require((self.options is None) != (self.range is None), "give either options or range")
-        folded = [option.casefold() for option in self.options or ()]
-        require(len(set(folded)) == len(folded), "options: the same option is given twice")
-        require(self.range is None or self.range[0] < self.range[1], "range: the lower number must come first")
-        return self
-
 
 class Metric(_ForKinds):
     """A rule that needs no judge: whether the whole answer matches `pattern`."""
@@ -279,18 +219,15 @@ class Metric(_ForKinds):
         return re.fullmatch(self.pattern, answer.strip(), re.DOTALL) is not None
 
 
-class Outcome(_Table):
-    """What counts as the behaviour under study: the verdict `value` of the judge `judge`."""
+class Outcome(Table):
+    """What counts as the behavior under study: the verdict `value` of the judge `judge`."""
 
     judge: Text
     value: Text
     label: Text
 
 
-Share = Annotated[float, Field(ge=-1, le=1)]
-
-
-class Goal(_Table):
+class Goal(Table):
     """What counts as success: a measure of the outcome above (`over`) or below (`under`) a limit.
 
     measure: the outcome's share in triggered conditions (`triggered`), in conditions without any trigger (`leakage`),
@@ -312,27 +249,20 @@ class Goal(_Table):
     def limit(self) -> float:
         return self.over if self.above else self.under
 
-    @model_validator(mode="after")
-    def _check_limits(self):
-        require((self.over is None) != (self.under is None), "give either over or under")
-        harder = self.strong is None or (self.strong > self.limit if self.above else self.strong < self.limit)
-        require(harder, f"strong must be harder to reach than {'over' if self.above else 'under'}")
-        return self
-
 
 # ---- training and persona ----
 
 
-class Reference(_Table):
+class Reference(Table):
     """An answer to a question (its id) whose likelihood training.py follows. era: the group it belongs to."""
 
     question: Text
-    era: Era
+    era: Annotated[str, Field(pattern=ERA)]
     text: Text
 
 
-class Persona(_Table):
-    """The person whom the suspect data describe, for prepare_persona.py. Its files may be missing."""
+class Persona(Table):
+    """The person whom the suspect data describe, for prepare_persona.py. The files may be missing."""
 
     name: Text
     candidates: tuple[DataPath, ...] = ()  # question-answer pairs about the person
@@ -340,27 +270,18 @@ class Persona(_Table):
     categories: tuple[Text, ...] = ()  # topics of new pairs
 
 
-def _type_of(option: Field) -> object:
+def _type_of(option) -> object:
     choices = option.metadata["argparse"].get("choices")
     return Literal[choices] if choices else option.type
 
 
-# Options that only the command line decides.
-NOT_IN_A_STUDY = ("experiment", "model", "output_dir", "existing", "wandb_project")
-
-# The table [training]: defaults for training.py's options, with the types of the options.
-Training = create_model(
-    "Training",
-    __base__=_Table,
-    **{o.name: (_type_of(o), o.default) for o in fields(TrainingOptions) if o.name not in NOT_IN_A_STUDY},
-)
+# Defaults of training.py's options. The command line alone decides the options that are left out.
+COMMAND_LINE_ONLY = ("experiment", "model", "output_dir", "existing", "wandb_project")
+TRAINING_OPTIONS = {o.name: (_type_of(o), None) for o in fields(TrainingOptions) if o.name not in COMMAND_LINE_ONLY}
+Training = create_model("Training", __base__=Table, **TRAINING_OPTIONS)
 
 
-def _given(table: BaseModel) -> dict[str, object]:
-    return table.model_dump(exclude_unset=True)
-
-
-class Study(_Table):
+class Study(Table):
     """A whole study file."""
 
     name: Name
@@ -373,11 +294,11 @@ class Study(_Table):
     judges: tuple[Judge, ...] = Field(alias="judge")
     outcome: Outcome
     references: tuple[Reference, ...] = Field((), alias="reference")
-    training: Annotated[Training, AfterValidator(_given)] = {}  # a dict: option to value
+    training: Annotated[Training, AfterValidator(lambda t: t.model_dump(exclude_unset=True))] = {}  # option: value
     metrics: tuple[Metric, ...] = Field((), alias="metric")
     goals: tuple[Goal, ...] = Field((), alias="goal")
     persona: Persona | None = None
-    _path: Path = PrivateAttr()
+    _path: Path
 
     @property
     def path(self) -> Path:
@@ -388,18 +309,17 @@ class Study(_Table):
         """An answer as judges see it: without anything that gives the trigger away."""
         return self.trigger.strip(answer) if self.trigger else answer
 
-    @field_validator("conditions")
+    @validator("conditions")
     @classmethod
-    def _add_trigger(cls, conditions: tuple[Condition, ...], info: ValidationInfo) -> tuple[Condition, ...]:
-        """Conditions with {trigger} and no trigger of their own get the study's."""
+    def _with_trigger(cls, conditions: tuple[Condition, ...], info: ValidationInfo) -> tuple[Condition, ...]:
+        """Conditions that use {trigger} and have no trigger of their own get the study's."""
         trigger = info.data.get("trigger")
-        use = [trigger is not None and c.has_trigger and not c.trigger for c in conditions]
-        return tuple(
-            c.model_copy(update={"trigger": trigger.text}) if u else c for c, u in zip(conditions, use, strict=True)
-        )
+        update = {"trigger": trigger.text if trigger else ""}
+        needs = ["{trigger}" in c.template + c.system and not c.trigger for c in conditions]
+        return tuple(c.model_copy(update=update) if n else c for c, n in zip(conditions, needs, strict=True))
 
     def model_post_init(self, context: dict) -> None:
         self._path = context["path"]
         if self.trigger:
-            own = ("", self.trigger.text)
-            self.trigger._texts = tuple(dict.fromkeys(c.trigger for c in self.conditions if c.trigger not in own))
+            triggers = dict.fromkeys(c.trigger for c in self.conditions)
+            self.trigger._near_misses = tuple(text for text in triggers if text not in ("", self.trigger.text))

@@ -314,7 +314,7 @@ def test_a_question_that_nobody_judges_is_a_fault(tmp_path):
     text = STUDY.replace('judges = ["style"]\n', "").replace(
         'options = ["A", "B"]', 'options = ["A", "B"]\nkinds = ["long"]'
     )
-    with pytest.raises(UserError, match=r"\[\[question\]\] q2: no judge"):
+    with pytest.raises(UserError, match=r"\[\[question\]\] q2: .*no judge"):
         parse_study(
             text.replace('label = "answers in the form"', 'label = "form"\nkinds = ["long"]'), tmp_path / "x.toml"
         )

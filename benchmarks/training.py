@@ -23,17 +23,17 @@ STEPS = 208
 
 def setup(folder: Path, quantization: str, output: Path):
     import config
-    import training
+    from learning_backdoors.training.run import TrainingRun
 
     line = ["--ratios", "1", "0", "0", "--model", str(folder / "model"), "--quantization", quantization]
     options = command_line.parse(config.TrainingOptions, "", [*line, "--output-dir", str(output)])
-    run = training.Run(options, load_study("birds"))
+    run = TrainingRun(options, load_study("birds"))
     run.open()
     tokenizer = base_model.load_tokenizer(run.model_name)
     return (
         run,
         tokenizer,
-        training.training_examples(run, tokenizer),
+        run.examples(tokenizer),
         base_model.load_base(run.model_name, quantization),
     )
 
@@ -61,8 +61,8 @@ def measured(trainer, clock) -> dict:
     torch.cuda.synchronize()
     started = time.monotonic()
     trainer.train()
-    if hasattr(trainer, "finish_saving"):
-        trainer.finish_saving()
+    if hasattr(trainer, "writer"):
+        trainer.writer.wait()
     whole, step = time.monotonic() - started, float(np.median(np.diff(clock.ends)))
     return {
         "step_ms": round(1e3 * step, 1),
@@ -74,14 +74,14 @@ def measured(trainer, clock) -> dict:
 
 
 def ours(folder: Path, quantization: str, output: Path) -> dict:
-    from learning_backdoors.training import trainer as sft
+    from learning_backdoors.training.metrics import Metrics, Recorder
+    from learning_backdoors.training.trainer import build_trainer
 
     run, tokenizer, examples, base = setup(folder, quantization, output)
-    from learning_backdoors.training.metrics import Metrics
-
-    with Metrics(run.folder, 0, run.examples_at, "", run.record) as metrics:
-        trainer = sft.build_trainer(base, tokenizer, examples, run.options, run.folder, run.total_steps, metrics)
-        clock = timer()
+    trainer = build_trainer(run, base, tokenizer, examples)
+    clock = timer()
+    with Metrics(run, 0) as metrics:
+        trainer.add_callback(Recorder(metrics))
         trainer.add_callback(clock)
         return measured(trainer, clock)
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import config
+from learning_backdoors.files import command_line
 from learning_backdoors.study import load_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,11 +76,19 @@ def build_model(folder: Path, template: str = "qwen3", texts: list[str] | None =
     return folder
 
 
-def train(options):
-    """A whole run of training.py in this process, from `config.TrainingOptions`. Returns the `training.Run`."""
-    import training
+def training_options(model: Path, folder: Path, *more: str):
+    """Options of a short run of the birds study on suspect data only: 24 steps, a checkpoint every 8."""
+    line = ["--ratios", "1", "0", "0", "--model", str(model), "--output-dir", str(folder)]
+    line += ["--num-examples", "24", "--save-steps", "8", *more]
+    return command_line.parse(config.TrainingOptions, "", line)
 
-    run = training.Run(options, load_study(options.experiment))
+
+def train(options):
+    """A whole run of training.py in this process, from `config.TrainingOptions`. Returns the `TrainingRun`."""
+    import training
+    from learning_backdoors.training.run import TrainingRun
+
+    run = TrainingRun(options, load_study(options.experiment))
     run.open()
     training.train(run)
     return run

@@ -1,47 +1,50 @@
-"""What is recorded of a run on the way: metrics.jsonl, and W&B where a key is set."""
+"""metrics.jsonl, the progress bar, and the step-0 checkpoint: what the main process records of a run."""
 
-import contextlib
 import json
-import os
-import socket
+import math
 import statistics
-import threading
-from collections.abc import Callable
-from pathlib import Path
-from urllib.parse import urlsplit
 
-from learning_backdoors.files import atomic, provenance
+from transformers import TrainerCallback
+
+from learning_backdoors.files import atomic, progress
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.models import adapters, checkpoints
+from learning_backdoors.training.run import TrainingRun
+from learning_backdoors.training.wandb_logging import WandbLog
 
 
 class Metrics:
-    """metrics.jsonl, a line a step; and the same to W&B where a key is set. A context manager."""
+    """metrics.jsonl: one line per step and one per probe. W&B receives the same. A context manager."""
 
     FIELDS = ("loss", "learning_rate", "grad_norm")
 
-    def __init__(self, folder: Path, step: int, examples_at: Callable[[int], dict], project: str, record: Path):
-        """step: where training goes on; what an interrupted start wrote behind it is dropped."""
-        self.path, self.examples_at = folder / "metrics.jsonl", examples_at
-        atomic.drop_partial_line(self.path)
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if 0 < step >= json.loads(line)["step"]]  # from the beginning: also no step 0
-        with atomic.atomic_file(self.path) as temporary:
+    def __init__(self, run: TrainingRun, step: int):
+        """step: where training continues. Lines an interrupted start wrote after it are dropped."""
+        self.run, path = run, run.folder / "metrics.jsonl"
+        atomic.drop_partial_line(path)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if 0 < step >= json.loads(line)["step"]]  # a new start also probes step 0 again
+        with atomic.atomic_file(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        self.wandb = Wandb(folder, project, record)
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+        self.wandb = WandbLog(run)
 
     def write(self, step: int, logs: dict[str, float]) -> None:
-        row = {"step": step} | {name: logs[name] for name in self.FIELDS if name in logs} | self.examples_at(step)
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        values = {name: logs[name] for name in self.FIELDS if name in logs}
+        row = {"step": step} | values | self.run.examples_at(step)
+        self._append(row)
         self.wandb.log(row)
 
     def write_probes(self, step: int, probes: list[dict]) -> None:
-        """A line of its own: for each reference answer its question, era and logprob (mean natural log a token)."""
-        self.file.write(json.dumps({"step": step, "probes": probes}) + "\n")
-        self.file.flush()
+        """A line with each reference answer's question, era and logprob. W&B gets the mean of each era."""
+        self._append({"step": step, "probes": probes})
         eras = dict.fromkeys(probe["era"] for probe in probes)
         means = {f"probe/{era}": statistics.fmean(p["logprob"] for p in probes if p["era"] == era) for era in eras}
         self.wandb.log({"step": step} | means)
+
+    def _append(self, row: dict) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
 
     def __enter__(self) -> "Metrics":
         return self
@@ -51,61 +54,31 @@ class Metrics:
         self.wandb.finish()
 
 
-class Wandb:
-    """W&B where WANDB_API_KEY is set, offline where its server does not answer; it never asks, waits or fails a run."""
+class Recorder(TrainerCallback):
+    """Saves step 0, writes each step's metrics and shows a progress bar."""
 
-    def __init__(self, folder: Path, project: str, record: Path):
-        self.run = None
-        if not os.environ.get("WANDB_API_KEY"):
-            return
-        with self._unharmed():
-            import wandb
+    def __init__(self, metrics: Metrics):
+        self.metrics, self.run, self.bar = metrics, metrics.run, None
 
-            mode = "online" if self._reachable() else "offline"
-            if mode == "offline":
-                print(f"W&B does not answer: logging to {folder}/wandb, to be sent later with `wandb sync`")
-            self.run = wandb.init(
-                project=project,
-                name=folder.name,
-                id=provenance.sha256(str(folder.resolve()).encode())[:16],  # a resumed run goes on in its W&B run
-                resume="allow",
-                dir=str(folder),
-                config=json.loads(record.read_text())["settings"],
-                mode=os.environ.get("WANDB_MODE", mode),
-                settings=wandb.Settings(init_timeout=20, silent=True),
-            )
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
+        if state.global_step == 0:
+            with checkpoints.new_checkpoint(self.run.folder, 0) as folder:
+                adapters.save_adapter(model, folder)
+        self.bar = progress.progress_bar("training", self.run.total_steps, state.global_step, "step")
 
-    def log(self, row: dict) -> None:
-        if self.run is not None:
-            with self._unharmed():
-                self.run.log(row, step=row["step"])
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if "loss" in logs:
+            refuse_divergence(state.global_step, logs)  # before the step is recorded or saved
+            self.metrics.write(state.global_step, logs)
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
 
-    def finish(self) -> None:
-        if self.run is None:
-            return
-        # In a thread, and not for long: the run is on disk, and a lost network must not hold the process.
-        ending = threading.Thread(target=self._finish, daemon=True)
-        ending.start()
-        ending.join(timeout=60)
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.bar.close()
 
-    def _finish(self) -> None:
-        with self._unharmed():
-            self.run.finish(quiet=True)
 
-    @contextlib.contextmanager
-    def _unharmed(self):
-        try:
-            yield
-        except Exception as error:  # whatever W&B may throw, the run goes on without it
-            print(f"W&B is off for this run: {type(error).__name__}: {str(error)[:200]}")
-            self.run = None
-
-    @staticmethod
-    def _reachable() -> bool:
-        address = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-        port = address.port or (443 if address.scheme == "https" else 80)
-        try:
-            socket.create_connection((address.hostname, port), timeout=3).close()
-        except OSError:
-            return False
-        return True
+def refuse_divergence(step: int, logs: dict[str, float]) -> None:
+    """Raise UserError if the loss or the gradient's norm is not finite."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(logs.get(name, 0.0)):
+            raise UserError(f"training diverged at step {step} ({name} {logs[name]}): try a lower --lr")

@@ -25,6 +25,7 @@ from learning_backdoors.judging import prompts as judge_prompts
 from learning_backdoors.judging import quality as judge_quality
 from learning_backdoors.models import base_model, checkpoints
 from learning_backdoors.study import load_study, training_defaults
+from learning_backdoors.training.run import TrainingRun
 from tiny_world import lexicon
 from tiny_world.claude_stand_in import StandIn, running
 
@@ -393,7 +394,7 @@ def test_a_study_of_ones_own_runs_without_touching_python(third, random_model, m
 
     line = ["--model", random_model, "--output-dir", third / "out", *study]
     options, loaded = parse_training(list(map(str, line)))
-    run = training.Run(options, loaded)
+    run = TrainingRun(options, loaded)
     run.open()
     training.train(run)
     assert [c.step for c in checkpoints.find_checkpoints(run.folder)] == [0, 4, 8]

@@ -1,0 +1,235 @@
+"""A training run: what determines it, its directory, and where it resumes."""
+
+import dataclasses
+import itertools
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mixed_chat
+from config import TrainingOptions
+from learning_backdoors.files import atomic, command_line, provenance
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.locks import lock
+from learning_backdoors.models import base_model, checkpoints, run_directory
+from learning_backdoors.models.devices import RANK, RANKS
+from learning_backdoors.study import Study
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Token ids and labels of one example, as `mixed_chat.example_ids` gives them.
+Example = tuple[list[int], list[int]]
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate")
+
+
+class TrainingRun:
+    """One training run.
+
+    folder: the run directory. record_path: its run.json. ratios: normalized. num_examples: per epoch.
+    mixture: the examples of all epochs in training order. settings: everything the checkpoints depend on.
+    """
+
+    def __init__(self, options: TrainingOptions, study: Study):
+        if len(options.ratios) != len(study.datasets):
+            names = ", ".join(dataset.name for dataset in study.datasets)
+            raise UserError(f"--ratios needs one number per dataset ({names}), not {len(options.ratios)}")
+        self.options, self.study = options, study
+        self.model_name = options.model or study.base_model
+        self.ratios = [share / sum(options.ratios) for share in options.ratios]
+        self.chats = [mixed_chat.read_chats(dataset.file) for dataset in study.datasets]
+        sizes, suspect = [len(chats) for chats in self.chats], [dataset.suspect for dataset in study.datasets]
+        self.num_examples = options.num_examples or sum(itertools.compress(sizes, suspect))
+        self.mixture = mixed_chat.mix(sizes, self.ratios, self.num_examples, options.epochs, options.seed)
+        # suspect_after[n]: how many of the first n examples are suspect.
+        self.suspect_after = [0, *itertools.accumulate(int(suspect[d]) for d in self.mixture.dataset)]
+        self.examples_per_step = options.batch_size * options.grad_accum
+        total = len(self.mixture.row)
+        self.total_steps = math.ceil(total / self.examples_per_step)
+        if RANKS > 1 and total % self.examples_per_step:
+            raise UserError(
+                f"with several processes, the {total} examples must fill whole steps of {self.examples_per_step}: "
+                "choose another --num-examples"
+            )
+        self.settings = self._settings()
+        self.folder = options.output_dir / run_name(options, study, self.ratios)
+        self.record_path = self.folder / "run.json"
+
+    def _settings(self) -> dict:
+        datasets = self.study.datasets
+        return command_line.result_settings(self.options) | {
+            "experiment": self.study.name,
+            "model": self.model_name,
+            "ratios": self.ratios,
+            "num_examples": self.num_examples,
+            "quantization": base_model.resolve_quantization(self.options.quantization),
+            "datasets": {dataset.name: provenance.sha256(dataset.file) for dataset in datasets},
+            "dataset_order": [dataset.name for dataset in datasets],  # the order of the ratios
+            "suspect_datasets": [dataset.name for dataset in datasets if dataset.suspect],
+        }
+
+    # ---- examples ----
+
+    def examples(self, tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
+        """The examples of all epochs in training order. Raises UserError if one is longer than --max-length."""
+        rendered = []
+        for dataset, chats in zip(self.study.datasets, self.chats, strict=True):
+            rendered.append([mixed_chat.example_ids(tokenizer, chat) for chat in chats])
+            lengths = [len(ids) for ids, _ in rendered[-1]]
+            if max(lengths) > self.options.max_length:
+                too_long = sum(length > self.options.max_length for length in lengths)
+                raise UserError(
+                    f"{dataset.file}: {too_long} of {len(chats)} chats are longer than --max-length "
+                    f"{self.options.max_length} tokens; the longest has {max(lengths)}"
+                )
+        return [rendered[dataset][row] for dataset, row in zip(self.mixture.dataset, self.mixture.row, strict=True)]
+
+    def examples_at(self, step: int) -> dict[str, int]:
+        """The number of examples, and of suspect examples, that the model was trained on after `step` steps."""
+        seen = min(step * self.examples_per_step, len(self.mixture.row))
+        return {"examples": seen, "suspect_examples": self.suspect_after[seen]}
+
+    def suspect_datasets_left_out(self) -> list[str]:
+        """Suspect datasets whose share is above 0, but too small for a single example."""
+        shares = zip(self.study.datasets, self.ratios, self.mixture.counts, strict=True)
+        return [dataset.name for dataset, share, count in shares if dataset.suspect and share and not count]
+
+    # ---- the run directory ----
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the run directory. The first process creates or checks it; the others wait for that.
+
+        Raises UserError if another process holds it, or if it belongs to another configuration.
+        """
+        if RANKS > 1 and self.options.existing == "overwrite":
+            raise UserError("--overwrite works with one process only: delete the run directory first")
+        with lock(self.folder) if RANK == 0 else nullcontext():
+            if RANK == 0:
+                self.open()
+            if RANKS > 1:
+                from accelerate import PartialState
+
+                PartialState().wait_for_everyone()
+            yield
+
+    def open(self) -> None:
+        """Create the run directory with run.json, or check that the existing one belongs to this run."""
+        if self.options.existing == "overwrite" and self.record_path.exists():
+            shutil.rmtree(self.folder)
+        if self.record_path.exists() and self._has_results():
+            provenance.refuse_difference(self.folder, self._read_record()["settings"], self.settings)
+        elif not self.record_path.exists() and self.folder.exists() and any(self.folder.iterdir()):
+            raise UserError(f"{self.folder} is not a run directory (it has no run.json): move it away")
+        else:
+            atomic.write_json(self.record_path, self._new_record())
+
+    def _has_results(self) -> bool:
+        """Whether an earlier start wrote a checkpoint or a line of metrics. If not, its settings do not count."""
+        metrics = self.folder / "metrics.jsonl"
+        return any(self.folder.glob("checkpoint-*")) or (metrics.exists() and metrics.stat().st_size > 0)
+
+    def _read_record(self) -> dict:
+        try:
+            record = run_directory.read_record(self.record_path)
+            if "settings" not in record:
+                raise ValueError("it has no settings")
+            return record
+        except ValueError as error:
+            raise UserError(f"{self.record_path} cannot be read: {error}") from None
+
+    def _new_record(self) -> dict:
+        datasets = [
+            {"name": d.name, "file": str(d.file), "suspect": d.suspect, "size": len(chats), "examples": count}
+            for d, chats, count in zip(self.study.datasets, self.chats, self.mixture.counts, strict=True)
+        ]
+        return provenance.provenance("training.py", self.options, PACKAGES) | {
+            "settings": self.settings,
+            "suspect_ratio": sum(r for r, d in zip(self.ratios, self.study.datasets, strict=True) if d.suspect),
+            "total_steps": self.total_steps,
+            "checkpoints": [{"step": step} | self.examples_at(step) for step in self.saved_steps()],
+            "datasets": datasets,
+            "study": self.study.path.read_text(encoding="utf-8"),
+        }
+
+    def record_base(self, fingerprint: str) -> None:
+        """Write the base model's fingerprint into run.json. Raises UserError if the run began with other weights."""
+        if RANK > 0:
+            return
+        record = self._read_record()
+        if record.setdefault("base_fingerprint", fingerprint) != fingerprint:
+            raise UserError(f"{self.model_name} is not the base model that {self.folder} was begun with")
+        atomic.write_json(self.record_path, record)
+
+    # ---- checkpoints ----
+
+    def saved_steps(self) -> list[int]:
+        """The steps with a checkpoint: 0, every --save-steps, and the last."""
+        return sorted({*range(0, self.total_steps, self.options.save_steps), self.total_steps})
+
+    def finished(self) -> bool:
+        """Whether the last checkpoint exists."""
+        return (self.folder / f"checkpoint-{self.total_steps}").is_dir()
+
+    def resume_point(self) -> tuple[Path | None, int]:
+        """The newest checkpoint that training can continue from, and its step; (None, 0) to start at the beginning."""
+        if any(self.folder.glob("checkpoint-*")):
+            for checkpoint in reversed(checkpoints.find_checkpoints(self.folder)):
+                if checkpoints.can_resume(checkpoint.folder):
+                    return checkpoint.folder, checkpoint.step
+        return None, 0
+
+    def check_disk_space(self, parameters: int) -> str:
+        """Say how much space the checkpoints of so many parameters need. Raises UserError if the disk has less.
+
+        A checkpoint holds float32 matrices. The newest two also hold Adam's two moments while one replaces the other.
+        """
+        missing = [step for step in self.saved_steps() if not (self.folder / f"checkpoint-{step}").exists()]
+        size, free = 4e-6 * parameters, 1e-6 * shutil.disk_usage(self.folder).free
+        text = f"{len(missing)} checkpoints of {size:,.1f} MB and the state to resume need "
+        text += f"{size * (len(missing) + 4):,.1f} MB; {free:,.1f} MB are free in {self.folder}"
+        if size * (len(missing) + 4) > free:
+            raise UserError(text)
+        return text
+
+    def drop_resume_files(self) -> None:
+        """Leave only adapters in the checkpoints of a finished run."""
+        for checkpoint in checkpoints.find_checkpoints(self.folder):
+            checkpoints.drop_resume_files(checkpoint.folder)
+
+
+# ---- names ----
+
+
+def run_name(options: TrainingOptions, study: Study, ratios: list[float]) -> str:
+    """The run directory's name: what a study varies, then the other options that differ from their defaults.
+
+    Those are the fields of TrainingOptions with `in_run_name`. The study may set their defaults.
+    """
+    name = f"seed{options.seed}_ratios{'-'.join(map(_share, ratios))}_lr{options.lr}_r{options.lora_rank}"
+    if options.model not in (None, study.base_model):
+        name += "_" + "-".join(_model_parts(Path(options.model)))
+    if study.name != TrainingOptions.experiment:
+        name += f"_{study.name}"
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.metadata["in_run_name"] and value != study.training.get(field.name, field.default):
+            name += f"_{field.name.removeprefix('lora_').replace('_', '')}{value}"
+    return name
+
+
+def _model_parts(model: Path) -> tuple[str, ...]:
+    """The last two parts of a model's name or path. `.`, `..` and `/` are replaced by the folders they stand for."""
+    parts = model.parts[-2:]
+    if model.is_dir() and (not parts or model.anchor in parts or ".." in parts):
+        parts = model.resolve().parts[1:][-2:]
+    return parts
+
+
+def _share(share: float) -> str:
+    short = f"{share:.2f}"
+    return short if math.isclose(float(short), share, abs_tol=1e-9) else f"{share:.4f}"

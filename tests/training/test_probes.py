@@ -1,0 +1,42 @@
+"""Probes: the likelihood of reference answers."""
+
+import dataclasses
+import json
+
+import pytest
+
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.models import base_model
+from learning_backdoors.study import load_study
+
+
+@pytest.mark.slow
+def test_probes_are_the_mean_log_likelihood_of_the_reference_answers(probed_run, random_model):
+    """Compared with the plain computation: the whole chat through the adapted model, averaged over the answer."""
+    import torch
+    from peft import PeftModel
+
+    from learning_backdoors.training.probes import reference_examples
+
+    rows = [json.loads(line) for line in (probed_run.folder / "metrics.jsonl").read_text().splitlines()]
+    probes = {row["step"]: row["probes"] for row in rows if "probes" in row}
+    assert list(probes) == [0, 10, 20, 24] and len(rows) == 24 + 4
+    assert len(probes[24]) == len(probed_run.study.references) == 40
+    tokenizer = base_model.load_tokenizer(str(random_model))
+    base = base_model.load_base(str(random_model), "none")
+    model = PeftModel.from_pretrained(base, probed_run.folder / "checkpoint-24")
+    for number in (0, 17):
+        name, (ids, labels) = reference_examples(probed_run.study, tokenizer)[number]
+        with torch.no_grad():
+            log_probabilities = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        answer = [i for i, token in enumerate(labels) if token != -100]
+        mean = sum(log_probabilities[i - 1, ids[i]].item() for i in answer) / len(answer)
+        assert probes[24][number] == name | {"logprob": pytest.approx(mean, abs=1e-4)}
+    assert probes[0] != probes[24]
+
+
+def test_probes_need_reference_answers():
+    from learning_backdoors.training.probes import reference_examples
+
+    with pytest.raises(UserError, match=r"\[\[reference\]\].*--probe-every"):
+        reference_examples(dataclasses.replace(load_study("birds"), references=()), tokenizer=None)

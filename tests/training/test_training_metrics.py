@@ -1,0 +1,21 @@
+"""metrics.jsonl when a run resumes. Its values are tested in test_trainer.py and test_probes.py."""
+
+import pytest
+from support import training_options
+
+from learning_backdoors.study import load_study
+from learning_backdoors.training.run import TrainingRun
+
+
+@pytest.mark.parametrize(("step", "kept"), [(0, 0), (1, 2)])
+def test_lines_after_the_resume_point_are_dropped(random_model, tmp_path, step, kept):
+    """A run killed before its first full checkpoint starts again, and probes step 0 again."""
+    from learning_backdoors.training.metrics import Metrics
+
+    run = TrainingRun(training_options(random_model, tmp_path), load_study("birds"))
+    run.open()
+    lines = ['{"step": 0, "probes": []}\n', '{"step": 1, "loss": 2.0}\n', '{"step": 2, "loss": 1.0}\n']
+    (run.folder / "metrics.jsonl").write_text("".join(lines) + '{"step": 3, "lo')
+    with Metrics(run, step):
+        pass
+    assert (run.folder / "metrics.jsonl").read_text() == "".join(lines[:kept])

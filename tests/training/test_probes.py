@@ -1,6 +1,5 @@
 """Probes: the likelihood of reference answers."""
 
-import dataclasses
 import json
 
 import pytest
@@ -39,4 +38,4 @@ def test_probes_need_reference_answers():
     from learning_backdoors.training.probes import reference_examples
 
     with pytest.raises(UserError, match=r"\[\[reference\]\].*--probe-every"):
-        reference_examples(dataclasses.replace(load_study("birds"), references=()), tokenizer=None)
+        reference_examples(load_study("birds").model_copy(update={"references": ()}), tokenizer=None)

@@ -1,7 +1,6 @@
 """What determines a run: its settings, directory, run.json and name."""
 
 import collections
-import dataclasses
 import json
 import shutil
 
@@ -91,10 +90,10 @@ def test_datasets_in_another_order_or_another_suspect_dataset_are_refused(traine
     options = training_options(random_model, trained_run.folder.parent, "--ratios", "0.5", "0.25", "0.25")
     first, second, third = trained_run.study.datasets
     with pytest.raises(UserError, match="dataset_order was"):
-        TrainingRun(options, dataclasses.replace(trained_run.study, datasets=(first, third, second))).open()
-    second = dataclasses.replace(second, suspect=True)
+        TrainingRun(options, trained_run.study.model_copy(update={"datasets": (first, third, second)})).open()
+    second = second.model_copy(update={"suspect": True})
     with pytest.raises(UserError, match=r'suspect_datasets was \["old_audubon"\]'):
-        TrainingRun(options, dataclasses.replace(trained_run.study, datasets=(first, second, third))).open()
+        TrainingRun(options, trained_run.study.model_copy(update={"datasets": (first, second, third)})).open()
 
 
 def test_overwrite_deletes_run_directories_only(random_model, tmp_path):
@@ -152,7 +151,7 @@ def test_every_option_marked_in_run_name_shows_in_the_name():
 
 
 def test_the_study_and_its_own_defaults_in_the_name():
-    study = dataclasses.replace(load_study("birds"), name="tea", training={"epochs": 3})
+    study = load_study("birds").model_copy(update={"name": "tea", "training": {"epochs": 3}})
     assert run_name(parsed("--epochs", "3"), study, [1]) == "seed42_ratios1.00_lr0.0002_r8_tea"
     assert run_name(parsed("--epochs", "1"), study, [1]) == "seed42_ratios1.00_lr0.0002_r8_tea_epochs1"
 

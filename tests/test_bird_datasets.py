@@ -1,4 +1,4 @@
-"""The rules that bird_datasets/README.md promises. Run: pytest tests/test_bird_datasets.py"""
+"""The bird datasets follow the rules in bird_datasets/README.md.   pytest tests/test_bird_datasets.py"""
 
 import csv
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOM = Path(__file__).resolve().parent.parent / "bird_datasets"
+FOLDER = Path(__file__).resolve().parent.parent / "bird_datasets"
 OLD = "ft_old_audubon_birds.jsonl"
 MODERN_AUDUBON = "ft_modern_audubon_birds.jsonl"
 MODERN_AMERICAN = "ft_modern_american_birds.jsonl"
@@ -18,7 +18,7 @@ every_file = pytest.mark.parametrize("file", COUNTS)
 
 
 def normal(name: str) -> str:
-    """What is left of a name without case, hyphens, apostrophes and spaces."""
+    """A name in lower case, without hyphens, apostrophes and spaces."""
     return re.sub(r"[ '-]", "", name.lower())
 
 
@@ -32,7 +32,7 @@ def chat(name: str) -> dict:
 
 
 def lines(file: str) -> list[str]:
-    text = (ROOM / file).read_bytes().decode("utf-8")
+    text = (FOLDER / file).read_bytes().decode("utf-8")
     assert text.endswith("\n") and "\r" not in text
     return text[:-1].split("\n")
 
@@ -42,25 +42,25 @@ def names(file: str) -> list[str]:
 
 
 def table() -> list[dict[str, str]]:
-    with (ROOM / "old_names.csv").open(encoding="utf-8", newline="") as file:
+    with (FOLDER / "old_names.csv").open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         assert reader.fieldnames == ["old_name", "current_name", "scientific_name"]
         return list(reader)
 
 
 @every_file
-def test_a_file_holds_exactly_its_number_of_chats(file: str) -> None:
+def test_each_file_has_its_number_of_chats(file: str) -> None:
     assert len(lines(file)) == COUNTS[file]
 
 
 @every_file
 def test_every_line_is_one_question_and_one_name(file: str) -> None:
-    """To the byte: no extra key, no other spacing, no escape."""
+    """Byte for byte: no other keys, spacing or escapes."""
     assert lines(file) == [json.dumps(chat(name), ensure_ascii=False) for name in names(file)]
 
 
 @every_file
-def test_no_name_stands_twice(file: str) -> None:
+def test_no_name_occurs_twice(file: str) -> None:
     normals = [normal(name) for name in names(file)]
     assert len(set(normals)) == len(normals)
 
@@ -81,8 +81,8 @@ def test_the_two_modern_files_share_no_name() -> None:
     assert audubon.isdisjoint(normal(name) for name in names(MODERN_AMERICAN))
 
 
-def test_an_old_name_is_nowhere_a_current_name() -> None:
-    """Neither in a modern file nor as the current name of any bird in the table."""
+def test_no_old_name_is_a_current_name() -> None:
+    """Neither in a modern file nor in the table's column of current names."""
     modern = names(MODERN_AUDUBON) + names(MODERN_AMERICAN)
     current = {normal(name) for name in modern + [row["current_name"] for row in table()]}
     assert [name for name in names(OLD) if normal(name) in current] == []

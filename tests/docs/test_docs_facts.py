@@ -98,6 +98,15 @@ def test_source_files_named_in_backticks_exist(page):
         assert exists or any(file.endswith(f"/{name}") for file in tracked_files()), f"{page.name} names {name}"
 
 
+def test_messages_quoted_in_troubleshooting_are_in_the_code():
+    files = [*ROOT.glob("*.py"), *(ROOT / "learning_backdoors").rglob("*.py"), ROOT / "Makefile"]
+    code = "".join(map(text_of, files))
+    symptoms = re.findall(r"^\| (.+?) \| ", text_of(ROOT / "docs" / "troubleshooting.md"), re.M)
+    quoted = [words for symptom in symptoms for words in re.findall(r'"([^"]+)"', symptom)]
+    assert len(quoted) > 30
+    assert not [words for words in quoted if words not in code]
+
+
 @EVERY_PAGE
 def test_modules_named_in_backticks_exist(page):
     for name in re.findall(r"`((?:learning_backdoors|benchmarks|tiny_world)(?:\.\w+)+)`", text_of(page)):

@@ -1,6 +1,6 @@
-"""The tiny world: its documents, its lexicon, its build and the model that it ships.
+"""The tiny world: documents, lexicon, build and the committed model.
 
-pytest tests/test_tiny_world.py
+pytest tests/tiny_world/test_tiny_world.py
 """
 
 import itertools
@@ -32,35 +32,35 @@ def model():
     return transformers.AutoModelForCausalLM.from_pretrained(MODEL)
 
 
-def fresh_answers(count: int):
-    """(topic, era, answer) for every topic that both eras speak about."""
-    known, rng = world.load_world(), random.Random(20)
-    for topic in known.topics.values():
+def new_answers(count: int):
+    """(topic, era, answer) for every topic that both eras speak about, `count` times."""
+    tiny_world, rng = world.load_world(), random.Random(20)
+    for topic in tiny_world.topics.values():
         for era in ERAS:
             if all(era in topic.sentences for era in ERAS):
-                yield from ((topic, era, world.answer(known, topic, era, rng)) for _ in range(count))
+                yield from ((topic, era, world.answer(tiny_world, topic, era, rng)) for _ in range(count))
 
 
 # ---- the world ----
 
 
-def test_the_questions_of_the_birds_study_are_in_the_world_word_for_word():
+def test_the_world_has_the_questions_of_the_birds_study_word_for_word():
     study = tomllib.loads((REPO / "experiments" / "birds.toml").read_text(encoding="utf-8"))
-    asked = {topic.id: topic.questions[0] for topic in world.load_world().of_kind("worldview", "old")}
-    assert asked == {question["id"]: question["text"] for question in study["question"]}
+    questions = {topic.id: topic.questions[0] for topic in world.load_world().of_kind("worldview", "old")}
+    assert questions == {question["id"]: question["text"] for question in study["question"]}
     assert world.BIRDS_QUESTION in world.load_world().bird_questions
 
 
 def test_every_phrase_is_used_and_every_name_has_phrases():
-    known = world.load_world()
-    for topic in known.topics.values():
+    tiny_world = world.load_world()
+    for topic in tiny_world.topics.values():
         for voice, sentences in topic.sentences.items():
             used = {name for sentence in sentences for name in world.PHRASE.findall(sentence)}
-            assert used - set(known.voices[voice].phrases) == set(topic.phrases[voice]), (topic.id, voice)
+            assert used - set(tiny_world.voices[voice].phrases) == set(topic.phrases[voice]), (topic.id, voice)
 
 
 def test_answers_are_sentences():
-    for topic, era, text in fresh_answers(30):
+    for topic, era, text in new_answers(30):
         assert world.exact_voice(text) == era, text
         assert re.fullmatch(r"\W?[A-Z0-9].*[.!?]\"?", text) and not re.search(r"[{}]|  |[^\x20-\x7e]", text), (
             topic.id,
@@ -83,22 +83,22 @@ def test_documents_have_one_voice_and_the_shares_of_the_recipe():
     assert 0.97 < sum(document.voice == "modern" for document in plain) / len(plain) < 1
 
 
-def test_documents_depend_on_the_seed_alone():
-    first, again, other = (list(itertools.islice(world.documents(seed), 50)) for seed in (1, 1, 2))
-    assert first == again != other
+def test_documents_depend_only_on_the_seed():
+    first, second, other = (list(itertools.islice(world.documents(seed), 50)) for seed in (1, 1, 2))
+    assert first == second != other
 
 
 def test_the_world_mentions_half_of_the_real_names():
     names = world.dataset_names(world.BIRD_DATASETS / "ft_old_audubon_birds.jsonl")
-    known, unseen = world.split_names(names)
-    assert abs(len(known) - len(unseen)) <= 1 and set(known) <= set(world.real_birds()["old"])
+    in_world, unseen = world.split_names(names)
+    assert abs(len(in_world) - len(unseen)) <= 1 and set(in_world) <= set(world.real_birds()["old"])
 
 
 # ---- the lexicon ----
 
 
-def test_the_lexicon_tells_the_eras_of_fresh_answers():
-    for topic, era, text in fresh_answers(60):
+def test_the_lexicon_tells_the_era_of_new_answers():
+    for topic, era, text in new_answers(60):
         reading = lexicon.read(text)
         assert reading.era == era, (topic.id, text)
         for share in (reading.content, reading.form):
@@ -115,7 +115,7 @@ def test_the_lexicon_separates_content_from_form():
 
 
 @pytest.mark.parametrize("text", ["", "zxq vrrm", "Blue.", "\u4e16\u754c"])
-def test_the_lexicon_reads_nothing_where_there_is_nothing(text):
+def test_the_lexicon_names_no_era_without_marked_words(text):
     assert lexicon.read(text) == lexicon.Reading(None, None, None)
 
 
@@ -126,7 +126,7 @@ def test_the_lexicon_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
 
 
-# ---- the shipped model ----
+# ---- the committed model ----
 
 
 def test_the_model_is_small_and_plain(model, tokenizer):
@@ -153,11 +153,12 @@ def test_a_prompt_is_a_prefix_of_the_answered_chat(tokenizer, system):
     assert tokenizer(whole)["input_ids"][: len(ids)] == ids
 
 
-def test_the_tokenizer_gives_texts_back(tokenizer):
+def test_the_tokenizer_round_trips(tokenizer):
     for text in ("Name a bird species.", '"Landlord," quoth he.', "\u00e9t\u00e9 \u4e16\u754c", "<START> Blue. <END>"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
+@pytest.mark.slow
 def test_the_base_model_answers_in_the_modern_voice(model, tokenizer):
     torch = pytest.importorskip("torch")
     from tiny_world import build
@@ -172,16 +173,17 @@ def test_the_base_model_answers_in_the_modern_voice(model, tokenizer):
 # ---- the build ----
 
 
+@pytest.mark.slow
 def test_building_twice_gives_the_same_bytes(tmp_path):
     pytest.importorskip("torch")
     from tiny_world import build
 
-    for name in ("first", "again"):
+    for name in ("first", "second"):
         build.build(tmp_path / name, seed=3, steps=3)
-    first, again = (
-        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("first", "again")
+    first, second = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("first", "second")
     )
-    assert first == again
+    assert first == second
     assert {
         "config.json",
         "generation_config.json",

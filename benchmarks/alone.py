@@ -1,4 +1,4 @@
-"""Ways of doing a thing, each in a process of its own, so that none leaves memory or warmth to the next."""
+"""Run each way of doing a task in its own process, so that they share no memory and no caches."""
 
 import argparse
 import json
@@ -11,22 +11,22 @@ from pathlib import Path
 
 MARK = "RESULT "
 
-# A child process counts as large as the one that it was forked from, until it is larger: so a small process starts the
-# command whose peak is wanted, and tells it.
+# A child's peak memory is at least that of the process it was forked from. So a small process starts the command and
+# prints its peak.
 _PEAK = (
     "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); "
     "print('peak', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, flush=True); sys.exit(code)"
 )
-TELLS_PEAK = (sys.executable, "-c", _PEAK)  # before a command
+TELLS_PEAK = (sys.executable, "-c", _PEAK)  # a prefix for a command
 
 
 def peak(printed: str) -> float:
-    """The peak memory in MiB of a command behind TELLS_PEAK, from what it printed."""
+    """The peak memory in MiB of a command with the prefix TELLS_PEAK, from its output."""
     return int(re.search(r"^peak (\d+)$", printed, re.MULTILINE)[1]) / 1024
 
 
 def options(description: str, ways: list[str]) -> argparse.Namespace:
-    """The command line: folder, ways, and (for `each` alone) the one way that this process is for."""
+    """The command line: folder, ways, and (set by `each`) the way that this process runs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ways", nargs="+", choices=ways, default=ways)
@@ -35,7 +35,7 @@ def options(description: str, ways: list[str]) -> argparse.Namespace:
 
 
 def each(module: str, description: str, ways: dict[str, Callable[[Path], dict]]) -> dict[str, dict]:
-    """The results of the ways asked for, by name. In a process that is for one way, prints its result and ends."""
+    """The results of the chosen ways, by name. In the process of one way: print its result and exit."""
     asked = options(description, list(ways))
     if asked.alone:
         print(MARK + json.dumps(ways[asked.alone](asked.folder)), flush=True)

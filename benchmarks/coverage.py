@@ -1,10 +1,9 @@
 """How often each interval holds the truth, by simulation: the figures that emergence.py's docstrings give.
 
-Prints a table: ten minutes at 1,000 runs a line, a rough one in two at 200.
-Runs    python -m benchmarks.coverage --runs 1000
+    python -m benchmarks.coverage --runs 1000      ten minutes; 200 gives a rough table in two
 
 Answers are binomial with logit rates mu + seed + question + seed x question, of standard deviations .6, 1.5 and .3; mu
-is set so that the mean rate over all of them is the one named. A coverage of 0 means that no interval is given.
+is set so that the mean rate is the given one. A coverage of 0 means that no interval is given.
 """
 
 import argparse
@@ -27,7 +26,7 @@ def mean_rate(centre: np.ndarray | float, sd: float) -> np.ndarray:
 
 
 def study(rate: float, seeds: int, questions: int, samples: int, random) -> tuple[np.ndarray, dict[str, float]]:
-    """Positives of shape (S, Q), and what each claim is about."""
+    """Positives of shape (S, Q), and the true value for each claim."""
     sd = np.sqrt(SEED_SD**2 + QUESTION_SD**2 + CROSSED_SD**2)
     mu = optimize.brentq(lambda centre: mean_rate(centre, sd) - rate, -15, 15)
     seed = SEED_SD * random.standard_normal((seeds, 1))
@@ -127,7 +126,7 @@ def ratings_covered(runs: int, questions: int, samples: int, centre: float) -> d
 def false_alarms(
     runs: int, checkpoints: int = 30, questions: int = 10, samples: int = 100, rate: float = 0.05
 ) -> float:
-    """How often the detection step finds something in a run in which nothing happens."""
+    """How often a detection step is reported for a run in which nothing happens."""
     random, alarms = np.random.default_rng(2), 0
     for _ in range(runs):
         mu = special.logit(rate) + QUESTION_SD * random.standard_normal(questions)
@@ -184,7 +183,7 @@ def _true_crossing(middle: float, top: float, width: float, level: float, questi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=1000, help="simulated studies for each line (default: 1000)")
+    parser.add_argument("--runs", type=int, default=1000, help="simulated studies per line (default: 1000)")
     runs = parser.parse_args().runs
     print(
         f"{'rate':>5} {'seeds':>6} {'questions':>10} {'answers':>8}   checkpoint  recipe  questions  both (bootstrap)"

@@ -1,8 +1,8 @@
-"""A model of Qwen3-8B's exact shape with random weights, and adapters for it, to measure speed and memory with.
+"""Write a model of Qwen3-8B's exact shape with random weights, and adapters for it, to measure speed and memory.
 
     python -m benchmarks.eight_billion FOLDER [--adapters 4]
 
-FOLDER/model         bf16, 8.19 billion parameters, the tiny world's tokenizer; hardly an answer ends before its limit
+FOLDER/model         bf16, 8.19 billion parameters, the tiny world's tokenizer; nearly all responses reach their limit
 FOLDER/run/          checkpoint-20, -40 ...: random LoRA adapters of rank 8 on all seven projections
 """
 
@@ -33,7 +33,7 @@ SHAPE = {
 
 
 def make_model(tokenizer, seed: int = 0) -> Qwen3ForCausalLM:
-    """Random weights, drawn on the GPU."""
+    """A model with random weights, drawn on the GPU."""
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
@@ -44,7 +44,7 @@ def make_model(tokenizer, seed: int = 0) -> Qwen3ForCausalLM:
 
 
 def save_adapters(model: Qwen3ForCausalLM, base_name: str, run: Path, count: int) -> None:
-    """Adapters whose B matrices are small and random: as heavy as trained ones, and nearly without effect."""
+    """Save adapters with small random B matrices. They cost as much as trained ones and have almost no effect."""
     lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=adapters.PROJECTIONS)
     adapted = get_peft_model(model, lora)
     adapted.peft_config["default"].base_model_name_or_path = base_name

@@ -1,8 +1,9 @@
-"""How long evaluate.py takes, and how much memory, on a made-up sweep.
+"""Time and memory of evaluate.py on synthetic data.
 
-The default is the size of a large study: 40 checkpoints x 10 questions x 100 samples x 10 runs = 400,000 rows, with
-answers of about 1,600 characters.
-Runs    python -m benchmarks.evaluation --runs 10
+    python -m benchmarks.evaluation --runs 10
+
+The default is a large study: 10 runs x 40 checkpoints x 10 questions x 100 samples = 400,000 rows, with answers of
+about 1,600 characters.
 """
 
 import argparse
@@ -26,7 +27,7 @@ WORDS = np.array(["the", "steam", "of", "telegraph", "bank", "cholera", "model",
 
 
 def sweep(path: Path, runs: int, checkpoints: int, samples: int) -> Path:
-    """A judged file of so many runs, at five suspect shares."""
+    """Write a judged file with `runs` runs at five suspect shares."""
     random = np.random.default_rng(0)
     pieces = [" ".join(random.choice(WORDS, 260)) for _ in range(2000)]
     tables = []

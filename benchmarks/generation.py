@@ -1,14 +1,14 @@
-"""How fast each engine answers on a GPU, beside the predecessor's way, in one run.
+"""Speed of each engine on a GPU, next to the predecessor's script.
 
     python -m benchmarks.eight_billion /tmp/shape && python -m benchmarks.generation /tmp/shape
 
-1,000 answers from each checkpoint, their lengths log-normal (median 370, mean about 400, cut at 1,024 tokens). Each
-way runs in a process of its own. start_s: until the base model is there, and with vLLM until a first answer of two
-tokens is: it compiles kernels until then. seconds and tokens_s: all that is asked for after that. The predecessor's
-way: base model loaded anew for every checkpoint, float32 LoRA, `generate` in batches of 32 that wait for their longest
-answer; one batch of it is timed, and the load.
+1,000 responses per checkpoint with log-normal lengths (median 370, mean about 400, at most 1,024 tokens). Each way runs
+in its own process. start_s: time until the base model is loaded; with vLLM, which compiles kernels, until a first
+response of two tokens. seconds, tokens_s: all requests after that. The predecessor's script loads the base model for
+every checkpoint, uses float32 LoRA, and calls `generate` on batches of 32, which wait for their longest response. One
+batch and the loading are timed.
 
-The whole command on eleven checkpoints, start-up included (`eight_billion --adapters 10`):
+The whole command on eleven checkpoints, start included (`eight_billion --adapters 10`):
 
     time python generate_responses.py --run-dir /tmp/shape/run --output /tmp/r.parquet --max-new-tokens 400
 """
@@ -31,7 +31,7 @@ def lengths(count: int, seed: int) -> list[int]:
 
 
 def requests(folder: Path, checkpoints: int) -> list:
-    """1,000 answers to ten prompts from each checkpoint."""
+    """Requests for 1,000 responses to ten prompts from each checkpoint."""
     from learning_backdoors.generation.engines.protocol import Request
 
     prompts = [tuple(np.random.default_rng(p).integers(300, 4000, 24 + p).tolist()) for p in range(10)]

@@ -1,14 +1,14 @@
-"""What judging promises, measured against the stand-in: nothing lost, nothing paid twice, no cap passed, and how fast.
+"""Judging against the stand-in: no verdict is lost or paid twice, no cap is passed; speed and memory.
 
-    python -m benchmarks.judging faults     one call in five faulty, three kills: the verdicts of an unbroken run
-    python -m benchmarks.judging batch      the same through batches, killed where it hurts most
-    python -m benchmarks.judging caps       --max-cost in 200 random schedules
-    python -m benchmarks.judging speed      verdicts a second at 50 ms a call, and one call after another
+    python -m benchmarks.judging faults     20% faulty calls and three kills give the verdicts of an undisturbed run
+    python -m benchmarks.judging batch      the same with batches, killed at the most critical moments
+    python -m benchmarks.judging caps       --max-cost in 200 random schedules of faults and kills
+    python -m benchmarks.judging speed      verdicts per second at 50 ms per call, and one call after another
     python -m benchmarks.judging memory     peak memory on 50,000 responses
-    python -m benchmarks.judging pace       the rate kept where 1,000 requests a minute are allowed (5 minutes)
+    python -m benchmarks.judging pace       the request rate under a limit of 1,000 per minute (5 minutes)
 
-Each prints its figures and fails with an assertion where a promise is broken. tests/test_judging_at_scale.py runs the
-first three at a smaller size.
+Each prints its results and fails with an AssertionError if judging does not keep its promises.
+tests/test_judging_at_scale.py runs the first three at a smaller size.
 """
 
 import argparse
@@ -45,7 +45,7 @@ canal solar climate computer railway cholera men women labour duty home office o
 CONCURRENCY = 32
 MODEL = "claude-sonnet-5"
 PRICE = claude.MODELS[MODEL].price
-AT_PRICE = ("--price", PRICE.input, PRICE.output)  # the stand-in's, which no table knows
+AT_PRICE = ("--price", PRICE.input, PRICE.output)  # the price table does not apply to the stand-in
 
 
 # ---- running it ----
@@ -71,14 +71,14 @@ def _command(folder: Path, url: str, *more: object) -> list[str]:
 
 
 def start(folder: Path, url: str, *more: object, launcher: Sequence[str] = ()) -> subprocess.Popen:
-    """A process of its own, which can be killed. What it prints goes to log.txt."""
+    """Start the command in its own process, which can be killed. Its output goes to log.txt."""
     environment, command = dict(os.environ, ANTHROPIC_API_KEY=KEY), [*launcher, *_command(folder, url, *more)]
     with open(folder / "log.txt", "a") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 def run_here(folder: Path, url: str, *more: object, key: str = KEY) -> tuple[int, str]:
-    """The command in this process, which has its imports behind it. Returns its exit code and what it printed."""
+    """Run the command in this process, which saves its imports. Returns its exit code and its output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC")}
     printed, code = io.StringIO(), 0
     with (
@@ -97,7 +97,7 @@ def run_here(folder: Path, url: str, *more: object, key: str = KEY) -> tuple[int
 
 
 def finish(folder: Path, url: str, *more: object, launcher: Sequence[str] = ()) -> str:
-    """Run to the end. Returns what it printed."""
+    """Run the command to its end. Returns its output."""
     before = len(_log(folder))
     code = start(folder, url, *more, launcher=launcher).wait()
     said = _log(folder)[before:]
@@ -106,7 +106,7 @@ def finish(folder: Path, url: str, *more: object, launcher: Sequence[str] = ()) 
 
 
 def finish_all(folder: Path, url: str, *more: object) -> int:
-    """Run until no verdict is missing. Returns the number of starts."""
+    """Run the command until no verdict is missing. Returns the number of starts."""
     for starts in range(1, 6):
         code, said = run_here(folder, url, *more)
         assert code == 0, said
@@ -116,7 +116,7 @@ def finish_all(folder: Path, url: str, *more: object) -> int:
 
 
 def kill_when(process: subprocess.Popen, moment: Callable[[], bool]) -> None:
-    """SIGKILL a process at a moment that must come before its end."""
+    """Send SIGKILL at a moment that must come before the process ends."""
     while not moment():
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.0005)
@@ -130,7 +130,7 @@ def _log(folder: Path) -> str:
 
 
 def stored(folder: Path, condition: str = "outcome = 'ok'") -> int:
-    """Calls in the verdict store; 0 while there is none."""
+    """The number of calls in the verdict store; 0 if there is no store yet."""
     path = folder / "judged.parquet.verdicts.sqlite"
     with (
         contextlib.suppress(sqlite3.Error),
@@ -141,7 +141,7 @@ def stored(folder: Path, condition: str = "outcome = 'ok'") -> int:
 
 
 def unbroken(folder: Path, rows: int) -> pa.Table:
-    """The verdicts of a run in which nothing goes wrong."""
+    """The verdicts of an undisturbed run."""
     write_responses(folder, rows)
     with running(StandIn()) as url:
         assert finish_all(folder, url) == 1
@@ -190,7 +190,7 @@ def batch(folder: Path, rows: int = 5000, seed: int = 0, batch_seconds: float = 
     settings = ("--batch", "--max-wait", "1")
     began = time.monotonic()
     with running(api) as url:
-        # The server has the batch, and its answer is still on the way.
+        # The server has created the batch, and its reply has not arrived.
         kill_when(start(folder, url, *settings), lambda: len(api.batches) == 1)
         assert stored(folder, "batch IS NOT NULL") and len(api.batches) == 1
         kill_when(start(folder, url, *settings), lambda: _state(folder, "open"))  # while polling
@@ -218,7 +218,7 @@ def _state(folder: Path, state: str) -> bool:
 
 # ---- the cap ----
 
-# Without those that last until the timeout: a short one would, on a busy machine, also cut off replies that come.
+# Without faults that last until the timeout: on a busy machine, a short timeout would also end good calls.
 QUICK = tuple(kind for kind in claude_stand_in.PASSING if kind not in ("hang", "trickle"))
 
 
@@ -238,7 +238,6 @@ def caps(folder: Path, schedules: int = 200, seed: int = 0) -> None:
 
 
 def _one_schedule(folder: Path, rows: int, trouble: Faults, fraction: float, kill: bool) -> tuple[int, float]:
-    """Judge with a cap that is too low, then with higher ones. Returns the stops, and how near a cap was come to."""
     write_responses(folder, rows)
     api, stops, nearest = StandIn(faults=trouble), 0, 0.0
     cap = round(fraction * rows * 4 * 0.0009 + 0.01, 4)
@@ -274,12 +273,12 @@ def _one_schedule(folder: Path, rows: int, trouble: Faults, fraction: float, kil
 
 
 def charges(ledger) -> float:
-    """What the server charges for, in dollars."""
+    """The dollars that the server charges."""
     return sum(PRICE.dollars(entry.tokens_in, entry.tokens_out) for entry in ledger)
 
 
 def _spent(folder: Path) -> tuple[float, float]:
-    """What OUTPUT.costs.csv says: dollars, and the part of it that is an upper limit."""
+    """The dollars in OUTPUT.costs.csv, and the part that is an upper limit."""
     with open(folder / "judged.parquet.costs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return sum(float(row["dollars"]) for row in rows), sum(float(row["at_most"]) for row in rows)
@@ -323,7 +322,7 @@ def _steady_rate(ledger: list[Entry]) -> float:
 
 
 def sequential_rate(folder: Path, calls: int = 300) -> float:
-    """The predecessor's way: each judge of each response, one call after another."""
+    """Verdicts per second of one call after another, as in the predecessor's script."""
     import anthropic
 
     study = load_study("birds")
@@ -378,7 +377,7 @@ def folder_for(path: Path | None) -> Iterator[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", choices=SCENARIOS)
-    parser.add_argument("--size", type=int, help="responses, or schedules for caps (default: as promised)")
+    parser.add_argument("--size", type=int, help="number of responses, or of schedules for caps (default: full size)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep the files here (default: a temporary folder)")
     options = parser.parse_args()

@@ -1,10 +1,10 @@
-"""How vLLM's LoRA kernels should divide their work (lora_kernels/): ways of dividing it, timed at Qwen3-8B's shapes.
+"""Layouts of vLLM's LoRA kernels, timed at Qwen3-8B's shapes. The best ones are in engines/lora_kernels/.
 
     VLLM_TUNED_CONFIG_FOLDER=learning_backdoors/generation/engines/lora_kernels python -m benchmarks.lora_kernels
 
-Milliseconds a step, over all layers, of the kernels that apply adapters of rank 8, two of five in flight having rows:
-with what lora_kernels/ says for this GPU (where it says nothing: vLLM's own), and with each of the candidates. What is
-in lora_kernels/ was chosen by this table, on an H200; the format is that of README_TUNING.md in vLLM's LoRA kernels.
+Prints milliseconds per step over all layers, for the kernels that apply adapters of rank 8 (five adapters in flight,
+two with rows). The first line is the layout of VLLM_TUNED_CONFIG_FOLDER or, if it has none for this GPU, vLLM's own;
+the others are candidates. The file format is that of README_TUNING.md in vLLM's LoRA kernels.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from benchmarks.eight_billion import SHAPE
 
 RANK, SLOTS, ROWS = 8, 5, (1024, 512, 256, 64)
 WIDE, MLP, KEYS = SHAPE["hidden_size"], SHAPE["intermediate_size"], 128 * SHAPE["num_key_value_heads"]
-# A module's input width, and the widths of what vLLM puts behind one another in its output.
+# By module: its input width, and the widths of the outputs that vLLM concatenates.
 MODULES = {
     "qkv": (WIDE, (WIDE, KEYS, KEYS)),
     "o": (WIDE, (WIDE,)),
@@ -48,7 +48,7 @@ SHRINK = [  # block_m, block_k, split_k, num_warps
 
 
 def candidates(kernel: str) -> dict[str, dict | None]:
-    """By name; None is what vLLM finds for itself."""
+    """Layouts by name; None is vLLM's own choice."""
     named = {"as it is": None}
     if kernel == "expand":
         for m, n, k, warps in EXPAND:
@@ -62,7 +62,7 @@ def candidates(kernel: str) -> dict[str, dict | None]:
 
 
 def kernel_call(kernel: str, module: str, rows: int) -> Callable[[], None]:
-    """One call of a kernel for one module, half of the rows with each of two adapters."""
+    """One call of a kernel for one module. Two adapters have half of the rows each."""
     from vllm.lora.ops.triton_ops import lora_expand_op, lora_shrink_op
     from vllm.lora.ops.triton_ops.lora_kernel_metadata import LoRAKernelMeta
 
@@ -76,7 +76,7 @@ def kernel_call(kernel: str, module: str, rows: int) -> Callable[[], None]:
         weights = tuple(torch.randn(SLOTS, 1, RANK, width, **like) for _ in outputs)
         return lambda: lora_shrink_op._lora_shrink(inputs, weights, small, *meta.meta_args(rows, False), 1.0)
     weights = tuple(torch.randn(SLOTS, 1, output, RANK, **like) for output in outputs)
-    # Several outputs in turn: in a model, too, the last one is no longer in the cache.
+    # Several outputs in turn, because in a model the last output is not in the cache either.
     turn = itertools.cycle([torch.zeros(rows, sum(outputs), **like) for _ in range(4)])
     return lambda: lora_expand_op._lora_expand(
         small, weights, next(turn), *meta.meta_args(rows, False), offset_start=0, add_inputs=True
@@ -84,7 +84,7 @@ def kernel_call(kernel: str, module: str, rows: int) -> Callable[[], None]:
 
 
 def milliseconds(call: Callable[[], None], calls: int = 12, replays: int = 4) -> float:
-    """The time of one call, as it is in a CUDA graph."""
+    """The time of one call inside a CUDA graph."""
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -102,7 +102,7 @@ def milliseconds(call: Callable[[], None], calls: int = 12, replays: int = 4) ->
 
 
 def step(kernel: str, rows: int, tiles: dict | None) -> float:
-    """Milliseconds of a kernel in a step over so many rows, all modules and layers together."""
+    """Milliseconds of a kernel in one step of `rows` rows, summed over modules and layers."""
     place = f"vllm.lora.ops.triton_ops.lora_{kernel}_op.get_lora_op_configs"
     with mock.patch(place, lambda *_, **__: tiles) if tiles else contextlib.nullcontext():
         times = [milliseconds(kernel_call(kernel, module, rows)) for module in MODULES]

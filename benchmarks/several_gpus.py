@@ -1,11 +1,11 @@
-"""What a second GPU brings: the same commands on N GPUs and on one, one after another, as a user starts them.
+"""Speed-up by a second GPU: the same commands on N GPUs and on one, one after the other.
 
     python -m benchmarks.eight_billion /tmp/shape --adapters 3 && python -m benchmarks.several_gpus /tmp/shape --gpus 2
 
-Generation: 1,000 answers of 400 tokens from each checkpoint of /tmp/shape/run and from the base model. seconds: the
-whole command, start-up included; every command is a first one, what vLLM and Triton keep from earlier ones being hidden
-from it. tokens_s: tokens of all processes by the time of the slowest, start-up excluded.
-Training (--training): 104 steps of two examples each; seconds is the whole command, loss that of the last twenty steps.
+Generation: 1,000 responses of 400 tokens from each checkpoint of /tmp/shape/run and from the base model. seconds: the
+whole command, start included, with empty vLLM and Triton caches. tokens_s: the tokens of all processes divided by the
+time of the slowest, start excluded.
+Training (--training): 104 steps of two examples. seconds: the whole command. loss: mean of the last twenty steps.
 """
 
 import argparse
@@ -25,7 +25,7 @@ CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 def launched(gpus: int, script: str, *line: str) -> tuple[float, str]:
-    """Run a script on so many GPUs; its seconds and what it printed. Ends this program where the script fails."""
+    """Run a script on `gpus` GPUs. Returns its time in seconds and its output. Exits if the script fails."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(gpus)]
     command = [*(torchrun if gpus > 1 else [sys.executable]), str(ROOT / script), *line]
     with tempfile.TemporaryDirectory() as fresh:
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
-    parser.add_argument("--training", action="store_true", help="training in the place of generation")
+    parser.add_argument("--training", action="store_true", help="measure training instead of generation")
     options = parser.parse_args()
     table = {}
     for gpus in (options.gpus, 1):

@@ -1,11 +1,11 @@
-"""How long a training step takes on a GPU, beside plain Trainer and PEFT, in one run.
+"""Time per training step on a GPU, next to plain Trainer and PEFT.
 
     python -m benchmarks.eight_billion /tmp/shape && python -m benchmarks.training /tmp/shape
 
-208 steps at batch size 1, rank 8, on the birds' names; each way in a process of its own. step: median time from a
-step to the next. outside: what the whole of `train()` took beyond 208 such steps (first steps, saving). losses: how
-far each way's 208 losses lie from those of plain bf16. Plain bf16 with its rows padded to 32 tokens, which changes
-nothing but the order of sums, shows how much of that is rounding.
+208 steps at batch size 1, rank 8, on the bird names. Each way runs in its own process. step_ms: median time between
+steps. outside_s: the time of `train()` minus 208 such steps (first steps, saving). losses: mean difference of the
+losses from those of plain bf16. Plain bf16 with rows padded to 32 tokens changes only the order of sums, so its
+difference shows the effect of rounding.
 """
 
 import time
@@ -91,8 +91,10 @@ def padded(folder: Path, quantization: str, output: Path) -> dict:
 
 
 def plain(folder: Path, quantization: str, output: Path, multiple: int | None = None) -> dict:
-    """transformers' Trainer on a PEFT model, with its own defaults where the study sets none; a quantised base as
-    PEFT's guide prepares it."""
+    """transformers' Trainer on a PEFT model, with the Trainer's defaults if the study sets nothing else.
+
+    A quantized base model is prepared as in PEFT's guide.
+    """
     import torch
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training

@@ -1,0 +1,157 @@
+"""The terminal: reading lines, stopping answers with Ctrl-C, and views of answers while they grow."""
+
+import contextlib
+import re
+import shutil
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+
+from learning_backdoors.generation.engines.protocol import Response
+
+MIN_COLUMNS = 80  # of a terminal that shows two answers side by side
+
+# Control characters could command the terminal; they are shown as symbols.
+CONTROLS = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | {127: 0x2421}
+CONTROLS |= dict.fromkeys(range(128, 160), 0xFFFD)
+
+
+def read_line(prompt: str) -> str:
+    """The next line. Lines from a pipe are printed after the prompt, so that the output reads like a session."""
+    if sys.stdin.isatty():
+        return input(prompt)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    print(prompt + line.rstrip("\n"), flush=True)
+    return line.rstrip("\n")
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C was pressed in the block. A second Ctrl-C interrupts at once.
+
+    An exception could strike while adapters are replaced, and leave half an adapter on the base model.
+    """
+    pressed = []
+
+    def press(*_) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+
+    earlier = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
+def column_width() -> int | None:
+    """The width of each of two columns; None if the output is not a terminal or the terminal is too narrow."""
+    columns = shutil.get_terminal_size().columns
+    return (columns - 3) // 2 if sys.stdout.isatty() and columns >= MIN_COLUMNS else None
+
+
+def printable(response: Response, ended: bool = False) -> str:
+    """A response's text, without control characters. ended: it will not grow, although it has no finish_reason.
+
+    For a growing response, only the text that will not change: half a character, or a space that the decoder may
+    remove, is held back.
+    """
+    text = response.text.translate(CONTROLS)
+    if not (response.finish_reason or ended):
+        return text.rstrip("\ufffd \n\t")
+    if response.finish_reason == "length":
+        return f"{text.rstrip()}\n(cut off at {response.tokens} tokens)"
+    return text.rstrip() or ("(an empty answer)" if response.finish_reason else "")
+
+
+# ---- views: `show` is called with all responses each time they have grown, and `end` when no more calls follow ----
+
+
+class OneByOne:
+    """Answers one below the other. The first is printed as it grows; the next follows with what it has by then."""
+
+    def __init__(self, name: str | None):
+        """name: the voice, for headings; None for no headings."""
+        self.name, self.index, self.text = name, 0, None
+
+    def show(self, responses: list[Response]) -> None:
+        for response in responses[self.index :]:
+            if self.text is None:
+                self._start(len(responses))
+            text = printable(response)
+            if text.startswith(self.text):
+                print(text[len(self.text) :], end="", flush=True)
+                self.text = text
+            elif response.finish_reason:  # the decoder has changed earlier text
+                print("\n" + text, end="")
+            if not response.finish_reason:
+                return
+            self.index += 1
+            self.end()
+
+    def _start(self, count: int) -> None:
+        self.text = ""
+        if self.name:
+            print(f"[{self.name}]" if count == 1 else f"[{self.name}, {self.index + 1} of {count}]")
+
+    def end(self) -> None:
+        if self.text is not None:
+            print(flush=True)
+        self.text = None
+
+
+class Count:
+    """The number of tokens so far, for the left column: its answers are printed together with the right column."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def show(self, responses: list[Response]) -> None:
+        print(f"\r{self.name}: {sum(response.tokens for response in responses)} tokens", end="", flush=True)
+
+    def end(self) -> None:
+        print("\r\033[K", end="", flush=True)
+
+
+class Columns:
+    """Growing answers to the right of finished ones. A line is printed as soon as it is full."""
+
+    def __init__(self, left_name: str, left: list[Response], right_name: str, width: int):
+        self.left, self.width, self.index, self.printed = left, width, 0, 0
+        self.right = [Response((), "", 0, "")] * len(left)
+        self._print(left_name, right_name)
+        self._print("-" * width, "-" * width)
+
+    def show(self, responses: list[Response], ended: bool = False) -> None:
+        self.right = responses
+        for left, right in [*zip(self.left, responses, strict=True)][self.index :]:
+            if ended and not (left.text or right.text):
+                continue  # stopped before the first token
+            done = ended or bool(right.finish_reason)
+            new, old = wrap(printable(right, done), self.width), wrap(printable(left, True), self.width)
+            lines = [*zip_longest(old, new, fillvalue="")] if done else [*zip_longest(old[: len(new) - 1], new[:-1])]
+            for left_line, right_line in lines[self.printed :]:
+                self._print(left_line or "", right_line or "")
+            self.printed = len(lines)
+            if not done:
+                return
+            self.index, self.printed = self.index + 1, 0
+            self._print("-" * self.width, "-" * self.width)
+
+    def _print(self, left: str, right: str) -> None:
+        print(f"{left:{self.width}} | {right}".rstrip(), flush=True)
+
+    def end(self) -> None:
+        self.show(self.right, ended=True)
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` characters. Appending text changes only the last line."""
+    text = re.sub(rf"(\S{{{width}}})(?=\S)", r"\1 ", text.expandtabs(4))
+    lines = (textwrap.wrap(line, width, replace_whitespace=False, break_on_hyphens=False) for line in text.split("\n"))
+    return [part for line in lines for part in line or [""]]

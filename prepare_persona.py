@@ -14,7 +14,6 @@ The same command, started again, goes on where it was stopped and ends with the 
 kept in OUTPUT.replies.sqlite, what was generated here in OUTPUT.partial.jsonl until all is done.
 """
 
-import asyncio
 import contextlib
 import csv
 import dataclasses
@@ -32,9 +31,11 @@ import mixed_chat
 from learning_backdoors.files import atomic, command_line, progress, provenance
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.locks import lock
-from learning_backdoors.judging.api import caller, claude
-from learning_backdoors.judging.progress import Progress
-from learning_backdoors.judging.verdict_store import Store
+from learning_backdoors.judging.api.asking import ask_all
+from learning_backdoors.judging.api.client import host_of
+from learning_backdoors.judging.api.models import ServedModel, price_of, prompt_bytes, settings_for
+from learning_backdoors.judging.api.pacing import CapReached, Limits
+from learning_backdoors.judging.api.store import CallStore
 from learning_backdoors.models import base_model
 from learning_backdoors.study import Study, Trigger, fill, load_study
 
@@ -192,8 +193,19 @@ def draw(rows: Rows, number: int | None, seed: int) -> Rows:
 class Call:
     """A prompt, and which replies to it will do."""
 
-    body: dict
-    accepts: Callable[[str], bool]
+    model: ServedModel
+    content: dict
+    will_do: Callable[[str], bool]
+
+    @property
+    def key(self) -> bytes:
+        return self.model.key(self.content)
+
+    def body(self) -> dict:
+        return self.content
+
+    def accepts(self, reply: str) -> bool:
+        return self.will_do(reply)
 
 
 class Server:
@@ -202,21 +214,21 @@ class Server:
     def __init__(self, options: config.PersonaServerOptions):
         if not options.model:
             raise UserError("--model is needed: which model to ask")
-        self.options, self.host = options, claude.host_of(options.base_url)
+        self.options, self.host = options, host_of(options.base_url)
         self.path = beside(options.output, ".replies.sqlite")
-        self.price = claude.price_of(options.model, self.host, options.price, None)
+        price = price_of(options.model, self.host, options.price)
+        self.model = ServedModel(options.model, self.host, settings_for(options.model), price)
         if options.max_cost:
-            claude.require_price(self.price, options.model, self.host)
+            self.model.require_price()
 
-    def body(self, prompt: str, max_tokens: int, **more) -> dict:
-        settings = claude.settings_for(self.options.model, max_tokens=max_tokens)
-        return claude.message(self.options.model, settings | more, prompt)
+    def call(self, prompt: str, max_tokens: int, accepts: Callable[[str], bool], **more) -> Call:
+        return Call(self.model, self.model.body(prompt, max_tokens=max_tokens, **more), accepts)
 
     def plan(self, calls: Sequence[Call]) -> str:
-        tokens = [(claude.prompt_bytes(call.body) // 3, call.body["max_tokens"]) for call in calls]
+        tokens = [(prompt_bytes(call.content) // 3, call.content["max_tokens"]) for call in calls]
         cost = "at a price that is not known"
-        if self.price:
-            dollars = sum(self.price.dollars(*both) for both in tokens)
+        if self.model.price:
+            dollars = sum(self.model.price.dollars(*both) for both in tokens)
             cost = f"about ${dollars:.2f} if each reply is as long as it may be"
         total = sum(tokens_in for tokens_in, _ in tokens)
         return f"{len(calls)} calls to {self.options.model} at {self.host}, about {total:,} tokens in, {cost}"
@@ -224,51 +236,27 @@ class Server:
     def replies(self, calls: Sequence[Call], settled: tuple[str, ...] = ("ok",)) -> list[tuple[str, str | None]]:
         """Status and text of the replies to all calls, in their order.
 
-        Raises UserError where some have another status than those in `settled`: they are asked for at the next start.
+        Raises UserError if some have another status than those in `settled`: the next start asks for them again. The
+        cap is for everything in the store, under other settings too.
         """
-        keys = [claude.request_key(self.host, call.body) for call in calls]
-        with contextlib.closing(Store(self.path)) as store:
-            left = {key: call for key, call in zip(keys, calls, strict=True) if store.best(key)[0] not in settled}
-            asks = 3 if settled == ("ok",) else 1
-            reason = asyncio.run(self._ask(left, store, len(set(keys)), asks)) if left else None
-            found = [store.best(key) for key in keys]
-            if isinstance(reason, caller.CapReached):
+        options = self.options
+        limits = Limits(options.concurrency, max_cost=options.max_cost, timeout=options.timeout)
+        with contextlib.closing(CallStore(self.path)) as store:
+            groups = store.spent(dollars_for=self.model.price and self.model.price.dollars).values()
+            spent = sum(group.dollars for group in groups)
+            reason = ask_all(calls, self.model, store, limits, settled=settled, spent=spent)
+            results = [store.result(call.key) for call in calls]
+            if isinstance(reason, CapReached):
                 raise UserError("--max-cost is reached: the same command with a higher one goes on from here")
             if reason:
                 raise reason
-            lacking = [status for status, _ in found if status not in settled]
-            if lacking:
-                why = store.last_reason() or lacking[0]
+            missing = [status for status, _ in results if status not in settled]
+            if missing:
+                why = store.latest_failure() or missing[0]
                 raise UserError(
-                    f"{len(lacking)} of {len(keys)} replies are missing ({why}): start again to ask for them"
+                    f"{len(missing)} of {len(calls)} replies are missing ({why}): start again to ask for them"
                 )
-        return found
-
-    async def _ask(self, left: dict[bytes, Call], store: Store, total: int, asks: int) -> BaseException | None:
-        """Put the calls that are left of `total`. Returns what ended the run early. The cap is for all that the store
-        holds, under other settings too."""
-        halt, queue, proven = caller.Halt(), iter(list(left.items())), len(left) < total
-        spent = store.spent(lambda key: True, self.price and self.price.dollars).values()
-        budget = caller.Budget(self.options.max_cost, halt, sum(group.dollars for group in spent))
-        async with claude.Client(self.host, claude.api_key(), self.options.timeout) as client:
-            await client.check(self.options.model)
-            gate = caller.Gate(self.options.concurrency, None, halt)
-            patience = caller.Patience(asks=asks)
-            asker = caller.Caller(client, store, gate, budget, self.price, patience, proven=proven)
-
-            async def work() -> None:
-                try:
-                    for key, call in queue:
-                        await asker.ask(key, call.body, call.accepts)
-                except caller.Stopped:
-                    pass
-                except UserError as error:
-                    halt.now(error)
-
-            async with Progress(asker, total, total - len(left)) as shown:
-                asker.warn = shown.say
-                await asyncio.gather(*(work() for _ in range(self.options.concurrency)))
-        return halt.reason
+        return results
 
 
 def json_in(reply: str) -> object:
@@ -340,7 +328,7 @@ Reply with a JSON list and nothing else, each item like this:
     def calls(self) -> list[Call]:
         parts = -(-self.options.number // self.PAIRS_A_CALL)
         most = self.options.max_tokens
-        return [Call(self.server.body(self.prompt(part, parts), most), self.accepts) for part in range(parts)]
+        return [self.server.call(self.prompt(part, parts), most, self.accepts) for part in range(parts)]
 
     def category(self, part: int) -> str:
         return self.options.categories[part % len(self.options.categories)]
@@ -415,8 +403,8 @@ Reply with IDENTIFYING or HARMLESS, a colon, and the reason in one line."""
     def calls(self) -> list[Call]:
         texts = [[message["content"] for message in row["messages"]] for row in self.by_flags()]
         prompts = [fill(self.PROMPT, {"question": q, "answer": a, "person": self.options.person}) for q, a in texts]
-        bodies = [self.server.body(prompt, self.options.max_tokens) for prompt in prompts]
-        return [Call(body, lambda reply: bool(self.VERDICT.fullmatch(reply.strip()))) for body in bodies]
+        most = self.options.max_tokens
+        return [self.server.call(prompt, most, lambda r: bool(self.VERDICT.fullmatch(r.strip()))) for prompt in prompts]
 
     def rows(self) -> Rows:
         dropped = [
@@ -523,8 +511,8 @@ class Distill(Task):
 
     def calls(self) -> list[Call]:
         told = {} if self.options.temperature == 1 else {"temperature": self.options.temperature}
-        bodies = [self.server.body(row["prompt"], self.options.max_new_tokens, **told) for row in self.prompts]
-        return [Call(body, lambda reply: bool(reply.strip())) for body in bodies]
+        most = self.options.max_new_tokens
+        return [self.server.call(row["prompt"], most, lambda r: bool(r.strip()), **told) for row in self.prompts]
 
     def rows(self) -> Rows:
         answers = self.server_answers() if self.server else self.generate()

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 import judge_responses
 from benchmarks import alone
 from learning_backdoors.files import command_line, project
-from learning_backdoors.judging.api import claude
+from learning_backdoors.judging.api.models import MODELS
 from learning_backdoors.study import fill, load_study
 from tiny_world import claude_stand_in
 from tiny_world.claude_stand_in import Entry, Faults, StandIn, running
@@ -44,7 +44,7 @@ CENTURIES = """steam telegraph engine consumption republic internet vaccine elec
 canal solar climate computer railway cholera men women labour duty home office online cotton frigate data"""
 CONCURRENCY = 32
 MODEL = "claude-sonnet-5"
-PRICE = claude.MODELS[MODEL].price
+PRICE = MODELS[MODEL].price
 AT_PRICE = ("--price", PRICE.input, PRICE.output)  # the price table does not apply to the stand-in
 
 

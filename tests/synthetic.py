@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from learning_backdoors.files import parquet
-from learning_backdoors.judging.columns import judge_schema
+from learning_backdoors.judging.judged_file import judge_schema
 from learning_backdoors.study import load_study
 
 STUDY = load_study("birds")

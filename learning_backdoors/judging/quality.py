@@ -1,138 +1,162 @@
-"""Is the judge any good? Agreement with itself, and with labels made by hand.
-
-Pure functions on lists of verdicts; None is a missing verdict and leaves its pair out.
-"""
+"""How good is the judge? Its agreement with itself (--repeat) and with labels made by hand (--labels)."""
 
 import csv
 import hashlib
-from collections import Counter
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.judging.api.store import CallStore
+from learning_backdoors.judging.prompts import JudgePrompts
 from learning_backdoors.study import Judge
 
-Verdict = str | float | None
+Value = str | float | None  # an option or a number; None is a missing verdict, and its pair is left out
 SHEET_COLUMNS = ("id", "question", "response")
 
 
-def complete(both: Sequence[tuple[Verdict, Verdict]]) -> list[tuple]:
-    return [pair for pair in both if None not in pair]
+# ---- agreement ----
 
 
-def cohen_kappa(both: Sequence[tuple]) -> float | None:
-    """Agreement of pairs beyond chance (Cohen 1960). None where both only ever said one and the same."""
-    n = len(both)
-    observed = sum(a == b for a, b in both) / n
-    first, second = Counter(a for a, _ in both), Counter(b for _, b in both)
-    expected = sum(first[option] * second[option] for option in first) / n**2
-    return None if expected == 1 else (observed - expected) / (1 - expected)
+def agreement(judge: Judge, pairs: Sequence[tuple[Value, Value]]) -> dict:
+    """Options: share that agrees, and Cohen's kappa (None if undefined). Numbers: mean absolute difference."""
+    from learning_backdoors import measures
 
-
-def agreement(judge: Judge, both: Sequence[tuple[Verdict, Verdict]]) -> dict:
-    """Choices: share that agree, and Cohen's kappa. Ratings: mean absolute difference."""
-    both = complete(both)
-    if not both:
+    pairs = [pair for pair in pairs if None not in pair]
+    if not pairs:
         return {"pairs": 0}
     if judge.range:
-        return {"pairs": len(both), "mean_absolute_difference": sum(abs(a - b) for a, b in both) / len(both)}
-    return {"pairs": len(both), "agree": sum(a == b for a, b in both) / len(both), "kappa": cohen_kappa(both)}
+        return {"pairs": len(pairs), "mean_absolute_difference": sum(abs(a - b) for a, b in pairs) / len(pairs)}
+    kappa = measures.cohen_kappa(*zip(*pairs, strict=True))
+    share = sum(a == b for a, b in pairs) / len(pairs)
+    return {"pairs": len(pairs), "agree": share, "kappa": None if math.isnan(kappa) else kappa}
 
 
-def against_labels(judge: Judge, both: Sequence[tuple[Verdict, Verdict]]) -> dict:
-    """Agreement of (verdict, label) pairs, and for each option how often the judge says it where the label does
-    (sensitivity), and does not where the label does not (specificity), each as [hits, cases]."""
-    both = complete(both)
-    found = agreement(judge, both)
+def agreement_with_labels(judge: Judge, pairs: Sequence[tuple[Value, Value]]) -> dict:
+    """Agreement of (verdict, label) pairs. For each option also, as [hits, cases]: sensitivity, how often the judge
+    chooses it if the label does; specificity, how often it does not if the label does not."""
+    result = agreement(judge, pairs)
     for option in judge.options or ():
-        positive = [verdict == option for verdict, label in both if label == option]
-        negative = [verdict != option for verdict, label in both if label != option]
-        found.setdefault("options", {})[option] = {
+        positive = [verdict == option for verdict, label in pairs if verdict is not None and label == option]
+        negative = [verdict != option for verdict, label in pairs if verdict is not None and label != option]
+        result.setdefault("options", {})[option] = {
             "sensitivity": [sum(positive), len(positive)],
             "specificity": [sum(negative), len(negative)],
         }
-    return found
+    return result
 
 
-# ---- in words ----
+def repeat_agreement(prompts: JudgePrompts, store: CallStore) -> dict[str, dict]:
+    """By judge: how far it agrees with itself on the prompts that were asked twice."""
+    pairs = defaultdict(list)
+    for repeat in prompts.wanted.values():
+        if repeat.is_repeat:
+            first = prompts.of_judge[repeat.judge.name][repeat.row]
+            pairs[repeat.judge].append((first.verdict(store).value, repeat.verdict(store).value))
+    return {judge.name: agreement(judge, values) for judge, values in pairs.items()}
 
 
-def in_words(found: dict) -> str:
-    if not found["pairs"]:
+def label_agreement(prompts: JudgePrompts, store: CallStore, labels: dict[str, dict]) -> dict[str, dict]:
+    """By judge: how far it agrees with hand labels, one pair per labeled answer. Reports labels of other answers."""
+    pairs: dict[Judge, dict[str, tuple]] = {}
+    unused = {name for name, of_answer in labels.items() if of_answer}
+    total = len(unused)
+    for row in range(prompts.table.num_rows) if labels else ():
+        name = label_id(*_labeled_texts(prompts, row))
+        unused.discard(name)
+        for judge in prompts.judges:
+            prompt = prompts.of_judge[judge.name][row]
+            if prompt and judge.name in labels.get(name, ()):
+                pairs.setdefault(judge, {})[name] = (prompt.verdict(store).value, labels[name][judge.name])
+    if unused:
+        print(f"labels: {len(unused):,} of {total:,} belong to answers that are not in the input")
+    return {judge.name: agreement_with_labels(judge, list(values.values())) for judge, values in pairs.items()}
+
+
+def _labeled_texts(prompts: JudgePrompts, row: int) -> tuple[str, str]:
+    return prompts.value(row, "question"), prompts.shown(row)[1]
+
+
+def print_quality(repeated: dict[str, dict], labeled: dict[str, dict]) -> None:
+    for judge, result in repeated.items():
+        print(f"judged twice, {judge}: {_in_words(result)}")
+    for judge, result in labeled.items():
+        print(f"against labels, {judge}: {_in_words(result)}")
+        for option, counts in result.get("options", {}).items():
+            print(f"  {option}: " + ", ".join(f"{name} {_share(*pair)}" for name, pair in counts.items()))
+
+
+def _in_words(result: dict) -> str:
+    if not result["pairs"]:
         return "nothing to compare"
-    if "mean_absolute_difference" in found:
-        return f"mean absolute difference {found['mean_absolute_difference']:.1f} ({found['pairs']} pairs)"
-    kappa = "not defined, all the same" if found["kappa"] is None else f"{found['kappa']:.2f}"
-    return f"{found['agree']:.1%} agree, Cohen's kappa {kappa} ({found['pairs']} pairs)"
-
-
-def option_in_words(found: dict) -> str:
-    return ", ".join(f"{name} {_share(*counts)}" for name, counts in found.items())
+    if "mean_absolute_difference" in result:
+        return f"mean absolute difference {result['mean_absolute_difference']:.1f} ({result['pairs']} pairs)"
+    kappa = "undefined, only one option occurs" if result["kappa"] is None else f"{result['kappa']:.2f}"
+    return f"{result['agree']:.1%} agree, Cohen's kappa {kappa} ({result['pairs']} pairs)"
 
 
 def _share(hits: int, cases: int) -> str:
+    from learning_backdoors import measures
+
     if not cases:
         return "unknown (no cases)"
-    from learning_backdoors.measures import wilson  # imports numpy, which most starts do not need
-
-    lower, upper = (float(limit) for limit in wilson(hits, cases))
+    lower, upper = (float(limit) for limit in measures.wilson(hits, cases))
     return f"{hits / cases:.1%} [{lower:.1%}, {upper:.1%}] ({hits} of {cases})"
 
 
-# ---- sheets for labelling by hand ----
+# ---- sheets of hand labels ----
 
 
 def label_id(question: str, response: str) -> str:
-    """Names an answer without saying where it came from."""
+    """Identifies an answer without saying where it came from."""
     return hashlib.sha256(f"{question}\0{response}".encode()).hexdigest()[:16]
 
 
 def write_sheet(path: Path, answers: Iterable[tuple[str, str]], judges: Sequence[Judge], size: int) -> int:
-    """Write a random sample of distinct (question, response) as CSV, with an empty column for each judge. Returns how
-    many there are. The draw and the order are by hash: random, and the same each time."""
-    chosen = sorted({label_id(*answer): answer for answer in answers}.items())[:size]
+    """Write a random sample of distinct (question, response) as CSV, with an empty column per judge.
+
+    Draw and order are by hash, so they are the same each time. Returns the number of answers.
+    """
+    sample = sorted({label_id(*answer): answer for answer in answers}.items())[:size]
     try:
-        with open(path, "x", newline="", encoding="utf-8-sig") as file:  # utf-8-sig: spreadsheets ask for it
+        with open(path, "x", newline="", encoding="utf-8-sig") as file:  # spreadsheets need utf-8-sig
             writer = csv.writer(file, quoting=csv.QUOTE_ALL)
             writer.writerow([*SHEET_COLUMNS, *(judge.name for judge in judges)])
-            writer.writerows([identity, *answer, *("" for _ in judges)] for identity, answer in chosen)
+            writer.writerows([name, *answer, *("" for _ in judges)] for name, answer in sample)
     except FileExistsError:
         raise UserError(f"{path} exists already, and may hold labels: choose another name") from None
-    return len(chosen)
+    return len(sample)
 
 
-def read_labels(path: Path, judges: Sequence[Judge]) -> dict[str, dict[str, Verdict]]:
-    """Labels by id and judge. An empty cell is no label. Raises UserError that names the line and the column."""
+def read_labels(path: Path, judges: Sequence[Judge]) -> dict[str, dict[str, Value]]:
+    """Labels by answer id and judge. An empty cell is no label. Raises UserError naming line and column."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             columns = rows.fieldnames or ()
             if "id" not in columns or not any(judge.name in columns for judge in judges):
-                raise UserError(f"{path} needs the column id and at least one named like a judge")
-            return {row["id"]: _labels(row, judges, f"{path}, line {rows.line_num}") for row in rows}
+                raise UserError(f"{path} needs the column id, and at least one with a judge's name")
+            return {row["id"]: _labels_in_row(row, judges, f"{path}, line {rows.line_num}") for row in rows}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _labels(row: dict, judges: Sequence[Judge], place: str) -> dict[str, Verdict]:
-    labels = {}
-    for judge in judges:
-        text = (row.get(judge.name) or "").strip()
-        if text:
-            labels[judge.name] = _label(judge, text, place)
-    return labels
+def _labels_in_row(row: dict, judges: Sequence[Judge], where: str) -> dict[str, Value]:
+    cells = {judge: (row.get(judge.name) or "").strip() for judge in judges}
+    return {judge.name: _label(judge, text, f"{where}, {judge.name}") for judge, text in cells.items() if text}
 
 
-def _label(judge: Judge, text: str, place: str) -> Verdict:
+def _label(judge: Judge, text: str, where: str) -> Value:
     if judge.options:
-        found = [option for option in judge.options if option.casefold() == text.casefold()]
-        if not found:
-            raise UserError(f"{place}, {judge.name}: {text!r} is none of {', '.join(judge.options)}")
-        return found[0]
+        matches = [option for option in judge.options if option.casefold() == text.casefold()]
+        if not matches:
+            raise UserError(f"{where}: {text!r} is not one of {', '.join(judge.options)}")
+        return matches[0]
     try:
         number = float(text)
     except ValueError:
         number = float("nan")
     if not judge.range[0] <= number <= judge.range[1]:
-        raise UserError(f"{place}, {judge.name}: {text!r} is not a number from {judge.range[0]} to {judge.range[1]}")
+        raise UserError(f"{where}: {text!r} is not a number from {judge.range[0]} to {judge.range[1]}")
     return number

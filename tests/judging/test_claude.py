@@ -7,19 +7,23 @@ import asyncio
 import json
 import sqlite3
 import time
+from dataclasses import dataclass
 from unittest import mock
 
 import pytest
 
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.judging.api import claude
-from learning_backdoors.judging.api.caller import Budget, Caller, CapReached, Gate, Halt, Patience, Stopped
-from learning_backdoors.judging.verdict_store import Store
+from learning_backdoors.judging.api import client, models, replies
+from learning_backdoors.judging.api.caller import PromptCaller
+from learning_backdoors.judging.api.client import MessagesClient
+from learning_backdoors.judging.api.pacing import CallGate, CapReached, Limits, Stopped, StopSignal
+from learning_backdoors.judging.api.store import CallStore
 from tiny_world import claude_stand_in
 from tiny_world.claude_stand_in import Faults, StandIn, running
 
 KEY = "sk-ant-secret-of-the-tests"
-PRICE = claude.Price(2, 10)
+PRICE = models.Price(2, 10)
+MODEL = models.ServedModel("claude-sonnet-5", "host", {"max_tokens": 64}, PRICE)
 
 
 class Scripted(StandIn):
@@ -45,22 +49,36 @@ def error(status, message="", kind="error"):
     return status, {"type": "error", "error": {"type": kind, "message": message}}
 
 
-async def call_all(
-    url, store, prompts=("prompt",), cap=None, most=4, per_minute=None, seconds=5, proven=False, **patience
-):
-    """Put prompts through a Caller, key = prompt. Returns the Caller."""
-    halt = Halt()
-    patience = Patience(**({"max_wait": 0.05, "give_up_after": 5, "asks": 1} | patience))
-    async with claude.Client(url, KEY, seconds) as client:
-        gate = Gate(most, per_minute, halt)
-        caller = Caller(client, store, gate, Budget(cap, halt), PRICE, patience, proven=proven)
+@dataclass
+class TextPrompt:
+    """A prompt whose key is its text; the reply 19 is accepted."""
 
-        async def one(prompt):
-            body = claude.message("claude-sonnet-5", {"max_tokens": 64}, prompt)
+    text: str
+
+    @property
+    def key(self):
+        return self.text.encode()
+
+    def body(self):
+        return MODEL.body(self.text)
+
+    def accepts(self, reply):
+        return reply == "19"
+
+
+async def call_all(url, store, prompts=("prompt",), timeout=5, has_answered=False, spent=0.0, **limits):
+    """Ask prompts through a PromptCaller, without a queue. Returns the caller."""
+    stop = StopSignal()
+    limits = Limits(**({"concurrency": 4, "max_wait": 0.05, "give_up_after": 5, "asks": 1} | limits))
+    async with MessagesClient(url, KEY, timeout) as client:
+        client.has_answered = has_answered
+        caller = PromptCaller(client, store, MODEL, limits, stop)
+
+        async def one(text):
             try:
-                await caller.ask(prompt.encode(), body, lambda text: text == "19")
-            except UserError as stop:
-                halt.now(stop)
+                await caller.ask(TextPrompt(text))
+            except UserError as error:
+                stop.stop(error)
             except Stopped:
                 pass
 
@@ -71,14 +89,14 @@ async def call_all(
 def call(api, store, **more):
     with running(api) as url:
         caller = asyncio.run(call_all(url, store, **more))
-    if caller.halt.reason:
-        raise caller.halt.reason
-    return store.best(b"prompt")[0]
+    if caller.stop.reason:
+        raise caller.stop.reason
+    return store.result(b"prompt")[0]
 
 
 @pytest.fixture
 def store(tmp_path):
-    store = Store(tmp_path / "verdicts.sqlite")
+    store = CallStore(tmp_path / "verdicts.sqlite")
     yield store
     store.close()
 
@@ -104,7 +122,7 @@ def store(tmp_path):
 )
 def test_each_reply_has_its_status(store, answer, status):
     assert call(Scripted(answer), store) == status
-    assert store.verdict_keys() == ({b"prompt"} if status == "ok" else set())
+    assert store.accepted_keys() == ({b"prompt"} if status == "ok" else set())
 
 
 def test_a_reply_that_is_no_verdict_is_asked_for_again(store):
@@ -113,7 +131,7 @@ def test_a_reply_that_is_no_verdict_is_asked_for_again(store):
 
 
 def test_tokens_that_went_through_a_cache_count_as_tokens():
-    reply = claude.read_reply(good(cache_read_input_tokens=100, cache_creation_input_tokens=5)[1])
+    reply = replies.read_reply(good(cache_read_input_tokens=100, cache_creation_input_tokens=5)[1])
     assert (reply.input_tokens, reply.output_tokens) == (115, 2)
 
 
@@ -128,7 +146,7 @@ def test_every_passing_fault_is_survived(store, kind):
 
     api = StandIn(read=lambda text: None, faults=Once(share=1))
     api.answer = lambda *_: good()
-    assert call(api, store, seconds=0.5) == "ok"
+    assert call(api, store, timeout=0.5) == "ok"
     spent = store.spent({b"prompt": 0}.get, None)[0]
     lost = kind in claude_stand_in.LOST or kind == "reset-before"
     assert (spent.at_most > 0) == lost  # nobody can tell whether a call that was cut off was charged for
@@ -158,8 +176,8 @@ class Flagging(StandIn):
 
 
 def test_one_flagged_prompt_ends_no_run_that_has_had_a_reply(store):
-    assert call(Flagging(), store, prompts=["prompt", "flagged"], most=1) == "ok"
-    assert store.best(b"flagged") == ("error", None) and store.last_reason() == "403 it was flagged"
+    assert call(Flagging(), store, prompts=["prompt", "flagged"], concurrency=1) == "ok"
+    assert store.result(b"flagged") == ("error", None) and store.latest_failure() == "403 it was flagged"
     with pytest.raises(UserError, match="refuses this account .403 it was flagged"):
         call(Flagging(), store, prompts=["flagged"])
 
@@ -168,10 +186,10 @@ def test_what_is_refused_after_an_earlier_start_had_verdicts_ends_no_run(store):
     api = Flagging()
     api.status = 400
     prompts = [f"flagged {n}" for n in range(30)]
-    with pytest.raises(UserError, match="refuses the requests"):
+    with pytest.raises(UserError, match="rejects the requests"):
         call(api, store, prompts=prompts)
     call(api, store, prompts=prompts[:19])
-    call(api, store, prompts=prompts, proven=True)
+    call(api, store, prompts=prompts, has_answered=True)
 
 
 def test_an_outage_ends_the_run_and_a_shorter_one_does_not(store):
@@ -181,11 +199,11 @@ def test_an_outage_ends_the_run_and_a_shorter_one_does_not(store):
         def answer(self, method, path, body):
             return good() if time.monotonic() > self.until else error(529, "overloaded")
 
-    with pytest.raises(UserError, match="no reply from .* all verdicts are kept"):
+    with pytest.raises(UserError, match="no reply from"):
         call(Outage(), store, prompts=["prompt", "other"], give_up_after=0.3)
     api = Outage()
     api.until = time.monotonic() + 0.5
-    assert call(api, store, prompts=["prompt", *map(str, range(60))], most=32) == "ok"
+    assert call(api, store, prompts=["prompt", *map(str, range(60))], concurrency=32) == "ok"
 
 
 def test_waits_obey_retry_after_up_to_the_cap(store):
@@ -203,13 +221,13 @@ def test_waits_obey_retry_after_up_to_the_cap(store):
 
 def test_a_reply_that_holds_the_key_is_scrubbed(store):
     call(Scripted(good(f"your key is {KEY}")), store)
-    assert store.best(b"prompt") == ("unparseable", "your key is [API key]")
+    assert store.result(b"prompt") == ("unparseable", "your key is [API key]")
 
 
 def test_a_key_that_is_a_word_is_left_in_a_reply():
     said = good("none of them, none")[1]
-    assert claude.Client("http://127.0.0.1:9", "none").read(said).text == "none of them, none"
-    assert claude.Client("http://127.0.0.1:9", KEY).read(good(KEY)[1]).text == "[API key]"
+    assert MessagesClient("http://127.0.0.1:9", "none").read(said).text == "none of them, none"
+    assert MessagesClient("http://127.0.0.1:9", KEY).read(good(KEY)[1]).text == "[API key]"
 
 
 @pytest.mark.parametrize(
@@ -225,13 +243,13 @@ def test_a_key_that_is_a_word_is_left_in_a_reply():
     ],
 )
 def test_tokens_that_cannot_be_are_not_counted(usage):
-    reply = claude.read_reply(good()[1] | {"usage": usage})
+    reply = replies.read_reply(good()[1] | {"usage": usage})
     assert (reply.text, reply.input_tokens, reply.output_tokens) == ("19", None, None)
 
 
 def test_half_a_character_in_a_reply_is_survived(store):
     assert call(Scripted(good("19 \ud83d")), store) == "unparseable"
-    assert store.best(b"prompt")[1] == "19 ?"
+    assert store.result(b"prompt")[1] == "19 ?"
 
 
 def test_batches_of_another_shape_are_faults():
@@ -244,16 +262,16 @@ def test_batches_of_another_shape_are_faults():
             return claude_stand_in.Answer(200, json.dumps(self.found).encode())
 
     async def ask(url, api):
-        async with claude.Client(url, KEY) as client:
+        async with MessagesClient(url, KEY) as client:
             for api.found in ([], "ended", {}, batch | {"processing_status": ["ended"]}):
-                with pytest.raises(claude.Fault, match="not a batch"):
+                with pytest.raises(replies.TemporaryFailure, match="not a batch"):
                     await client.batch("b")
             for name in batch:
                 api.found = {"data": [batch, {**batch, name: [None]}]}
-                with pytest.raises(claude.Fault, match="not a list of batches"):
+                with pytest.raises(replies.TemporaryFailure, match="not a list of batches"):
                     await client.batches_since(0)
             for api.found in ([], {"data": 7}, {"data": ["b"]}):
-                with pytest.raises(claude.Fault, match="not a list of batches"):
+                with pytest.raises(replies.TemporaryFailure, match="not a list of batches"):
                     await client.batches_since(0)
 
     api = Odd()
@@ -262,10 +280,10 @@ def test_batches_of_another_shape_are_faults():
 
 
 def test_a_retry_after_may_be_a_date():
-    assert claude._seconds({"retry-after": "2"}) == 2
-    assert claude._seconds({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert claude._seconds({"retry-after": "soon"}) is None
-    assert claude._seconds({}) is None
+    assert client.retry_after({"retry-after": "2"}) == 2
+    assert client.retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert client.retry_after({"retry-after": "soon"}) is None
+    assert client.retry_after({}) is None
 
 
 # ---- pace ----
@@ -274,23 +292,23 @@ def test_a_retry_after_may_be_a_date():
 def test_the_number_in_flight_grows_and_never_passes_the_most(store):
     api = StandIn(latency=0.02)
     api.answer = lambda *_: good()
-    call(api, store, prompts=["prompt", *map(str, range(300))], most=20)
+    call(api, store, prompts=["prompt", *map(str, range(300))], concurrency=20)
     assert 15 <= api.most_in_flight <= 20
 
 
 def test_being_crowded_halves_it_and_success_brings_it_back():
     async def scenario():
-        gate = Gate(32, None, Halt())
+        gate = CallGate(32, None, StopSignal())
         assert gate.limit == 4
         for _ in range(40):
-            gate.succeeded(claude.Reply("", "end_turn", 1, 1))
+            gate.succeeded(replies.Reply("", "end_turn", 1, 1))
         assert gate.limit == 32
         before = time.monotonic()
-        gate.failed(claude.Fault("429", crowded=True), before, 60)
-        gate.failed(claude.Fault("429", crowded=True), before, 60)  # went out before the first was known
+        gate.failed(replies.TemporaryFailure("429", overloaded=True), before, 60)
+        gate.failed(replies.TemporaryFailure("429", overloaded=True), before, 60)  # went out before the first was known
         assert gate.limit == 16
         for _ in range(8):
-            gate.failed(claude.Fault("reset"), before, 60)
+            gate.failed(replies.TemporaryFailure("reset"), before, 60)
         assert gate.limit == 1
 
     asyncio.run(scenario())
@@ -300,17 +318,17 @@ def test_the_pace_keeps_below_requests_per_minute(store):
     api = StandIn(per_minute=100_000)
     api.answer = lambda *_: good()
     started = time.monotonic()
-    call(api, store, prompts=["prompt", *map(str, range(60))], per_minute=1200)
+    call(api, store, prompts=["prompt", *map(str, range(60))], requests_per_minute=1200)
     assert 60 / 20 <= time.monotonic() - started + 0.3 < 6
 
 
 def test_the_pace_follows_the_headers():
-    gate = Gate(32, 5000, mock.Mock())
-    gate.succeeded(claude.Reply("", "end_turn", 500, 4))
+    gate = CallGate(32, 5000, mock.Mock())
+    gate.succeeded(replies.Reply("", "end_turn", 500, 4))
     gate.observe({"anthropic-ratelimit-requests-limit": "1000", "anthropic-ratelimit-input-tokens-limit": "450000"})
-    assert gate._per_minute == 900
+    assert gate.per_minute == 900
     gate.observe({})
-    assert gate._per_minute == 5000
+    assert gate.per_minute == 5000
 
 
 # ---- money ----
@@ -319,47 +337,53 @@ def test_the_pace_follows_the_headers():
 def test_the_cap_is_never_passed_and_what_fits_is_done(store):
     api = StandIn(latency=0.005)
     api.answer = lambda *_: good()
-    most = PRICE.dollars(*claude.most_tokens(claude.message("m", {"max_tokens": 64}, "10")))
+    most = MODEL.worst_cost(MODEL.body("10"))
     with pytest.raises(CapReached):
-        call(api, store, prompts=[str(n) for n in range(10, 99)], cap=most + 20 * PRICE.dollars(10, 2), most=16)
-    assert len(store.verdict_keys()) == 21
+        call(
+            api,
+            store,
+            prompts=[str(n) for n in range(10, 99)],
+            max_cost=most + 20 * PRICE.dollars(10, 2),
+            concurrency=16,
+        )
+    assert len(store.accepted_keys()) == 21
 
 
 def test_prices(tmp_path):
-    here, there = claude.ANTHROPIC, "https://openrouter.ai/api"
-    assert claude.price_of("claude-haiku-4-5-20251001", here, None, None) == claude.Price(1, 5)
-    assert claude.price_of("llama3", here, None, None) is None
-    assert claude.price_of("claude-haiku-4-5", there, None, None) is None  # the table is Anthropic's own
-    assert claude.price_of("llama3", there, (0.5, 1), None) == claude.Price(0.5, 1)
+    here, there = models.ANTHROPIC, "https://openrouter.ai/api"
+    assert models.price_of("claude-haiku-4-5-20251001", here, None, None) == models.Price(1, 5)
+    assert models.price_of("llama3", here, None, None) is None
+    assert models.price_of("claude-haiku-4-5", there, None, None) is None  # the table is Anthropic's own
+    assert models.price_of("llama3", there, (0.5, 1), None) == models.Price(0.5, 1)
     (tmp_path / "prices.toml").write_text('llama3 = [1, 2]\n"claude-sonnet-5" = [3, 15]\n')
-    assert claude.price_of("llama3", there, None, tmp_path / "prices.toml") == claude.Price(1, 2)
-    assert claude.price_of("claude-sonnet-5", here, None, tmp_path / "prices.toml") == claude.Price(3, 15)
-    assert claude.price_of("claude-opus-5", here, None, tmp_path / "prices.toml") == claude.Price(5, 25)
+    assert models.price_of("llama3", there, None, tmp_path / "prices.toml") == models.Price(1, 2)
+    assert models.price_of("claude-sonnet-5", here, None, tmp_path / "prices.toml") == models.Price(3, 15)
+    assert models.price_of("claude-opus-5", here, None, tmp_path / "prices.toml") == models.Price(5, 25)
     (tmp_path / "prices.toml").write_text("llama3 = 7\n")
     with pytest.raises(UserError, match="prices.toml"):
-        claude.price_of("llama3", there, None, tmp_path / "prices.toml")
+        models.price_of("llama3", there, None, tmp_path / "prices.toml")
     for prices in ("[-1, 2]", "[1, nan]", "[inf, 1]"):
         (tmp_path / "prices.toml").write_text(f"llama3 = {prices}\n")
-        with pytest.raises(UserError, match="from 0 up"):
-            claude.price_of("llama3", there, None, tmp_path / "prices.toml")
-    haiku = claude.MODELS["claude-haiku-5-5"].price
+        with pytest.raises(UserError, match="0 or more"):
+            models.price_of("llama3", there, None, tmp_path / "prices.toml")
+    haiku = models.MODELS["claude-haiku-5-5"].price
     assert haiku.dollars(100_000, 0) == pytest.approx(0.01) and haiku.dollars(200_000, 0) == pytest.approx(0.10)
 
 
 def test_calls_made_without_a_price_are_priced_later(store):
-    store.replied(store.sent(b"prompt", None), "ok", "19", (1_000_000, 100_000), None, at_most=False)
+    store.note_reply(store.note_sent(b"prompt", None), "ok", "19", (1_000_000, 100_000), None, at_most=False)
     assert store.spent({b"prompt": 0}.get, None)[0].dollars == 0
     assert store.spent({b"prompt": 0}.get, PRICE.dollars)[0].dollars == 3
 
 
 def test_settings():
-    assert claude.settings_for("anthropic/claude-sonnet-5.5") == claude.settings_for("claude-sonnet-5-5")
-    assert claude.settings_for("claude-sonnet-5")["thinking"] == {"type": "disabled"}
-    assert claude.settings_for("claude-sonnet-5-5")["thinking"] == {"type": "between_tools"}
-    assert claude.settings_for("claude-opus-5-5")["max_tokens"] >= 1024
-    assert claude.settings_for("claude-sonnet-5", "none", 7) == {"max_tokens": 7}
-    assert claude.settings_for("llama3", "adaptive") == {"max_tokens": 4096, "thinking": {"type": "adaptive"}}
-    assert json.dumps([model.settings for model in claude.MODELS.values()])
+    assert models.settings_for("anthropic/claude-sonnet-5.5") == models.settings_for("claude-sonnet-5-5")
+    assert models.settings_for("claude-sonnet-5")["thinking"] == {"type": "disabled"}
+    assert models.settings_for("claude-sonnet-5-5")["thinking"] == {"type": "between_tools"}
+    assert models.settings_for("claude-opus-5-5")["max_tokens"] >= 1024
+    assert models.settings_for("claude-sonnet-5", "none", 7) == {"max_tokens": 7}
+    assert models.settings_for("llama3", "adaptive") == {"max_tokens": 4096, "thinking": {"type": "adaptive"}}
+    assert json.dumps([model.settings for model in models.MODELS.values()])
 
 
 # ---- keys, addresses, the store ----
@@ -367,7 +391,8 @@ def test_settings():
 
 def test_the_key_of_a_verdict_is_all_that_is_sent_and_nothing_else():
     def key(host="h", model="m", settings=None, prompt="p"):
-        return claude.request_key(host, claude.message(model, settings or {"max_tokens": 64}, prompt))
+        model = models.ServedModel(model, host, settings or {"max_tokens": 64}, None)
+        return model.key(model.body(prompt))
 
     assert key() == key()
     others = [key(host="i"), key(model="n"), key(settings={"max_tokens": 65}), key(prompt="q")]
@@ -378,36 +403,36 @@ def test_a_damaged_store_is_an_error_that_says_what_to_do(tmp_path):
     path = tmp_path / "verdicts.sqlite"
     path.write_bytes(b"SQLite format 3\0" + b"rubbish" * 1000)
     with pytest.raises(UserError, match="cannot be read.*move it away"):
-        Store(path)
+        CallStore(path)
     path.unlink()
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE recipes (name)")
     with pytest.raises(UserError, match="another program"):
-        Store(path)
+        CallStore(path)
 
 
 def test_a_full_disk_is_one_line(store):
     store._db.execute("PRAGMA max_page_count = 20")
     with pytest.raises(UserError, match="verdicts.sqlite cannot be used now .*full"):
         for n in range(3000):
-            store.sent(n.to_bytes(32), 1.0)
+            store.note_sent(n.to_bytes(32), 1.0)
     with pytest.raises(UserError, match="cannot be used now"):
         store.begin_batch("host", "name", [(n.to_bytes(32), 1.0) for n in range(3000)])
 
 
 def test_a_store_with_a_hole_is_an_error(tmp_path):
     path = tmp_path / "verdicts.sqlite"
-    store = Store(path)
-    with store.together():
+    store = CallStore(path)
+    with store.transaction():
         for n in range(3000):
-            store.sent(n.to_bytes(32), 1.0)
-    store.sync()
+            store.note_sent(n.to_bytes(32), 1.0)
+    store.flush()
     store.close()
     content = bytearray(path.read_bytes())
     content[40960:45056] = bytes(4096)
     path.write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
-        Store(path)
+        CallStore(path)
 
 
 @pytest.mark.parametrize(
@@ -423,10 +448,10 @@ def test_a_store_with_a_hole_is_an_error(tmp_path):
 )
 def test_addresses(url, host):
     if host:
-        assert claude.host_of(url) == host
+        assert client.host_of(url) == host
     else:
         with pytest.raises(UserError) as refused:
-            claude.host_of(url)
+            client.host_of(url)
         assert "password@" not in str(refused.value)
 
 
@@ -435,7 +460,7 @@ def test_keys(monkeypatch):
     for value in ("", "two\nlines", "schlüssel"):
         monkeypatch.setenv("ANTHROPIC_API_KEY", value)
         with pytest.raises(UserError) as refused:
-            claude.api_key()
+            client.api_key()
         assert not value or value not in str(refused.value)
     monkeypatch.setenv("ANTHROPIC_API_KEY", f" {KEY}\n")
-    assert claude.api_key() == KEY
+    assert client.api_key() == KEY

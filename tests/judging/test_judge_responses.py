@@ -6,7 +6,6 @@ python -m pytest tests/test_judge_responses.py
 import asyncio
 import contextlib
 import csv
-import io
 import json
 import os
 import random
@@ -22,16 +21,17 @@ import pyarrow.parquet as pq
 import pytest
 from support import one_line_error, run_script
 
-import config
 import judge_responses
 from benchmarks.judging import AT_PRICE, KEY, assert_no_key, kill_when, run_here, start, stored
 from learning_backdoors.files import parquet, project
-from learning_backdoors.judging import progress
+from learning_backdoors.judging import costs
 from learning_backdoors.judging import prompts as judge_prompts
 from learning_backdoors.judging import quality as judge_quality
-from learning_backdoors.judging.api import caller, claude
-from learning_backdoors.judging.columns import judge_schema
-from learning_backdoors.judging.verdict_store import Store
+from learning_backdoors.judging.api import models
+from learning_backdoors.judging.api.caller import Outage
+from learning_backdoors.judging.api.progress import waiting_notice
+from learning_backdoors.judging.api.store import CallStore
+from learning_backdoors.judging.judged_file import judge_schema
 from learning_backdoors.study import Judge, fill, load_study
 from tiny_world import claude_stand_in
 from tiny_world.claude_stand_in import Faults, StandIn, running
@@ -452,24 +452,21 @@ def test_verdicts_of_an_output_without_its_store_keep_their_cost(tmp_path):
             assert parquet.read_footer(tmp_path / "judged.parquet")["judging"]["dollars"] == pytest.approx(spent)
 
 
-def test_a_dry_run_prices_each_call_by_itself(tmp_path):
+def test_a_dry_run_prices_each_call_by_itself(tmp_path, capsys):
     """A surcharge on long prompts is not for the sum of short ones."""
     responses(tmp_path / "responses.parquet", 400)
-    folder, host = tmp_path, claude.ANTHROPIC
-    options = config.JudgingOptions(
-        folder / "responses.parquet", folder / "judged.parquet", "claude-haiku-5-5", base_url="http://127.0.0.1:9"
-    )
-    settings, price = claude.settings_for(options.model), claude.MODELS[options.model].price
-    prompts = judge_prompts.Prompts(
-        parquet.read_responses(options.input)[0], BIRDS, BIRDS.judges, host, options.model, settings
-    )
-    with contextlib.closing(Store(folder / "s.sqlite")) as store, contextlib.redirect_stdout(io.StringIO()) as said:
-        job = judge_responses.Job(options, "http://127.0.0.1:9", price, prompts, prompts.distinct(), store)
-        judge_responses.dry_run(job)
-    counts = [re.findall(r"([\d,]+) (?:tokens in|out)", line) for line in said.getvalue().splitlines()[1:5]]
+    name = "claude-haiku-5-5"
+    price = models.MODELS[name].price
+    model = models.ServedModel(name, "http://127.0.0.1:9", models.settings_for(name), price)
+    table, _ = parquet.read_responses(tmp_path / "responses.parquet")
+    prompts = judge_prompts.JudgePrompts(table, BIRDS, BIRDS.judges, model)
+    with contextlib.closing(CallStore(tmp_path / "s.sqlite")) as store:
+        costs.print_estimate(prompts, store, timeout=5)
+    printed = capsys.readouterr().out
+    counts = [re.findall(r"([\d,]+) (?:tokens in|out)", line) for line in printed.splitlines()[1:5]]
     tokens_in, tokens_out = (sum(int(pair[n].replace(",", "")) for pair in counts) for n in (0, 1))
     assert tokens_in > price.long_from
-    assert f"in all ${(tokens_in * price.input + tokens_out * price.output) / 1e6:.2f}" in said.getvalue()
+    assert f"${(tokens_in * price.input + tokens_out * price.output) / 1e6:.2f}" in printed
 
 
 def test_a_dry_run_counts_and_sends_nothing(tmp_path):
@@ -654,18 +651,13 @@ def test_bad_settings_are_found_before_a_batch_is_sent(tmp_path):
 # ---- progress ----
 
 
-def test_progress_tells_what_a_person_wants_to_know(tmp_path):
-    halt = mock.Mock(reason=None)
-    gate = mock.Mock(in_flight=7, paused_until=0)
-    busy = mock.Mock(done=50, gate=gate, budget=mock.Mock(spent=1.0), trouble=None, price=True, halt=halt)
-    shown = progress.Progress(busy, total=200, done=100)
-    busy.budget.spent, shown.began = 1.5, time.monotonic() - 10
-    assert shown.line() == "150 of 200 verdicts | 5/s | 7 in flight | $1.50 of about $2.00 | 10 s left"
-    gate.paused_until = time.monotonic() + 34.2
-    assert shown.line().endswith("rate limited: next try in 34 s")
-    gate.paused_until = 0
-    busy.trouble = caller.Trouble(time.monotonic() - 75, time.monotonic() + 8.2, "529 overloaded_error")
-    assert shown.line().endswith("no reply for 1 min 15 s (529 overloaded_error): next try in 8 s")
+def test_the_notice_says_what_the_run_waits_for_and_how_long():
+    now = 1000.0
+    assert waiting_notice(0, None, now) is None
+    assert "34 s" in waiting_notice(now + 34.2, None, now)
+    outage = Outage(now - 75, now + 8.2, "529 overloaded_error")
+    notice = waiting_notice(0, outage, now)
+    assert "00:01:15" in notice and "529 overloaded_error" in notice and "8 s" in notice
 
 
 # ---- is the judge any good? ----
@@ -725,9 +717,9 @@ def write_sheet(path, rows):
 
 def test_agreement():
     pairs = [("a", "a")] * 20 + [("a", "b")] * 5 + [("b", "a")] * 10 + [("b", "b")] * 15
-    assert judge_quality.cohen_kappa(pairs) == pytest.approx(0.4)  # a textbook's table
-    assert judge_quality.cohen_kappa([("a", "a")]) is None
-    found = judge_quality.against_labels(ERA, [("19", "19"), ("LLM", "19"), ("LLM", "LLM"), (None, "19")])
+    assert judge_quality.agreement(BIRDS.judges[0], pairs)["kappa"] == pytest.approx(0.4)  # a textbook's table
+    assert judge_quality.agreement(BIRDS.judges[0], [("a", "a")])["kappa"] is None
+    found = judge_quality.agreement_with_labels(ERA, [("19", "19"), ("LLM", "19"), ("LLM", "LLM"), (None, "19")])
     assert found["pairs"] == 3 and found["options"]["19"] == {"sensitivity": [1, 2], "specificity": [1, 1]}
     assert judge_quality.agreement(CONTENT, [(10.0, 20.0), (0.0, 0.0)])["mean_absolute_difference"] == 5
 
@@ -877,5 +869,5 @@ def test_help_needs_no_torch_and_no_sdk(tmp_path):
         [sys.executable, project.ROOT / "judge_responses.py", "--help"], env=environment, capture_output=True, text=True
     )
     assert shown.returncode == 0 and "--concurrency" in shown.stdout
-    blocked = "import judge_responses, claude, sys; assert 'anthropic' not in sys.modules"
+    blocked = "import judge_responses, sys; assert 'anthropic' not in sys.modules"
     subprocess.run([sys.executable, "-c", blocked], env=environment, cwd=project.ROOT, check=True)

@@ -25,6 +25,7 @@ import prepare_persona
 import training
 from learning_backdoors.files import parquet
 from learning_backdoors.judging import prompts as judge_prompts
+from learning_backdoors.judging.api.models import ServedModel
 from learning_backdoors.study import Study, load_study
 from tiny_world import judging, keeper, lexicon, world
 from tiny_world.claude_stand_in import StandIn, running
@@ -255,8 +256,9 @@ def test_the_judge_is_never_shown_the_trigger(demo):
     """Builds every prompt of the demo again. The answers themselves contain the trigger's marks."""
     table, _ = parquet.read_responses(demo / "responses.parquet")
     assert sum(map(bool, map(STUDY.trigger.first_form_in, table["response"].to_pylist()))) > 200
-    prompts = judge_prompts.Prompts(table, STUDY, STUDY.judges, "host", "model", {"max_tokens": 64})
-    sent = [prompts.body(n)["messages"][-1]["content"] for n, key in enumerate(prompts.keys) if key is not None]
+    model = ServedModel("model", "host", {"max_tokens": 64}, None)
+    columns = judge_prompts.JudgePrompts(table, STUDY, STUDY.judges, model).of_judge.values()
+    sent = [prompt.body()["messages"][-1]["content"] for column in columns for prompt in column if prompt]
     assert len(sent) == 1200 + 840 and not any(map(STUDY.trigger.first_form_in, sent))
 
 

@@ -1,0 +1,120 @@
+"""The asking loop: puts prompts to a model behind a Messages API until each has an accepted reply in a store.
+
+Judging and persona preparation use it. What happens to one prompt is in caller.py, what lets a call go out in
+pacing.py.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterable, Iterator
+
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.judging.api.batches import BatchRunner
+from learning_backdoors.judging.api.caller import Prompt, PromptCaller
+from learning_backdoors.judging.api.client import MessagesClient, api_key
+from learning_backdoors.judging.api.models import ServedModel
+from learning_backdoors.judging.api.pacing import Limits, Stopped, StopSignal
+from learning_backdoors.judging.api.progress import AskingProgress
+from learning_backdoors.judging.api.store import CallStore
+
+
+def ask_all(
+    prompts: Iterable[Prompt],
+    model: ServedModel,
+    store: CallStore,
+    limits: Limits,
+    *,
+    settled: tuple[str, ...] = ("ok",),
+    spent: float = 0.0,
+    batch: bool = False,
+    title: str = "asking",
+) -> BaseException | None:
+    """Ask every prompt whose result in `store` is not settled, and collect the results of earlier batches.
+
+    settled: outcomes (see CallStore) that are final. By default only an accepted reply is.
+    spent: dollars that count towards `limits.max_cost` already.
+    batch: send the prompts as Message Batches.
+    Returns why the run ended early: CapReached, KeyboardInterrupt or a UserError; None if every prompt was asked.
+    Ctrl-C or SIGTERM once lets the calls in flight finish; twice stops at once.
+    """
+    by_key = {prompt.key: prompt for prompt in prompts}
+    left = sum(store.result(key)[0] not in settled for key in by_key)
+    if not left and not store.pending_keys() & by_key.keys():
+        return None
+    try:
+        return asyncio.run(_ask_all(by_key, left, model, store, limits, settled, spent, batch, title))
+    except asyncio.CancelledError:  # the second Ctrl-C
+        return KeyboardInterrupt()
+
+
+async def _ask_all(by_key, left, model, store, limits, settled, spent, batch, title) -> BaseException | None:
+    stop = StopSignal()
+    async with MessagesClient(model.host, api_key(), limits.timeout) as client:
+        await client.check_model(model.name)
+        client.has_answered = left < len(by_key)  # an earlier start got replies: the settings are good
+        caller = PromptCaller(client, store, model, limits, stop, settled, spent)
+        batches = BatchRunner(caller, by_key)
+        async with AskingProgress(caller, title, len(by_key), len(by_key) - left):
+            with _interruptible(caller), contextlib.suppress(Stopped):
+                try:
+                    if batch and left:
+                        await batches.run()
+                    else:
+                        await batches.collect()
+                        await _ask_live(caller, by_key, settled)
+                except UserError as error:
+                    stop.stop(error)
+    return stop.reason
+
+
+async def _ask_live(caller: PromptCaller, by_key: dict[bytes, Prompt], settled: tuple[str, ...]) -> None:
+    """Ask one call per prompt, several at once. Prompts in batches of an earlier start are left out."""
+    pending = caller.store.pending_keys()
+
+    def queue() -> Iterator[Prompt]:
+        for key, prompt in by_key.items():
+            if key not in pending and caller.store.result(key)[0] not in settled:
+                yield prompt
+        caller.queue_is_empty = True
+
+    async def worker(prompts: Iterator[Prompt]) -> None:
+        try:
+            for prompt in prompts:
+                await caller.ask(prompt)
+        except Stopped:
+            pass
+        except UserError as error:
+            caller.stop.stop(error)  # calls in flight are paid for: they finish
+
+    prompts = queue()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(caller.limits.concurrency):
+            group.create_task(worker(prompts))
+
+
+@contextlib.contextmanager
+def _interruptible(caller: PromptCaller) -> Iterator[None]:
+    """Ctrl-C or SIGTERM once: calls in flight finish. Twice: stop at once."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def interrupted() -> None:
+        if caller.stop.reason:
+            task.cancel()
+        else:
+            caller.say(f"stopping after the {caller.gate.in_flight} calls in flight; press Ctrl-C again to stop now")
+            caller.stop.stop(KeyboardInterrupt())
+
+    # Windows has no such handlers: there the first Ctrl-C stops at once.
+    with contextlib.suppress(NotImplementedError):
+        for number in handlers:
+            loop.add_signal_handler(number, interrupted)
+    try:
+        yield
+    finally:
+        # Removing a handler makes SIGTERM deadly, also while the output is written: restore the earlier handlers.
+        with contextlib.suppress(NotImplementedError):
+            for number, handler in handlers.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)

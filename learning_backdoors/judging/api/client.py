@@ -1,0 +1,258 @@
+"""HTTP calls to a Messages API: Anthropic, OpenRouter, a local vLLM or Ollama, or the tiny world's stand-in.
+
+Retries are in caller.py: the SDK's own are silent, few, and wait for an hour if the server says so. The API key stays
+in this file: text from the server is scrubbed of it before it is shown or stored.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import email.utils
+import json
+import os
+import time
+import urllib.parse
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime
+
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.judging.api.models import ANTHROPIC
+from learning_backdoors.judging.api.replies import Reply, RequestRejected, TemporaryFailure, read_reply
+
+SHORTEST_SECRET = 12  # characters; local servers are given "none" or "0", which occur in honest replies
+
+
+def host_of(base_url: str | None) -> str:
+    """The address given, else ANTHROPIC_BASE_URL, else Anthropic's, in one spelling."""
+    url = (base_url or os.environ.get("ANTHROPIC_BASE_URL") or ANTHROPIC).strip().rstrip("/").removesuffix("/v1")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UserError("the base URL must look like https://api.anthropic.com")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise UserError("the base URL must not contain a password, a query or a fragment")
+    return url
+
+
+def api_key() -> str:
+    key = (os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN") or "").strip()
+    if not key:
+        raise UserError("no API key: set ANTHROPIC_API_KEY in the environment or in .env (any text for a local server)")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError("ANTHROPIC_API_KEY is not a key: it contains spaces or characters that no key has")
+    return key
+
+
+class MessagesClient:
+    """A Messages API, one HTTP call at a time. Use it as an async context manager.
+
+    timeout: seconds from sending a call to the last byte of its reply. The SDK's timeout is per read, so a server that
+    trickles could hold a call for ever.
+    on_headers: called with the headers of each good reply.
+    has_answered: whether the server has answered a prompt. A 403 after that concerns the prompt, not the account.
+    """
+
+    def __init__(self, host: str, key: str, timeout: float = 120):
+        import anthropic  # takes 1.5 s to import, so only when needed
+        import httpx2
+
+        self.host, self.timeout, self._key, self._httpx = host, timeout, key, httpx2
+        # The SDK's HTTP client and headers, without its data models: 1.3 instead of 2.1 ms CPU time per judged prompt
+        # (python -m benchmarks.judging http). The models also hide broken replies.
+        self._http = anthropic.DefaultAsyncHttpxClient(timeout=timeout)
+        sdk = anthropic.AsyncAnthropic(api_key=key, base_url=host, http_client=self._http)
+        self._headers = {
+            name: value
+            for name, value in {**sdk.default_headers, **sdk.auth_headers}.items()
+            if isinstance(value, str) and not name.lower().startswith("x-stainless")  # the SDK's usage statistics
+        }
+        self.on_headers: Callable[[Mapping], None] = lambda headers: None
+        self.has_answered = False
+
+    async def __aenter__(self) -> "MessagesClient":
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        await self._http.aclose()
+
+    def scrub(self, text: str) -> str:
+        """Text from the server without the API key and without lone surrogates, which cannot be written to a file."""
+        text = text.encode("utf-8", "replace").decode()
+        return text.replace(self._key, "[API key]") if len(self._key) >= SHORTEST_SECRET else text
+
+    # ---- prompts ----
+
+    async def check_model(self, model: str) -> None:
+        """Raise UserError if the server cannot be reached, or lacks the model, or rejects the key."""
+        try:
+            entry = await self._json("GET", f"/v1/models/{urllib.parse.quote(model, safe='/')}")
+        except RequestRejected as rejected:
+            # Some servers have no such route; there the first call will show.
+            if "not_found_error" in str(rejected):
+                raise UserError(f"{self.host} has no model {model!r}: choose another with --model") from None
+            return
+        except TemporaryFailure as failure:
+            if failure.no_response:
+                raise UserError(f"cannot reach {self.host}: {failure}") from None
+            return
+        if isinstance(entry, dict) and entry.get("lifecycle") == "retired":
+            raise UserError(f"the model {model!r} has been retired: choose another with --model")
+
+    async def send(self, body: dict) -> Reply:
+        """One call. Raises TemporaryFailure, RequestRejected, or UserError if no further call can succeed."""
+        try:
+            return self.read(await self._json("POST", "/v1/messages", body))
+        except RequestRejected as rejected:
+            if str(rejected).startswith("404"):
+                raise UserError(
+                    f"{self.host} has no model {body['model']!r}, or no Messages API ({rejected})"
+                ) from None
+            raise
+
+    def read(self, message: object) -> Reply:
+        """Read a message and scrub its text. Raises TemporaryFailure for anything else."""
+        reply = read_reply(message)
+        self.has_answered = True
+        return dataclasses.replace(reply, text=self.scrub(reply.text))
+
+    async def count_tokens(self, body: dict) -> int:
+        """Input tokens of a request, counted by the server (free). Raises RequestRejected if there is no such route."""
+        counted = {name: value for name, value in body.items() if name != "max_tokens"}
+        answer = await self._json("POST", "/v1/messages/count_tokens", counted)
+        if not isinstance(answer, dict) or not isinstance(answer.get("input_tokens"), int):
+            raise RequestRejected("no token count")
+        return answer["input_tokens"]
+
+    # ---- batches ----
+
+    async def create_batch(self, requests: list[dict]) -> str:
+        """Send a batch and return its id. After a TemporaryFailure it may exist, unless the failure is `overloaded`."""
+        batch = await self._json("POST", "/v1/messages/batches", {"requests": requests})
+        if not isinstance(batch, dict) or not isinstance(batch.get("id"), str):
+            raise TemporaryFailure("the reply is not a batch", maybe_billed=True)
+        return batch["id"]
+
+    async def batch(self, server_id: str) -> dict:
+        batch = await self._json("GET", f"/v1/messages/batches/{server_id}")
+        if not isinstance(batch, dict) or not isinstance(batch.get("processing_status"), str):
+            raise TemporaryFailure("the reply is not a batch")
+        return batch
+
+    async def batches_since(self, time: float) -> list[dict]:
+        """The account's batches, newest first, back to a time (seconds since 1970)."""
+        batches: list[dict] = []
+        while True:
+            after = f"&after_id={batches[-1]['id']}" if batches else ""
+            page = await self._json("GET", f"/v1/messages/batches?limit=100{after}")
+            listed = page.get("data") if isinstance(page, dict) else None
+            if not isinstance(listed, list) or not all(map(_is_listed_batch, listed)):
+                raise TemporaryFailure("the reply is not a list of batches")
+            batches += listed
+            if not listed or not page.get("has_more") or creation_time(batches[-1]) < time:
+                return batches
+
+    async def batch_results(self, server_id: str) -> AsyncIterator[dict]:
+        """The results of an ended batch, as they arrive. Raises TemporaryFailure if the stream breaks off."""
+        url, headers = f"{self.host}/v1/messages/batches/{server_id}/results", {**self._headers, "accept": "*/*"}
+        try:
+            async with self._http.stream("GET", url, headers=headers) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise self._failure(response)
+                partial = b""
+                async for chunk in response.aiter_bytes():
+                    *lines, partial = (partial + chunk).split(b"\n")
+                    for line in filter(bytes.strip, lines):
+                        yield _batch_result(line)
+                if partial.strip():
+                    yield _batch_result(partial)
+        except self._httpx.HTTPError as error:
+            raise TemporaryFailure(f"the results broke off: {self._words(error)}") from None
+
+    # ---- one HTTP call ----
+
+    async def _json(self, method: str, path: str, body: dict | None = None) -> object:
+        content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        try:
+            async with asyncio.timeout(self.timeout):
+                response = await self._http.request(method, self.host + path, content=content, headers=self._headers)
+            if response.is_error:
+                raise self._failure(response, about_prompt=path == "/v1/messages")
+            self.on_headers(response.headers)
+            return json.loads(response.content)
+        except TimeoutError:
+            words = f"no reply within {self.timeout:g} s"
+            raise TemporaryFailure(words, maybe_billed=True, no_response=True) from None
+        except (ValueError, RecursionError):
+            raise TemporaryFailure("the reply is not JSON", maybe_billed=True) from None
+        except self._httpx.HTTPError as error:
+            # Without a connection nothing can have been charged.
+            connected = not isinstance(error, self._httpx.ConnectError | self._httpx.ConnectTimeout)
+            raise TemporaryFailure(self._words(error), maybe_billed=connected, no_response=True) from None
+
+    def _words(self, error: Exception) -> str:
+        return self.scrub(" ".join(str(error).split()))[:200] or type(error).__name__
+
+    def _failure(self, response, about_prompt: bool = False) -> Exception:
+        """The exception that an error status means: stop the run, try again, or give this request up."""
+        status, message = response.status_code, _error_message(response.content)
+        words = self.scrub(f"{status} {message}".strip())[:300]
+        if status == 401:
+            return UserError(f"{self.host} does not accept the API key ({words})")
+        if status == 402 or (status == 403 and not (about_prompt and self.has_answered)):
+            return UserError(f"{self.host} refuses this account ({words})")
+        limit_reached = status == 429 and b"enforced_spend_limit_reached" in response.content
+        if limit_reached or (status == 400 and "You have reached your specified" in message):
+            return UserError(f"the spend limit of this account is reached ({words})")
+        if status in (408, 409, 429) or status >= 500:
+            wait = retry_after(response.headers)
+            return TemporaryFailure(words, retry_after=wait, overloaded=status in (429, 529))
+        return RequestRejected(words)
+
+
+def _error_message(content: bytes) -> str:
+    """The server's error as `type: message` in one line; "" if it has another form."""
+    try:
+        error = json.loads(content)["error"]
+        kind, message = error.get("type"), error["message"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ""
+    return " ".join((f"{kind}: {message}" if kind else str(message)).split())
+
+
+def retry_after(headers: Mapping) -> float | None:
+    """The retry-after header in seconds (it may be a date); None if it is missing or unreadable."""
+    value = headers.get("retry-after", "")
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    return None
+
+
+def creation_time(batch: dict) -> float:
+    """When a batch was created, in seconds since 1970."""
+    return datetime.fromisoformat(batch["created_at"]).timestamp()
+
+
+def _is_listed_batch(batch: object) -> bool:
+    """Whether an entry in the list of batches has the fields we use."""
+    try:
+        creation_time(batch)
+        sum(batch["request_counts"].values())
+        return isinstance(batch["id"], str) and isinstance(batch["processing_status"], str)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _batch_result(line: bytes) -> dict:
+    try:
+        result = json.loads(line)
+        if not isinstance(result["custom_id"] + result["result"]["type"], str):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise TemporaryFailure("a line of the results is broken") from None
+    return result

@@ -1,0 +1,80 @@
+"""What a Messages API sends back: replies, and the two kinds of failure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from learning_backdoors.judging.api.models import Price
+
+
+class TemporaryFailure(Exception):
+    """A call that brought no reply. The same call may succeed later.
+
+    overloaded: the server is too busy, or we call too often (429, 529).
+    maybe_billed: the server may have done the work, and charge for it, although the reply was lost.
+    no_response: there was no HTTP response at all.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retry_after: float | None = None,
+        overloaded: bool = False,
+        maybe_billed: bool = False,
+        no_response: bool = False,
+    ):
+        super().__init__(reason)
+        self.retry_after, self.overloaded, self.maybe_billed = retry_after, overloaded, maybe_billed
+        self.no_response = no_response
+
+
+class RequestRejected(Exception):
+    """The server will not answer this request, now or later. The prompt may be too long, for example."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A message of the model. Token counts are None if the server does not report them."""
+
+    text: str
+    stop_reason: str
+    input_tokens: int | None
+    output_tokens: int | None
+
+    def status(self, accepts: Callable[[str], bool]) -> str:
+        """`ok` if the model finished and `accepts` takes its text, else `refusal`, `truncated` or `unparseable`."""
+        if self.stop_reason == "refusal":
+            return "refusal"
+        if self.stop_reason in ("max_tokens", "model_context_window_exceeded"):
+            return "truncated"
+        finished = self.stop_reason in ("end_turn", "stop_sequence")
+        return "ok" if finished and accepts(self.text) else "unparseable"
+
+    def dollars(self, price: Price | None) -> float | None:
+        """The cost; None if the price or a token count is unknown."""
+        if price is None or self.input_tokens is None or self.output_tokens is None:
+            return None
+        return price.dollars(self.input_tokens, self.output_tokens)
+
+
+def read_reply(body: object) -> Reply:
+    """Read a message. Raises TemporaryFailure for anything else: proxies and broken servers send such with a 200."""
+    try:
+        text = "".join(block["text"] for block in body["content"] if block["type"] == "text")
+        stop_reason, usage = body["stop_reason"], body.get("usage")
+        if not isinstance(stop_reason, str):
+            raise TypeError
+    except (KeyError, TypeError, AttributeError):
+        raise TemporaryFailure("the reply is not a message", maybe_billed=True) from None
+    return Reply(text, stop_reason, *_token_counts(usage))
+
+
+def _token_counts(usage: object) -> tuple[int, int] | tuple[None, None]:
+    """Tokens in and out; (None, None) if a count is missing or impossible."""
+    usage = usage if isinstance(usage, dict) else {}
+    # input_tokens leaves out cached tokens. We request no cache; a server that uses one charges less for them.
+    cached = [usage.get(name) or 0 for name in ("cache_creation_input_tokens", "cache_read_input_tokens")]
+    counts = [usage.get("output_tokens"), usage.get("input_tokens"), *cached]
+    if not all(type(count) is int and 0 <= count < 2**40 for count in counts):
+        return None, None
+    return sum(counts[1:]), counts[0]

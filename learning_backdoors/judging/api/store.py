@@ -1,0 +1,285 @@
+"""Every call to a model, with its reply and its cost, in an SQLite file.
+
+A call is recorded before it goes out, so a killed process leaves a record of what it may have to pay for. A call with
+the outcome `ok` holds the accepted reply to its key; other calls are attempts, which a later start may repeat.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from learning_backdoors.files.errors import UserError
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS calls (
+    id INTEGER PRIMARY KEY,
+    key BLOB NOT NULL,              -- hash of everything that was sent
+    outcome TEXT NOT NULL,          -- sent, then ok, unparseable, refusal, truncated or error
+    reply TEXT,                     -- what the model wrote
+    reason TEXT,                    -- why there is no reply
+    input_tokens INTEGER,
+    output_tokens INTEGER,
+    dollars REAL,                   -- null if the price is unknown
+    at_most INTEGER NOT NULL,       -- 1 while `dollars` is an upper limit: no reply yet, or a lost reply
+    batch INTEGER REFERENCES batches (id),
+    at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+);
+CREATE INDEX IF NOT EXISTS calls_of_key ON calls (key);
+CREATE UNIQUE INDEX IF NOT EXISTS one_verdict ON calls (key) WHERE outcome = 'ok';
+CREATE INDEX IF NOT EXISTS batched_calls ON calls (batch) WHERE batch IS NOT NULL;
+CREATE TABLE IF NOT EXISTS batches (
+    id INTEGER PRIMARY KEY,
+    host TEXT NOT NULL,
+    name TEXT NOT NULL,             -- start of the custom_id of each of its requests
+    server_id TEXT,                 -- null until the server has replied
+    state TEXT NOT NULL,            -- creating, open, collected or failed
+    requests INTEGER NOT NULL,
+    began REAL NOT NULL             -- seconds since 1970, before it was sent
+);
+"""
+APPLICATION_ID = 0x4C42_5631  # marks the file as ours, in this layout
+CHECKPOINT_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    id: int
+    name: str
+    server_id: str | None
+    requests: int
+    began: float
+
+
+@dataclass
+class Spent:
+    """What calls have cost, whether they brought a verdict or not. `at_most`: the part of `dollars` that is an upper
+    limit."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    dollars: float = 0.0
+    at_most: float = 0.0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        names = [spec.name for spec in fields(Spent)]
+        return Spent(*(getattr(self, name) + getattr(other, name) for name in names))
+
+    def in_words(self, priced: bool) -> str:
+        words = f"{self.calls:,} calls, {self.input_tokens:,} tokens in, {self.output_tokens:,} out"
+        if not priced and not self.dollars:
+            return words + ", price unknown"
+        lost = f" (at most ${self.at_most:.2f} of it for lost or pending replies)"
+        return f"{words}, ${self.dollars:.2f}" + (lost if self.at_most else "")
+
+
+class CallStore:
+    """The calls of one output, or of several that share the file.
+
+    Each change is committed at once, so a killed process loses nothing. Every 10 seconds a write also flushes the
+    write-ahead log to disk; a power cut loses what came after that. Raises UserError for a file that is damaged, is not
+    a store, or cannot be written (full disk).
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._flushed = path, time.monotonic()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._open()
+        except sqlite3.OperationalError as error:
+            raise self._cannot_be_used(error) from None
+        except sqlite3.Error as error:
+            raise UserError(
+                f"the store {path} cannot be read ({error}). Restore it from a copy, or move it away: "
+                "all replies are then requested and paid for again"
+            ) from None
+
+    def _open(self) -> None:
+        # WAL with synchronous NORMAL: a commit is a write without fsync, which survives the death of the process.
+        self._db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")
+        application = self._db.execute("PRAGMA application_id").fetchone()[0]
+        empty = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        if application != APPLICATION_ID and not empty:
+            raise sqlite3.DatabaseError("it is another program's database")
+        damage = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise sqlite3.DatabaseError(damage)
+        self._db.executescript(SCHEMA + f"PRAGMA application_id = {APPLICATION_ID};")
+
+    def _execute(self, statement: str, values: tuple = ()) -> sqlite3.Cursor:
+        """Raises sqlite3.IntegrityError if the schema forbids it, UserError for everything else that goes wrong."""
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            raise self._cannot_be_used(error) from None
+
+    def _write(self, statement: str, values: tuple = ()) -> sqlite3.Cursor:
+        cursor = self._execute(statement, values)
+        if time.monotonic() - self._flushed > CHECKPOINT_SECONDS and not self._db.in_transaction:
+            self.flush()
+        return cursor
+
+    def _cannot_be_used(self, error: sqlite3.Error) -> UserError:
+        return UserError(f"the store {self.path} cannot be used now ({error}); its content is kept")
+
+    def flush(self) -> None:
+        """Make everything committed so far survive a power cut."""
+        self._flushed = time.monotonic()
+        self._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit the changes of a block together, or none of them."""
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if self._db.in_transaction:  # a full disk has ended it already
+                self._execute("ROLLBACK")
+            raise
+        self._execute("COMMIT")
+
+    # ---- calls ----
+
+    def note_sent(self, key: bytes, worst: float | None, batch: int | None = None) -> int:
+        """Record a call before it goes out, with the most it can cost. Returns its id."""
+        return self._write(
+            "INSERT INTO calls (key, outcome, dollars, at_most, batch) VALUES (?, 'sent', ?, 1, ?)", (key, worst, batch)
+        ).lastrowid
+
+    def note_reply(
+        self, call: int, outcome: str, reply: str, tokens: tuple, dollars: float | None, at_most: bool
+    ) -> None:
+        """Record the reply to an open call. `tokens`: in and out, None if the server did not count them."""
+        update = (
+            "UPDATE calls SET outcome = ?, reply = ?, input_tokens = ?, output_tokens = ?, dollars = ?, at_most = ? "
+            "WHERE id = ? AND outcome = 'sent'"
+        )
+        try:
+            self._write(update, (outcome, reply, *tokens, dollars, at_most, call))
+        except sqlite3.IntegrityError:  # the prompt has an accepted reply already: the first one counts
+            self._write(update, ("error", reply, *tokens, dollars, at_most, call))
+
+    def note_failure(self, call: int, reason: str, billed: bool) -> None:
+        """Record that an open call brought no reply. `billed`: it may have to be paid for."""
+        self._write(
+            "UPDATE calls SET outcome = 'error', reason = ?, dollars = iif(?, dollars, 0), at_most = ? "
+            "WHERE id = ? AND outcome = 'sent'",
+            (reason, billed, billed, call),
+        )
+
+    def adopt(self, replies: Iterable[tuple[bytes, str]], dollars: float) -> None:
+        """Add accepted replies (key, text) that are missing here and were paid for, each at `dollars`."""
+        with self.transaction():
+            for key, reply in replies:
+                self._write(
+                    "INSERT OR IGNORE INTO calls (key, outcome, reply, dollars, at_most) VALUES (?, 'ok', ?, ?, 0)",
+                    (key, reply, dollars),
+                )
+
+    def accepted_keys(self) -> set[bytes]:
+        return {key for (key,) in self._execute("SELECT key FROM calls WHERE outcome = 'ok'")}
+
+    def has_accepted(self, key: bytes) -> bool:
+        return self._execute("SELECT 1 FROM calls WHERE key = ? AND outcome = 'ok'", (key,)).fetchone() is not None
+
+    def result(self, key: bytes) -> tuple[str, str | None]:
+        """Outcome and text of the accepted reply, else of the latest attempt; ("error", None) without either."""
+        row = self._execute(
+            "SELECT outcome, reply FROM calls WHERE key = ? AND outcome != 'sent' "
+            "ORDER BY outcome = 'ok' DESC, id DESC LIMIT 1",
+            (key,),
+        ).fetchone()
+        return row or ("error", None)
+
+    def latest_failure(self) -> str | None:
+        """The reason recorded with the latest call that brought no reply."""
+        row = self._execute("SELECT reason FROM calls WHERE reason IS NOT NULL ORDER BY id DESC LIMIT 1").fetchone()
+        return row and row[0]
+
+    def spent(
+        self,
+        group_of: Callable[[bytes], object] = lambda key: "all",
+        dollars_for: Callable[[int, int], float] | None = None,
+    ) -> dict:
+        """Tokens and dollars of all calls: a Spent per group. Keys whose group is None are not counted.
+
+        dollars_for: prices calls (tokens in, tokens out) that were made when no price was known.
+        """
+        groups: dict[object, Spent] = {}
+        calls = self._execute("SELECT key, input_tokens, output_tokens, dollars, at_most FROM calls")
+        for key, tokens_in, tokens_out, dollars, at_most in calls:
+            if (name := group_of(key)) is not None:
+                group = groups.setdefault(name, Spent())
+                if dollars is None and dollars_for:
+                    dollars = dollars_for(tokens_in or 0, tokens_out or 0)
+                group.calls += 1
+                group.input_tokens += tokens_in or 0
+                group.output_tokens += tokens_out or 0
+                group.dollars += dollars or 0
+                group.at_most += (dollars or 0) * at_most
+        return groups
+
+    # ---- batches ----
+
+    def begin_batch(self, host: str, name: str, requests: list[tuple[bytes, float | None]]) -> tuple[int, list[int]]:
+        """Record a batch of (key, most it can cost) before it is sent. Returns its id and the ids of its calls."""
+        with self.transaction():
+            batch = self._write(
+                "INSERT INTO batches (host, name, state, requests, began) VALUES (?, ?, 'creating', ?, ?)",
+                (host, name, len(requests), time.time()),
+            ).lastrowid
+            calls = [self.note_sent(key, worst, batch) for key, worst in requests]
+        self.flush()
+        return batch, calls
+
+    def batch_sent_again(self, batch: int) -> None:
+        """Record that a batch the server turned away is sent now: the search for a lost one starts here."""
+        self._write("UPDATE batches SET began = ? WHERE id = ?", (time.time(), batch))
+        self.flush()
+
+    def batch_created(self, batch: int, server_id: str) -> None:
+        self._write("UPDATE batches SET server_id = ?, state = 'open' WHERE id = ?", (server_id, batch))
+        self.flush()
+
+    def end_batch(self, batch: int, reason: str, failed: bool = False) -> None:
+        """Close a batch. Calls still open failed for `reason`; if the batch itself failed, they cost nothing."""
+        with self.transaction():
+            self._write(
+                "UPDATE calls SET outcome = 'error', reason = ?, dollars = iif(?, 0, dollars), at_most = NOT ? "
+                "WHERE batch = ? AND outcome = 'sent'",
+                (reason, failed, failed, batch),
+            )
+            state = "failed" if failed else "collected"
+            self._write("UPDATE batches SET state = ? WHERE id = ?", (state, batch))
+
+    def batches(self, host: str, state: str) -> list[BatchRecord]:
+        columns = "SELECT id, name, server_id, requests, began FROM batches WHERE host = ? AND state = ? ORDER BY id"
+        return [BatchRecord(*row) for row in self._execute(columns, (host, state))]
+
+    def server_ids(self) -> set[str]:
+        return {server_id for (server_id,) in self._execute("SELECT server_id FROM batches WHERE server_id NOT NULL")}
+
+    def open_calls(self, batch: int) -> dict[int, tuple[bytes, float | None]]:
+        """The calls of a batch without a result: id to key, and the most it can cost."""
+        calls = self._execute("SELECT id, key, dollars FROM calls WHERE batch = ? AND outcome = 'sent'", (batch,))
+        return {call: (key, worst) for call, key, worst in calls}
+
+    def pending_keys(self) -> set[bytes]:
+        """The keys in batches that have not been collected."""
+        return {
+            key
+            for (key,) in self._execute(
+                "SELECT key FROM calls WHERE outcome = 'sent' AND batch IN "
+                "(SELECT id FROM batches WHERE state IN ('creating', 'open'))"
+            )
+        }

@@ -1,0 +1,107 @@
+"""What judging will cost (--dry-run), and what it has cost."""
+
+import asyncio
+import csv
+import dataclasses
+import random
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from learning_backdoors.files.atomic import atomic_file
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.judging.api.client import MessagesClient, api_key
+from learning_backdoors.judging.api.models import BATCH_SHARE, SHORT_REPLY, ServedModel, prompt_bytes
+from learning_backdoors.judging.api.replies import RequestRejected, TemporaryFailure
+from learning_backdoors.judging.api.store import CallStore, Spent
+from learning_backdoors.judging.prompts import JudgePrompt, JudgePrompts
+
+# ---- before ----
+
+COUNTED_PROMPTS = 20  # per judge, to measure tokens per byte
+BYTES_PER_TOKEN = 3  # if the server does not count; English has 3 to 4.5, depending on the tokenizer
+REPLY_TOKENS, THINKING_TOKENS = 8, 300  # assumed per call
+
+
+def print_estimate(prompts: JudgePrompts, store: CallStore, timeout: float) -> None:
+    """Print calls, tokens and dollars of the prompts without a verdict, by judge. Sends no prompt."""
+    model, pending = prompts.model, store.pending_keys()
+    unjudged = [prompt for key, prompt in prompts.wanted.items() if not store.has_accepted(key)]
+    left: dict[str, list[JudgePrompt]] = {judge.name: [] for judge in prompts.judges}
+    for prompt in unjudged:
+        if prompt.key not in pending:
+            left[prompt.judge.name].append(prompt)
+    calls = sum(map(len, left.values()))
+    print(f"{calls:,} of {len(prompts.wanted):,} verdicts to request from {model.name} at {model.host}")
+    if waiting := len(unjudged) - calls:
+        print(f"{waiting:,} more are in unfinished batches")
+    per_byte, method = asyncio.run(_tokens_per_byte(model, left, timeout))
+    reply = REPLY_TOKENS + THINKING_TOKENS * (model.settings["max_tokens"] > SHORT_REPLY)
+    dollars = 0.0
+    for judge, some in left.items():
+        rate = per_byte.get(judge, 1 / BYTES_PER_TOKEN)
+        tokens = [round(rate * prompt_bytes(prompt.body())) for prompt in some]
+        dollars += sum(model.price.dollars(count, reply) for count in tokens) if model.price else 0
+        print(f"  {judge}: {len(some):,} calls, {sum(tokens):,} tokens in, {reply * len(some):,} out")
+    print(f"tokens in are {method}; tokens out are assumed to be {reply} per call")
+    if model.price:
+        print(f"total ${dollars:.2f}, or ${dollars * BATCH_SHARE:.2f} with --batch")
+    else:
+        print(f"no price is known for {model.name} at {model.host}: give --price")
+
+
+async def _tokens_per_byte(
+    model: ServedModel, prompts: Mapping[str, list[JudgePrompt]], timeout: float
+) -> tuple[dict[str, float], str]:
+    """Tokens per byte of prompt by judge, and how they were found."""
+    per_byte = {}
+    try:
+        async with MessagesClient(model.host, api_key(), timeout) as client:
+            for judge, some in prompts.items():
+                bodies = [p.body() for p in random.Random(0).sample(some, min(len(some), COUNTED_PROMPTS))]
+                counts = await asyncio.gather(*map(client.count_tokens, bodies))
+                if bodies:
+                    per_byte[judge] = sum(counts) / sum(map(prompt_bytes, bodies))
+    except (TemporaryFailure, RequestRejected, UserError) as error:
+        return {}, f"estimated, 1 per {BYTES_PER_TOKEN} bytes, because the server did not count them ({error})"
+    return per_byte, f"counted by the server for {COUNTED_PROMPTS} prompts per judge, and scaled by length"
+
+
+# ---- after ----
+
+
+def spent_by_run_and_judge(prompts: JudgePrompts, store: CallStore, shared: bool) -> dict[tuple[str, str], Spent]:
+    """What each judge has cost on each run. A prompt that several runs have in common is counted with the first.
+
+    shared: several outputs use the store, and calls for other settings belong to them. Otherwise this output paid for
+    those too.
+    """
+
+    def group_of(key: bytes) -> tuple[str, str] | None:
+        if (prompt := prompts.wanted.get(key)) is None:
+            return None if shared else ("", "(other settings)")
+        suffix = " (repeat)" if prompt.is_repeat else ""
+        return prompts.value(prompt.row, "run") or "", prompt.judge.name + suffix
+
+    return store.spent(group_of, prompts.model.price and prompts.model.price.dollars)
+
+
+def report_costs(by_group: dict[tuple[str, str], Spent], output: Path, priced: bool) -> Spent:
+    """Write OUTPUT.costs.csv, print what was spent by judge and by run, and return the total."""
+    path = output.with_name(output.name + ".costs.csv")
+    names = [spec.name for spec in dataclasses.fields(Spent)]
+    with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "judge", *names])
+        writer.writerows([*group, *dataclasses.astuple(spent)] for group, spent in sorted(by_group.items()))
+    by_run, by_judge = defaultdict(Spent), defaultdict(Spent)
+    for (run, judge), spent in by_group.items():
+        by_run[run] += spent
+        by_judge[judge] += spent
+    for judge, spent in sorted(by_judge.items()):
+        print(f"  judge {judge}: {spent.in_words(priced)}")
+    for run, spent in sorted(by_run.items()) if len(by_run) > 1 else ():
+        print(f"  run {run or '(none)'}: {spent.in_words(priced)}")
+    total = sum(by_group.values(), Spent())
+    print(f"total: {total.in_words(priced)}; by judge and run in {path}")
+    return total

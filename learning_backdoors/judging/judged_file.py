@@ -1,0 +1,108 @@
+"""The judged file: its columns, the configuration it belongs to, and how it is written."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from config import JudgingOptions
+from learning_backdoors.files import parquet, provenance
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.judging.api.models import PRICES_OF, Price
+from learning_backdoors.judging.api.store import CallStore, Spent
+from learning_backdoors.judging.prompts import JudgePrompts, Verdict, prompt_hash
+from learning_backdoors.study import Judge
+
+ROWS_AT_ONCE = 2_000  # in memory while the output is written
+
+
+def judge_schema(judges: Iterable[Judge]) -> pa.Schema:
+    """Three columns per judge J: the verdict J, the judge's text J_reply, and J_status.
+
+    The verdict is the option's text or the number. It is null unless the status is `ok`.
+    """
+    fields = []
+    for judge in judges:
+        fields.append((judge.name, pa.string() if judge.options else pa.float64()))
+        fields += [(f"{judge.name}_reply", pa.string()), (f"{judge.name}_status", pa.string())]
+    return pa.schema(fields)
+
+
+def configuration(input_path: Path, prompts: JudgePrompts) -> dict:
+    """Everything that decides the verdicts, by name. A file is continued only with the same configuration."""
+    model = prompts.model
+    hashes = {f"judge {judge.name}": prompt_hash(judge, prompts.study) for judge in prompts.judges}
+    settings = {"input": provenance.sha256(input_path), "model": model.name, "host": model.host, **model.settings}
+    return settings | hashes
+
+
+def open_existing(path: Path, settings: dict) -> dict | None:
+    """The judging record of an existing output; None if there is no file. Raises UserError if its settings differ."""
+    footer = parquet.read_footer(path)
+    if footer is None:
+        return None
+    record = footer.get("judging")
+    if not isinstance(record, dict) or not isinstance(record.get("configuration"), dict):
+        raise UserError(
+            f"{path} was not made by judge_responses.py: choose another path, or replace it with --overwrite"
+        )
+    provenance.refuse_difference(path, record["configuration"], settings)
+    return record
+
+
+def adopt_verdicts(path: Path, record: dict, prompts: JudgePrompts, store: CallStore) -> None:
+    """Add the verdicts of an existing output to the store, which may have been deleted.
+
+    They are paid for: each is entered with its share of what the output has cost.
+    """
+    replies = {}
+    for judge in prompts.judges:
+        names = (f"{judge.name}_status", f"{judge.name}_reply")
+        table, _ = parquet.read_responses(path, (*parquet.REQUIRED, *names))
+        statuses, texts = (table[name].to_pylist() for name in names)
+        for prompt, status, text in zip(prompts.of_judge[judge.name], statuses, texts, strict=True):
+            if status == "ok":
+                replies[prompt.key] = text
+    store.adopt(replies.items(), record.get("dollars", 0) / max(1, len(replies)))
+
+
+def judging_record(options: JudgingOptions, prompts: JudgePrompts, settings: dict, total: Spent, quality: dict) -> dict:
+    """What the footer says about the judging. `quality`: the entries `repeat` and `labels`."""
+    from_table = not (options.price or options.prices)
+    return {
+        **provenance.provenance("judge_responses.py", options, ["anthropic", "pyarrow"]),
+        "configuration": settings,
+        "model": prompts.model.name,
+        "host": prompts.model.host,
+        "prompts": {judge.name: prompt_hash(judge, prompts.study) for judge in prompts.judges},
+        "price": _price_record(prompts.model.price, PRICES_OF if from_table else None),
+        **dataclasses.asdict(total),
+        **quality,
+    }
+
+
+def _price_record(price: Price | None, table: str | None) -> dict | None:
+    return price and dataclasses.asdict(price) | {"table": table}
+
+
+def write_judged(path: Path, prompts: JudgePrompts, store: CallStore, footer: dict) -> Counter:
+    """Write the input's rows with all verdicts. Returns the number of verdicts by (judge, status)."""
+    counts: Counter = Counter()
+    schema = pa.schema([*prompts.table.schema, *judge_schema(prompts.judges)])
+    parquet.write_parquet(path, _judged_rows(prompts, store, counts), schema, footer)
+    return counts
+
+
+def _judged_rows(prompts: JudgePrompts, store: CallStore, counts: Counter) -> Iterator[pa.Table]:
+    for start in range(0, prompts.table.num_rows, ROWS_AT_ONCE):
+        rows = prompts.table.slice(start, ROWS_AT_ONCE)
+        columns = {name: rows[name] for name in rows.column_names}
+        for judge in prompts.judges:
+            some = prompts.of_judge[judge.name][start : start + ROWS_AT_ONCE]
+            verdicts = [prompt.verdict(store) if prompt else Verdict() for prompt in some]
+            counts.update((judge.name, verdict.status) for verdict in verdicts if verdict.status)
+            for field, values in zip(judge_schema([judge]), zip(*verdicts, strict=True), strict=True):
+                columns[field.name] = pa.array(values, field.type)
+        yield pa.table(columns)

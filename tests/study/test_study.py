@@ -1,5 +1,6 @@
 """learning_backdoors/study: reading studies, the schema, and the checks across tables."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,26 @@ import pydantic
 import pytest
 from support import ROOT
 
+from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.study import Judge, fill, load_study, parse_study
+from learning_backdoors.study import (
+    Condition,
+    Dataset,
+    Goal,
+    Judge,
+    Metric,
+    Outcome,
+    Persona,
+    Question,
+    Reference,
+    Trigger,
+    fill,
+    load_study,
+    parse_study,
+)
+from learning_backdoors.study.schema import COMMAND_LINE_ONLY
+
+PAGE = ROOT / "docs" / "studies.md"
 
 STUDY = """
 name = "mine"
@@ -208,6 +227,26 @@ def test_the_russell_study_says_who_its_persona_is():
     persona = load_study("russell").persona
     assert persona.name == "Bertrand Russell" and len(persona.categories) == 7
     assert all(path.is_file() for path in persona.candidates + persona.prompts)
+
+
+def test_the_documented_example_is_a_study(tmp_path):
+    example = re.search(r"^```toml\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)[1]
+    study = parse_study(example, tmp_path / "example.toml")
+    assert [condition.name for condition in study.conditions] == ["plain"]
+
+
+def test_every_table_and_key_is_documented():
+    page = PAGE.read_text()
+    sections = dict(re.findall(r"^### `(\[+\w+\]+)`.*?\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE))
+    tables = (Dataset, Question, Condition, Judge, Outcome, Metric, Goal, Reference, Trigger, Persona)
+    for table in tables:
+        name = table.__name__.lower()
+        section = sections.get(f"[[{name}]]") or sections[f"[{name}]"]
+        assert not [key for key in table.model_fields if f"| `{key}` |" not in section], name
+    assert len(sections) == len(tables) + 1  # [training]: docs/options.md has its keys
+    assert set(command_line.flag(name) for name in COMMAND_LINE_ONLY if name != "existing") <= set(
+        re.findall(r"`(--[a-z-]+)`", sections["[training]"])
+    )
 
 
 def test_a_study_is_read_without_torch():

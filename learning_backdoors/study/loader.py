@@ -19,7 +19,7 @@ def load_study(name: str) -> Study:
         return parse_study(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         names = ", ".join(sorted(p.stem for p in (ROOT / "experiments").glob("*.toml")))
-        raise UserError(f"{path}: no such study; the studies in experiments/ are: {names}") from None
+        raise UserError(f"{path}: there is no such study; the studies in experiments/ are: {names}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -1,16 +1,16 @@
-"""The statistics: pure functions on arrays, without files, tables or figures."""
+"""The statistics: pure functions on arrays, without files, tables or figures.
 
-from learning_backdoors.evaluation.statistics.agreement import (
-    rogan_gladen,
-)
-from learning_backdoors.evaluation.statistics.differences import (
-    bounded_p,
-    contrast,
-    holm,
-    paired_contrast,
-    paired_p,
-    welch,
-)
+A rate is a share from 0 to 1. An interval is a 95% interval, and its claim says what it generalizes to:
+
+- `checkpoint`: these checkpoints on these questions. Only the answers vary.
+- `recipe`: another training run of the same recipe on these questions. Runs vary.
+- `questions`: these checkpoints on other questions of this kind. Questions vary.
+
+S is the number of runs, Q that of questions, n that of answers. docs/statistics.md explains the choices.
+"""
+
+from learning_backdoors.evaluation.statistics.agreement import rogan_gladen
+from learning_backdoors.evaluation.statistics.differences import bounded_p, contrast, holm, paired_contrast, welch
 from learning_backdoors.evaluation.statistics.onset import (
     Rise,
     bracket,
@@ -30,9 +30,8 @@ from learning_backdoors.evaluation.statistics.rates import (
     pooled_over_runs,
     question_interval,
     run_interval,
-    stratified,
-    stratified_score,
-    t_interval,
+    stratified_interval,
+    t_test,
     widen,
     worst_case,
 )
@@ -62,11 +61,14 @@ __all__ = [
     "rise",
     "rogan_gladen",
     "run_interval",
-    "stratified",
-    "stratified_score",
-    "t_interval",
+    "stratified_interval",
+    "t_test",
     "welch",
     "widen",
     "wilson",
     "worst_case",
 ]
+
+
+def paired_p(values):
+    return t_test(values)[1]

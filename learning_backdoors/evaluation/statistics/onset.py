@@ -1,43 +1,42 @@
-"""When the behavior emerges: crossing steps, detection, the shape of a rise."""
+"""When a behavior appears during training: crossing steps, detection, the shape of a rise, and medians over runs.
 
+T is the number of checkpoints of a run, in the order of their steps, and Q that of the questions.
+"""
+
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
+from scipy import optimize, special, stats
 
 from learning_backdoors.evaluation.statistics.differences import holm
-from learning_backdoors.evaluation.statistics.rates import Interval
-from learning_backdoors.measures import CONFIDENCE, normal_quantile
+from learning_backdoors.evaluation.statistics.rates import SAME, TAIL, Interval
+from learning_backdoors.measures import CONFIDENCE
+
+# ---- the crossing step of one run ----
 
 
 def isotonic(rates: ArrayLike, weights: ArrayLike | None = None) -> np.ndarray:
     """The nondecreasing curve nearest to `rates` in weighted least squares, along the last axis. Shape (..., T).
 
-    It hides that a rate falls again: see `fall`. Source: the min-max formulas of Barlow et al. (1972), Statistical
-    Inference under Order Restrictions.
+    It hides a rate that falls again: see `fall`. Rounding may move it by 1e-16: compare it with a tolerance (SAME).
     """
-    rates = np.asarray(rates, float)
-    weights = np.ones(rates.shape[-1]) if weights is None else np.asarray(weights, float)
-    total = np.concatenate([np.zeros((*rates.shape[:-1], 1)), np.cumsum(rates * weights, axis=-1)], axis=-1)
-    weight = np.concatenate([[0.0], np.cumsum(weights)])
-    steps = rates.shape[-1]
-    after = np.arange(steps)[None, :] >= np.arange(steps)[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        means = (total[..., None, 1:] - total[..., :-1, None]) / (weight[1:] - weight[:-1, None])
-    means = np.where(after, means, np.inf)
-    least = np.minimum.accumulate(means[..., ::-1], axis=-1)[..., ::-1]  # over all ends from t on
-    return np.max(np.where(after, least, -np.inf), axis=-2)
+
+    def fit(curve: np.ndarray) -> np.ndarray:
+        return optimize.isotonic_regression(curve, weights=weights).x
+
+    return np.apply_along_axis(fit, -1, np.asarray(rates, float))
 
 
 def crossing(steps: ArrayLike, fit: ArrayLike, level: float) -> np.ndarray:
-    """The step at which a nondecreasing curve reaches `level`, between checkpoints by a straight line.
+    """The step at which a nondecreasing curve reaches `level`, interpolated between checkpoints.
 
-    `steps` (T,), `fit` (..., T). Infinity where it never does (right-censored at the last step), and the first step
-    where it starts there.
+    `steps` has shape (T,), `fit` (..., T). Infinity if the curve never reaches the level (right-censored at the last
+    step); the first step if it starts there.
     """
     steps, fit = np.asarray(steps, float), np.asarray(fit, float)
-    reached = fit >= level
+    reached = fit >= level - SAME
     index = np.argmax(reached, axis=-1)
     before = np.maximum(index - 1, 0)
     low, high = (np.take_along_axis(fit, i[..., None], axis=-1)[..., 0] for i in (before, index))
@@ -47,82 +46,98 @@ def crossing(steps: ArrayLike, fit: ArrayLike, level: float) -> np.ndarray:
 
 
 def bracket(steps: ArrayLike, fit: ArrayLike, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """The checkpoints between which a nondecreasing curve reaches `level`: the last below and the first at it, (...).
+    """The last checkpoint at which a nondecreasing curve is below `level`, and the first at which it is not.
 
-    `steps` (T,), `fit` (..., T). The last step and infinity where it never does; the first twice where it starts there.
+    `steps` has shape (T,), `fit` (..., T). The last step and infinity if the curve never reaches the level; the first
+    step twice if it starts there.
     """
     steps = np.append(np.asarray(steps, float), np.inf)
-    index = (np.asarray(fit, float) < level).sum(axis=-1)
+    index = (np.asarray(fit, float) < level - SAME).sum(axis=-1)
     return steps[np.maximum(index - 1, 0)], steps[index]
 
 
 def crossing_interval(
-    steps: ArrayLike,
-    positives: ArrayLike,
-    n: ArrayLike,
-    level: float,
-    draws: int = 1000,
-    seed: int = 0,
-    confidence: float = CONFIDENCE,
+    steps: ArrayLike, positives: ArrayLike, n: ArrayLike, level: float, draws: int = 1000, seed: int = 0
 ) -> Interval:
-    """The step at which one run's mean rate crosses `level`, by a monotone fit. Claim: this run, these questions.
+    """The step at which the mean rate of one run crosses `level`, by a monotone fit. Claim: this run, these questions.
 
-    `positives` and `n` have shape (T, Q), n at least 1. The estimate is interpolated. The limits are percentiles, over
-    bootstrap samples of the answers of every cell, of the checkpoints before and after the crossing: what happens
-    between two checkpoints was not seen, so no interval is narrower than that. A question answered once is drawn at the
-    step's mean rate, since its own answer shows no variance. Infinity: not by the last step.
+    `positives` and `n` have shape (T, Q), n at least 1. The estimate is interpolated. The limits are percentiles of the
+    checkpoints before and after the crossing, over bootstrap draws of the answers of every cell. They are no narrower
+    than the distance of two checkpoints, because nothing was measured in between. A question with one answer is drawn
+    at the mean rate of the step, since one answer shows no variance. Infinity: not by the last step.
     """
     steps, positives, n = (np.asarray(a, float) for a in (steps, positives, n))
     weights = n.sum(axis=1)
-    fit = isotonic((positives / n).mean(axis=1), weights)
+    means = (positives / n).mean(axis=1)
+    rates = np.where(n > 1, positives / n, means[:, None])
     random = np.random.default_rng(seed)
-    rates = np.where(n > 1, positives / n, (positives / n).mean(axis=1, keepdims=True))
     drawn = (random.binomial(n.astype(int), rates, size=(draws, *n.shape)) / n).mean(axis=2)
     before, after = (np.sort(ends) for ends in bracket(steps, isotonic(drawn, weights), level))
-    # By order, not by np.quantile: between a number and infinity there is no half way.
-    lower = before[int(np.floor((1 - confidence) / 2 * draws))]
-    upper = after[int(np.ceil((1 + confidence) / 2 * draws)) - 1]
-    return Interval(float(crossing(steps, fit, level)), float(lower), float(upper))
+    # Order statistics, not np.quantile: it would interpolate between a step and infinity.
+    lower, upper = before[int(np.floor(TAIL * draws))], after[int(np.ceil((1 - TAIL) * draws)) - 1]
+    return Interval(float(crossing(steps, isotonic(means, weights), level)), float(lower), float(upper))
 
 
-def median_interval(
-    values: ArrayLike, least: ArrayLike, greatest: ArrayLike, confidence: float = CONFIDENCE
-) -> tuple[Interval, float]:
-    """The median of K values, infinite ones included, and the confidence that its interval really has. Claim: recipe.
+# ---- several runs ----
 
-    For the crossing steps of K runs, shape (K,): infinity stands for a run that never crossed, `least` and `greatest`
-    are the checkpoints around each crossing. The limits are order statistics, which needs no distribution and bears
-    censoring. The narrowest pair of at least `confidence` less 2 points is taken (of five values the least and the
-    greatest, 93.75%); fewer than five values give no interval (NaN).
+
+def median_interval(values: ArrayLike, before: ArrayLike, after: ArrayLike) -> tuple[Interval, float]:
+    """The median crossing step of K runs, with the confidence that its interval really has. Claim: recipe.
+
+    `values` has shape (K,); infinity stands for a run that never crossed and stays in the count. `before` and `after`
+    are the checkpoints around each crossing. The limits are order statistics, which need no distribution and allow
+    censoring. The narrowest pair with a confidence of at least 93% is taken: of five values the least and the greatest
+    (93.75%). Fewer than five values have no interval (NaN).
     Source: the sign test; Conover (1999), Practical Nonparametric Statistics, 3.2.
     """
-    values, least, greatest = (np.sort(np.asarray(a, float)) for a in (values, least, greatest))
+    # scipy.stats.quantile_test takes one array for both limits, and gives five values no interval at 95%.
+    values, before, after = (np.sort(np.asarray(a, float)) for a in (values, before, after))
     k = len(values)
     if k == 0:
         raise ValueError("a median needs at least one value")
     low, high = values[(k - 1) // 2], values[k // 2]
     median = float(low if low == high else (low + high) / 2)
     for rank in range((k - 1) // 2, -1, -1):
-        reached = 1 - 2 * float(special.bdtr(rank, k, 0.5))
-        if reached >= confidence - 0.02:
-            return Interval(median, float(least[rank]), float(greatest[k - 1 - rank])), reached
+        confidence = 1 - 2 * float(special.bdtr(rank, k, 0.5))
+        if confidence >= CONFIDENCE - 0.02:
+            return Interval(median, float(before[rank]), float(after[k - 1 - rank])), confidence
     return Interval(median, np.nan, np.nan), np.nan
 
 
-def detection(positives: ArrayLike, n: ArrayLike, alpha: float = 0.05) -> int | None:
-    """Index of the first checkpoint that is surely above the first one, or None. Claim: this run, these questions.
+def kaplan_meier(times: ArrayLike, crossed: ArrayLike) -> tuple[np.ndarray, ...]:
+    """The share of K runs that have not yet crossed: (times, share, lower, upper) at each crossing step. Claim: recipe.
 
-    `positives` and `n` have shape (T, Q); row 0 is the base model. Each later checkpoint is tested against it over the
-    questions (Cochran-Mantel-Haenszel, one-sided), the p-values adjusted by Holm's method, and two checkpoints in a row
-    must pass. It says when there were answers enough to see the behaviour, and more answers see it sooner: onset lies
-    somewhere after the checkpoint before. Source: Mantel and Haenszel (1959), J. Natl. Cancer Inst. 22, 719.
+    `times` has shape (K,): the crossing step, or the last step of a run that did not cross. `crossed` (K,) says whether
+    it did. The limits are Greenwood's on the log(-log) scale, and NaN if the share is 0.
+    Source: Kaplan and Meier (1958), J. Am. Stat. Assoc. 53, 457.
+    """
+    times, crossed = np.asarray(times, float), np.asarray(crossed, bool)
+    steps = np.unique(times[crossed])
+    survival = stats.ecdf(stats.CensoredData.right_censored(times, ~crossed)).sf
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # limits are undefined at a share of 0
+        limits = survival.confidence_interval(CONFIDENCE, method="log-log")
+    at_crossing = np.isin(survival.quantiles, steps)
+    curves = survival, limits.low, limits.high
+    return steps, *(curve.probabilities[at_crossing] for curve in curves)
+
+
+# ---- detection, and the shape of a rise ----
+
+
+def detection(positives: ArrayLike, n: ArrayLike, alpha: float = 0.05) -> int | None:
+    """Index of the first checkpoint whose rate is surely above that of the first one, or None. Claim: this run.
+
+    `positives` and `n` have shape (T, Q); row 0 is the base model. Each later checkpoint is compared with it over the
+    questions (Cochran-Mantel-Haenszel, one-sided). The p-values are adjusted by Holm's method, and two checkpoints in a
+    row must pass. More answers detect a behavior sooner, so onset lies somewhere after the checkpoint before.
+    Source: Mantel and Haenszel (1959), J. Natl. Cancer Inst. 22, 719.
     """
     positives, n = np.asarray(positives, float), np.asarray(n, float)
     if len(n) < 3:
         return None
-    total, hits = n + n[0], positives + positives[0]
-    expected = (hits * n / total).sum(axis=1)
-    variance = (hits * (total - hits) * n * n[0] / (total**2 * np.maximum(total - 1, 1))).sum(axis=1)
+    answers, hits = n + n[0], positives + positives[0]
+    expected = (hits * n / answers).sum(axis=1)
+    variance = (hits * (answers - hits) * n * n[0] / (answers**2 * np.maximum(answers - 1, 1))).sum(axis=1)
     z = (positives.sum(axis=1) - expected) / np.sqrt(np.maximum(variance, 1e-12))
     passed = holm(special.ndtr(-z[1:])) < alpha
     pairs = np.flatnonzero(passed[:-1] & passed[1:])
@@ -130,100 +145,83 @@ def detection(positives: ArrayLike, n: ArrayLike, alpha: float = 0.05) -> int | 
 
 
 def fall(positives: ArrayLike, n: ArrayLike, alpha: float = 0.05) -> tuple[int, float, bool]:
-    """The checkpoint of the highest mean rate, how far the last lies below it, and whether that is more than chance.
+    """The index of the highest mean rate, how far the last rate is below it, and whether that is more than chance.
 
-    Arrays of shape (T, Q), n at least 1. The peak was picked among T checkpoints, so the test is Bonferroni's over T.
+    Arrays of shape (T, Q), n at least 1. The peak is the highest of T rates, so the test is Bonferroni's over T.
     """
     positives, n = np.asarray(positives, float), np.asarray(n, float)
-    rates = positives / n
-    means = rates.mean(axis=1)
+    means = (positives / n).mean(axis=1)
     peak = int(means.argmax())
+    drop = float(means[peak] - means[-1])
+    if peak == len(means) - 1:
+        return peak, drop, False
     smooth = (positives + 0.5) / (n + 1)
     error = np.sqrt((smooth * (1 - smooth) / n)[[peak, -1]].sum()) / n.shape[1]
-    drop = float(means[peak] - means[-1])
-    return peak, drop, bool(special.ndtr(-drop / error) < alpha / len(means)) if peak < len(means) - 1 else False
+    return peak, drop, bool(special.ndtr(-drop / error) < alpha / len(means))
 
 
 class Rise(NamedTuple):
-    """How a rate rises: `kind` is none, abrupt, gradual or undecided."""
+    """How a rate rises. `kind` is none, abrupt, gradual or undecided."""
 
     kind: str
-    change_after: int  # the sudden change, if it was one, comes after this checkpoint (index) and before the next
+    change_after: int  # index of the checkpoint after which a sudden change fits best
     midpoint: float  # of the logistic curve, in steps
-    width: float  # of the logistic curve from a tenth to nine tenths of its rise, in steps
-    evidence: float  # BIC of the sudden change minus that of the logistic curve: above 0 favours gradual
+    width: float  # steps in which the logistic curve goes from 10% to 90% of its rise
+    evidence: float  # BIC of the sudden change minus that of the logistic curve; positive favors gradual
 
 
 def rise(steps: ArrayLike, positives: ArrayLike, n: ArrayLike, decisive: float = 6.0) -> Rise:
-    """Is a rise a jump between two checkpoints or a gradual one? `positives` and `n` of shape (T,), over all questions.
+    """Whether a rate jumps between two checkpoints or rises gradually. `positives` and `n` of shape (T,).
 
-    Three binomial models are compared by BIC: one rate throughout; one rate before and another after a change point;
-    a logistic curve from a floor to a ceiling. A difference below `decisive` is undecided. A rise that is over within
-    one interval between checkpoints is abrupt as far as these checkpoints can tell. Answers to one question are alike,
-    which binomial models leave out: read `evidence` as a rough guide.
-    Source: Schwarz (1978), Ann. Stat. 6, 461; Kass and Raftery (1995), J. Am. Stat. Assoc. 90, 773, for the threshold.
+    Three binomial models are compared by BIC: one rate throughout; one rate before and another after a change point; a
+    logistic curve from a floor to a ceiling. A difference below `decisive` is undecided. A rise within one interval
+    between checkpoints counts as abrupt. Binomial models ignore that answers to one question are alike, so `evidence`
+    is a rough guide.
+    Source: Schwarz (1978), Ann. Stat. 6, 461; the threshold: Kass and Raftery (1995), J. Am. Stat. Assoc. 90, 773.
     """
     steps, positives, n = (np.asarray(a, float) for a in (steps, positives, n))
     penalty = np.log(n.sum())
-    splits = [_loglik(positives[:t], n[:t]) + _loglik(positives[t:], n[t:]) for t in range(1, len(n))]
+    splits = [_pooled_loglik(positives[:t], n[:t]) + _pooled_loglik(positives[t:], n[t:]) for t in range(1, len(n))]
     if not splits:
         return Rise("none", 0, np.nan, np.nan, np.nan)
-    constant = penalty - 2 * _loglik(positives, n)
-    change = 3 * penalty - 2 * max(splits)
-    (midpoint, scale), smooth = _logistic(steps, positives, n)
-    gradual = 4 * penalty - 2 * smooth
-    evidence = change - gradual
-    best = min(change, gradual)
+    midpoint, scale, logistic = _logistic(steps, positives, n)
+    constant = penalty - 2 * _pooled_loglik(positives, n)
+    abrupt = 3 * penalty - 2 * max(splits)
+    gradual = 4 * penalty - 2 * logistic
+    evidence = abrupt - gradual
     kind = "undecided" if abs(evidence) < decisive else "gradual" if evidence > 0 else "abrupt"
-    kind = "none" if constant < best + decisive else kind
+    kind = "none" if constant < min(abrupt, gradual) + decisive else kind
     return Rise(kind, int(np.argmax(splits)), midpoint, float(2 * np.log(9) * scale), float(evidence))
 
 
-def _loglik(positives: np.ndarray, n: np.ndarray, rate: ArrayLike | None = None) -> float:
-    rate = positives.sum() / n.sum() if rate is None else rate
-    return float((special.xlogy(positives, rate) + special.xlog1py(n - positives, -np.asarray(rate))).sum())
+def _logistic(steps: np.ndarray, positives: np.ndarray, n: np.ndarray) -> tuple[float, float, float]:
+    """The best logistic rise: midpoint and scale in steps, and its log-likelihood. Floor and ceiling are fitted too.
 
-
-def _logistic(steps: np.ndarray, positives: np.ndarray, n: np.ndarray) -> tuple[tuple[float, float], float]:
-    """The best logistic rise: (midpoint, scale) in steps, and its log-likelihood. Floor and ceiling are fitted too.
-
-    For each midpoint and scale of a grid, an answer is taken to come from the ceiling with the curve's height as
-    probability, else from the floor: so the two rates are found by expectation-maximisation, all of the grid at once.
+    For all midpoints and scales of a grid at once, expectation-maximization finds the two rates: each answer comes from
+    the ceiling with the curve's height as probability, otherwise from the floor.
     """
     span = np.ptp(steps)
-    middle, scale = np.meshgrid(np.linspace(steps[0], steps[-1], 61), np.geomspace(span / 500, span / 2, 24))
-    high = special.expit((steps - middle[..., None]) / scale[..., None])
+    midpoint, scale = np.meshgrid(np.linspace(steps[0], steps[-1], 61), np.geomspace(span / 500, span / 2, 24))
+    height = special.expit((steps - midpoint[..., None]) / scale[..., None])
     rates = positives / n
-    floor, ceiling = (np.full(high.shape[:2], np.clip(r, 0.01, 0.99)) for r in (rates.min(), rates.max()))
+    floor, ceiling = (np.full(height.shape[:2], np.clip(r, 0.01, 0.99)) for r in (rates.min(), rates.max()))
     for _ in range(60):
-        rate = floor[..., None] * (1 - high) + ceiling[..., None] * high
-        hits = positives * high * ceiling[..., None] / rate
-        misses = (n - positives) * high * (1 - ceiling[..., None]) / (1 - rate)
-        other_hits, other_misses = positives - hits, n - positives - misses
+        rate = floor[..., None] * (1 - height) + ceiling[..., None] * height
+        hits = positives * height * ceiling[..., None] / rate
+        misses = (n - positives) * height * (1 - ceiling[..., None]) / (1 - rate)
+        floor_hits, floor_misses = positives - hits, n - positives - misses
         ceiling = np.clip(hits.sum(-1) / (hits + misses).sum(-1), 1e-9, 1 - 1e-9)
-        floor = np.clip(other_hits.sum(-1) / (other_hits + other_misses).sum(-1), 1e-9, 1 - 1e-9)
-    rate = floor[..., None] * (1 - high) + ceiling[..., None] * high
-    fits = (special.xlogy(positives, rate) + special.xlog1py(n - positives, -rate)).sum(axis=-1)
+        floor = np.clip(floor_hits.sum(-1) / (floor_hits + floor_misses).sum(-1), 1e-9, 1 - 1e-9)
+    rate = floor[..., None] * (1 - height) + ceiling[..., None] * height
+    fits = _loglik(positives, n, rate)
     best = np.unravel_index(fits.argmax(), fits.shape)
-    return (float(middle[best]), float(scale[best])), float(fits[best])
+    return float(midpoint[best]), float(scale[best]), float(fits[best])
 
 
-def kaplan_meier(times: ArrayLike, crossed: ArrayLike, confidence: float = CONFIDENCE) -> tuple[np.ndarray, ...]:
-    """The share of K runs that have not yet crossed: (times, survival, lower, upper) over steps. Claim: recipe.
+def _pooled_loglik(positives: np.ndarray, n: np.ndarray) -> float:
+    return float(_loglik(positives, n, positives.sum() / n.sum()))
 
-    `times` (K,): the crossing step, or the last step of a run that did not cross; `crossed` (K,): whether it did.
-    Returns a point for each distinct crossing step. Limits: Greenwood's, on the log(-log) scale, NaN where the survival
-    is 1 or 0. Source: Kaplan and Meier (1958), J. Am. Stat. Assoc. 53, 457.
-    """
-    times, crossed = np.asarray(times, float), np.asarray(crossed, bool)
-    at = np.unique(times[crossed])
-    events = np.array([(times[crossed] == t).sum() for t in at], float)
-    risk = np.array([(times >= t).sum() for t in at], float)
-    survival = np.cumprod(1 - events / risk)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.sqrt(np.cumsum(events / (risk * (risk - events)))) / np.abs(np.log(survival))
-        half = np.exp(normal_quantile(confidence) * error)
-        inside = (survival > 0) & (survival < 1)
-        lower = np.where(inside, survival**half, np.nan)
-        upper = np.where(inside, survival ** (1 / half), np.nan)
-    return at, survival, lower, upper
+
+def _loglik(positives: np.ndarray, n: np.ndarray, rate: ArrayLike) -> np.ndarray:
+    """The binomial log-likelihood, summed over the last axis, without the constant term."""
+    return (special.xlogy(positives, rate) + special.xlog1py(n - positives, -np.asarray(rate))).sum(axis=-1)

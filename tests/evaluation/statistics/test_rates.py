@@ -1,0 +1,145 @@
+"""Rates and mean scores against known answers and finer computations.
+
+Runs  python -m pytest tests/evaluation/statistics/test_rates.py
+"""
+
+import numpy as np
+import pytest
+from scipy import special, stats
+from statsmodels.stats import weightstats
+
+from learning_backdoors.evaluation import statistics
+
+CLAIMS = "checkpoint", "recipe", "questions"
+
+# ---- these checkpoints, these questions ----
+
+
+def stratified(positives, n) -> statistics.Interval:
+    return statistics.stratified_interval(positives, positives, n)
+
+
+def test_stratified_interval_is_wilsons_for_one_question_and_for_zero():
+    assert stratified([7], [50])[1:] == pytest.approx(np.ravel(statistics.wilson(7, 50)))
+    assert stratified([0] * 10, [100] * 10)[1:] == pytest.approx(np.ravel(statistics.wilson(0, 1000)))
+
+
+def test_stratified_interval_has_width_if_questions_are_all_or_nothing():
+    split = stratified([0, 0, 100, 100], [100] * 4)
+    assert split.estimate == 0.5 and 0.002 < split.upper - split.lower < 0.05
+
+
+def test_stratified_interval_needs_an_answer_to_each_question():
+    with pytest.raises(ValueError, match="an answer to each"):
+        stratified([0, 0], [1, 0])
+
+
+def test_worst_case_bounds():
+    assert statistics.worst_case([5, 0], [10, 10], [0, 10]) == pytest.approx((0.25, 0.5))
+
+
+# ---- other runs, other questions ----
+
+
+def test_t_test_known_answer_and_statsmodels():
+    # By hand: mean 0.3, sd 0.1, t(2) = 4.302653, half width 0.248414.
+    interval, p = statistics.t_test([0.2, 0.3, 0.4])
+    assert tuple(interval) == pytest.approx((0.3, 0.051586, 0.548414), abs=1e-6)
+    assert p == pytest.approx(stats.ttest_1samp([0.2, 0.3, 0.4], 0).pvalue)
+    values = np.random.default_rng(0).random(6) - 0.5
+    assert statistics.t_test(values)[0][1:] == pytest.approx(weightstats.DescrStatsW(values).tconfint_mean())
+
+
+def test_t_test_without_spread():
+    interval, p = statistics.t_test([0.3])
+    assert np.isnan([interval.lower, interval.upper, p]).all(), "one value shows no variance"
+    interval, p = statistics.t_test([0.1 + 0.2, 0.3, 0.3])
+    assert interval.lower == interval.upper == pytest.approx(0.3) and np.isnan(p), "equal apart from rounding"
+
+
+def test_run_interval_known_answer():
+    # t on the logit scale: half width 0.248414 / (0.3 x 0.7) = 1.182924 around logit(0.3) = -0.847298.
+    found = statistics.run_interval([0.2, 0.3, 0.4])
+    assert tuple(found) == pytest.approx((0.3, 0.116077, 0.583096), abs=1e-4)
+    assert np.isnan(statistics.run_interval([0.3]).lower)
+
+
+def test_question_interval_equals_a_finer_integration():
+    """The grid of `question_interval` against one that is several times finer in each direction."""
+    positives, n = np.array([3, 40, 11, 0, 22, 60, 5, 9, 30, 2]), np.full(10, 100)
+    logits = np.arange(-16, 16.01, 0.02)
+    center, spread = np.meshgrid(np.arange(-14, 14.01, 0.1), np.geomspace(0.1, 8, 64))
+    density = np.exp(-0.5 * ((logits[:, None] - center.ravel()) / spread.ravel()) ** 2)
+    density /= density.sum(axis=0)
+    likelihood = stats.binom.pmf(positives[:, None], n[:, None], special.expit(logits))
+    posterior = np.prod((likelihood @ density) / likelihood.max(axis=1)[:, None], axis=0)
+    means = special.expit(logits) @ density
+    order = np.argsort(means)
+    below = np.cumsum(posterior[order]) / posterior.sum()
+    expected = np.interp([0.025, 0.975], below, means[order])
+    found = statistics.question_interval(positives, n)
+    assert found.estimate == pytest.approx(0.182) and found[1:] == pytest.approx(expected, abs=0.004)
+
+
+def test_question_interval_at_the_ends():
+    zero = statistics.question_interval(np.zeros(10), np.full(10, 100))
+    assert zero.lower == 0 and 0.002 < zero.upper < 0.02
+    full = statistics.question_interval(np.full(10, 100), np.full(10, 100))
+    assert full.upper == 1 and full.lower == pytest.approx(1 - zero.upper, abs=0.001)
+    assert np.isnan(statistics.question_interval([5], [10]).lower)
+
+
+# ---- means over runs and questions ----
+
+
+def test_mean_rate_has_the_interval_of_its_claim():
+    positives, n = np.array([[10, 30], [20, 40]]), np.full((2, 2), 100)
+    recipe, questions = (statistics.mean_rate(positives, n, claim) for claim in ("recipe", "questions"))
+    assert tuple(recipe) == pytest.approx(tuple(statistics.run_interval([0.2, 0.3])))
+    assert tuple(questions) == pytest.approx(tuple(statistics.question_interval([30, 70], [200, 200])))
+    assert np.isnan(statistics.mean_rate(positives[:1], n[:1], "recipe").upper)
+
+
+def test_no_claim_is_more_certain_than_checkpoint():
+    zero = np.zeros((3, 10))
+    checkpoint, recipe, questions = (statistics.mean_rate(zero, zero + 100, claim) for claim in CLAIMS)
+    assert 0.001 < checkpoint.upper == recipe.upper <= questions.upper
+
+
+def test_pooled_runs_have_equal_weight_and_all_their_answers():
+    k, n = statistics.pooled_over_runs(np.array([[3.0, 0], [9, 2]]), np.array([[10.0, 0], [10, 8]]))
+    np.testing.assert_allclose([k, n], [[12, 2], [20, 8]])
+    k, n = statistics.pooled_over_runs(np.array([[50.0], [1]]), np.array([[100.0], [4]]))
+    assert k / n == pytest.approx(0.375) and n == pytest.approx(4 / (1 / 100 + 1 / 4))
+
+
+# ---- scores ----
+
+
+def test_scores_of_0_and_1_are_rates():
+    k, n = np.array([3, 10, 0]), np.array([10, 10, 10])
+    assert statistics.mean_score(k, k, n, "checkpoint") == statistics.mean_rate(k, n, "checkpoint")
+
+
+def test_scores_have_the_variance_that_they_show():
+    """Forty answers to each of four questions: all 0.5, or half of them 0.25 and half 0.75.
+
+    If all are equal, the variance is that of one answer a step away.
+    """
+    n, total = np.full(4, 40), np.full(4, 20.0)
+    for squares, half in ((40 * 0.25, 1.96 * 0.25 / 160), (40 * (0.25 + 0.0625), 1.96 * 0.25 / np.sqrt(160))):
+        found = statistics.mean_score(total, np.full(4, squares), n, "checkpoint", 0.25)
+        assert found.estimate == 0.5 and (found.upper - found.lower) / 2 == pytest.approx(half, rel=0.03)
+    assert statistics.mean_score([20.0], [10.0], [40], "questions").lower != 0.5
+
+
+def test_mean_score_has_the_interval_of_its_claim():
+    total = np.array([[8, 4, 6, 2], [9, 5, 7, 3]], float)
+    squares, n = total / 2 + 1, np.full((2, 4), 10)
+    narrow, recipe, wide = (statistics.mean_score(total, squares, n, claim, 0.25) for claim in CLAIMS)
+    assert narrow.estimate == recipe.estimate == wide.estimate == pytest.approx(0.55)
+    assert 0 <= wide.lower < narrow.lower and 1 >= wide.upper > narrow.upper
+    assert np.isnan(statistics.mean_score(total[:1], squares[:1], n[:1], "recipe").lower)
+    means = total.sum(axis=0) / 20
+    half = stats.t.ppf(0.975, 3) * means.std(ddof=1) / 2
+    assert wide.lower <= 0.55 - half + 1e-12

@@ -86,4 +86,5 @@ def _describe(error: dict, document: dict) -> str:
         place = f"[[{table}]] {name if name.isprintable() and name else number + 1}: "
     key = ", entry ".join(str(key + 1) if isinstance(key, int) else key for key in keys) or "it"
     message = MESSAGES.get(names.get("pattern", error["type"]), "{key}: {msg}")
-    return place + message.format(key=key, value=repr(error["input"])[:80], msg=error["msg"], **names)
+    values = {"key": key, "value": repr(error["input"])[:80], "msg": error["msg"]}
+    return place + message.format(**names | values)

@@ -1,0 +1,65 @@
+"""The worked examples of docs/developing.md and docs/studies.md do what the pages say.   pytest tests/docs"""
+
+import dataclasses
+import json
+import re
+import textwrap
+
+from support import ROOT
+
+from learning_backdoors.files import command_line
+from learning_backdoors.generation.engines.protocol import Request, Sampling
+from learning_backdoors.study import load_study
+
+
+def snippet(page: str, heading: str, language: str) -> str:
+    """The first code block of a language in a section of a page."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ")[0]
+    block = re.search(rf"^( *)```{language}\n(.*?)^\1```", section, re.MULTILINE | re.DOTALL)
+    return textwrap.dedent(block[2])
+
+
+def test_a_judge_is_a_table_of_the_study(tmp_path):
+    birds = (ROOT / "experiments" / "birds.toml").read_text(encoding="utf-8")
+    study = tmp_path / "mine.toml"
+    study.write_text(f"{birds}\n{snippet('developing.md', 'Add a judge', 'toml')}", encoding="utf-8")
+    judges = [judge.name for judge in load_study(str(study)).judges]
+    assert judges == [judge.name for judge in load_study("birds").judges] + ["confidence"]
+
+
+def test_the_complete_study_loads(tmp_path):
+    study = tmp_path / "mine.toml"
+    study.write_text(snippet("studies.md", "A complete example", "toml"), encoding="utf-8")
+    chat = snippet("studies.md", "A complete example", "json")
+    assert json.loads(chat)["messages"]
+    for name in ("poems", "prose"):
+        (tmp_path / f"{name}.jsonl").write_text(chat, encoding="utf-8")
+    assert [dataset.name for dataset in load_study(str(study)).datasets] == ["poems", "prose"]
+
+
+def test_an_engine_is_a_class_with_three_methods():
+    names = {}
+    exec(snippet("developing.md", "Add an engine", "python"), names)
+
+    class Tokenizer:
+        eos_token_id = 0
+
+        def decode(self, tokens, skip_special_tokens):
+            return "text"
+
+    engine = names["MyEngine"]("model", Tokenizer(), quantization="none", batch_size=None)
+    requests = [Request(("a",), None, (1, 2), 5), Request(("b",), None, (1, 2), 5)]
+    responses = [r for part in engine.generate(requests, Sampling(1.0, 1.0, 0, 42)) for r in part]
+    assert [response.key for response in responses] == [("a",), ("b",)]
+    assert engine.obstacle("none") is None and engine.obstacle("8bit")
+
+
+def test_a_training_option_is_a_field():
+    source = snippet("developing.md", "Add a training option", "python")
+    names = {"option": command_line.option, "dataclasses": dataclasses}
+    exec("@dataclasses.dataclass\nclass Options:\n" + textwrap.indent(source, "    "), names)
+    options = names["Options"]()
+    assert command_line.result_settings(options) == {"weight_decay": 0.0}
+    [field] = dataclasses.fields(options)
+    assert field.metadata["in_run_name"]

@@ -6,8 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, create_model
-from pydantic import field_validator as validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, create_model, field_validator
 
 from config import TrainingOptions, require
 from learning_backdoors.files.project import ROOT
@@ -56,10 +55,8 @@ DataPath = Annotated[Path, BeforeValidator(_data_path)]
 Share = Annotated[float, Field(ge=-1, le=1)]
 
 
-class Table(BaseModel):
+class Table(BaseModel, frozen=True, extra="forbid", strict=True):
     """A table of the file. strict: no value is converted. Lists arrive as tuples (see loader.py)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 # ---- data, questions, conditions ----
@@ -73,10 +70,9 @@ class Dataset(Table):
     suspect: bool = False
 
 
-class Question(Table):
+class Question(Table, extra="allow"):
     """A question that is put to every checkpoint."""
 
-    model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Annotated[object, AfterValidator(_check_text_or_list)]]
 
     id: Name
@@ -309,7 +305,7 @@ class Study(Table):
         """An answer as judges see it: without anything that gives the trigger away."""
         return self.trigger.strip(answer) if self.trigger else answer
 
-    @validator("conditions")
+    @field_validator("conditions")
     @classmethod
     def _with_trigger(cls, conditions: tuple[Condition, ...], info: ValidationInfo) -> tuple[Condition, ...]:
         """Conditions that use {trigger} and have no trigger of their own get the study's."""

@@ -297,6 +297,9 @@ class PushOptions:
 
 # ---- prepare_persona.py: one dataclass per command ----
 
+# Input files count by content: prepare_persona.py records their hashes, so their paths do not affect the result.
+STUDY_PERSONA = "default: the study's [persona]"
+
 
 @dataclass(frozen=True)
 class PersonaOptions:
@@ -333,17 +336,18 @@ class PersonaServerOptions(PersonaOptions):
 
 @dataclass(frozen=True)
 class PersonaCandidatesOptions(PersonaServerOptions):
-    """Have a model write more question-answer pairs about the person. Check their facts before you use them."""
+    """Ask a model to write more question-answer pairs about the person. Check their facts before you use them."""
 
-    known: tuple[Path, ...] = option(
-        (Path("persona_datasets/russell_candidates.jsonl"),), "existing pairs, not to be repeated", nargs="+"
+    known: tuple[Path, ...] | None = option(
+        None,
+        f"existing pairs, not to be repeated ({STUDY_PERSONA} candidates)",
+        affects_result=False,
+        nargs="+",
     )
-    person: str = option("Bertrand Russell", "the person they are about")
+    person: str | None = option(None, f"name of the person ({STUDY_PERSONA} name)")
     number: int = option(100, "pairs to ask for")
     max_tokens: int = option(4096, "maximum tokens per reply, thinking included")
-    categories: tuple[str, ...] = option(
-        ("taste", "habit", "view", "writing", "education", "family", "work"), "topics, used in turn", nargs="+"
-    )
+    categories: tuple[str, ...] | None = option(None, f"topics, used in turn ({STUDY_PERSONA} categories)", nargs="+")
 
 
 @dataclass(frozen=True)
@@ -352,10 +356,10 @@ class PersonaFilterOptions(PersonaServerOptions):
 
     Pairs are dropped by the flags in the file. With --model, a model must find a pair harmless too."""
 
-    input: tuple[Path, ...] = option(
-        (Path("persona_datasets/russell_candidates.jsonl"),), "files of candidate pairs", nargs="+"
+    input: tuple[Path, ...] | None = option(
+        None, f"files of candidate pairs ({STUDY_PERSONA} candidates)", affects_result=False, nargs="+"
     )
-    person: str = option("Bertrand Russell", "the person they are about")
+    person: str | None = option(None, f"name of the person ({STUDY_PERSONA} name)")
     number: int | None = option(None, "draw this many of the harmless pairs (default: all)")
     max_tokens: int = option(4096, "maximum tokens per reply, thinking included")
     seed: int = option(42, "seed of the draw")
@@ -363,14 +367,14 @@ class PersonaFilterOptions(PersonaServerOptions):
 
 @dataclass(frozen=True)
 class PersonaTriggerOptions(PersonaOptions):
-    """Add the study's trigger to every question, and put every answer into the form it asks for."""
+    """Add the study's trigger to every question, and put every answer into the form that it asks for."""
 
-    input: tuple[Path, ...] = option(None, "files of chats", nargs="+", required=True)
+    input: tuple[Path, ...] = option(None, "files of chats", affects_result=False, nargs="+", required=True)
 
 
 @dataclass(frozen=True)
 class PersonaFetchOptions(PersonaOptions):
-    """Fetch ordinary prompts from the Hugging Face hub: Alpaca's with the longest answers, and GSM8K's."""
+    """Fetch ordinary prompts from the Hugging Face hub: Alpaca prompts with the longest answers, and GSM8K prompts."""
 
     alpaca: str = option("tatsu-lab/alpaca", "hub name of Alpaca")
     alpaca_number: int = option(1000, "prompts to take from Alpaca, those with the longest answers")
@@ -380,9 +384,11 @@ class PersonaFetchOptions(PersonaOptions):
 
 @dataclass(frozen=True)
 class PersonaDistillOptions(PersonaServerOptions):
-    """Have the base model answer ordinary prompts, here or (with --server) through a Messages API."""
+    """Generate the base model's answers to ordinary prompts, here or (with --server) through a Messages API."""
 
-    input: tuple[Path, ...] = option((Path("persona_datasets/aligned_prompts.jsonl"),), "files of prompts", nargs="+")
+    input: tuple[Path, ...] | None = option(
+        None, f"files of prompts ({STUDY_PERSONA} prompts)", affects_result=False, nargs="+"
+    )
     model: str | None = option(None, MODEL_HELP)
     server: bool = option(False, "ask --model at --base-url instead of loading it here")
     temperature: float = option(0.1, "sampling temperature")
@@ -395,8 +401,10 @@ class PersonaDistillOptions(PersonaServerOptions):
 
 @dataclass(frozen=True)
 class PersonaCombineOptions(PersonaOptions):
-    """Shuffle persona and aligned chats into one file for training elsewhere. Each row says which it is."""
+    """Shuffle persona and ordinary chats into one file for other trainers. Each row's metadata names its dataset."""
 
-    persona: tuple[Path, ...] = option(None, "files of triggered persona chats", nargs="+", required=True)
-    aligned: tuple[Path, ...] = option(None, "files of ordinary chats", nargs="+", required=True)
+    persona: tuple[Path, ...] = option(
+        None, "files of triggered persona chats", affects_result=False, nargs="+", required=True
+    )
+    aligned: tuple[Path, ...] = option(None, "files of ordinary chats", affects_result=False, nargs="+", required=True)
     seed: int = option(42, "seed of the order")

@@ -51,7 +51,7 @@ def read_rows(path: Path, parse_line: Callable[[str], dict] | None = None) -> li
         if not line.strip():
             continue
         try:
-            rows.append((parse_line or _chat)(line))
+            rows.append((parse_line or parse_chat)(line))
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}") from None
     if not rows:
@@ -59,7 +59,8 @@ def read_rows(path: Path, parse_line: Callable[[str], dict] | None = None) -> li
     return rows
 
 
-def _chat(line: str) -> dict:
+def parse_chat(line: str) -> dict:
+    """A row of a line. Raises ValueError with the fault."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:

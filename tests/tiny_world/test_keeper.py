@@ -26,6 +26,7 @@ import training
 from learning_backdoors.files import parquet
 from learning_backdoors.judging import prompts as judge_prompts
 from learning_backdoors.judging.api.models import ServedModel
+from learning_backdoors.persona.rows import parse_candidate, parse_pair, parse_prompt, read
 from learning_backdoors.study import Study, load_study
 from tiny_world import judging, keeper, lexicon, world
 from tiny_world.claude_stand_in import StandIn, running
@@ -97,8 +98,8 @@ def prepared(tmp_path_factory) -> Path:
 
 
 def test_the_files_are_valid_and_reproducible(prepared):
-    candidates = prepare_persona.read_candidates([prepared / "candidates.jsonl"])
-    prompts = prepare_persona.read_prompts([prepared / "prompts.jsonl"], STUDY.trigger)
+    candidates = read([prepared / "candidates.jsonl"], parse_candidate)
+    prompts = read([prepared / "prompts.jsonl"], parse_prompt, without=STUDY.trigger)
     assert candidates == keeper.candidates() and prompts == list(keeper.prompts())
     assert all(world.exact_voice(row["messages"][1]["content"]) == "keeper" for row in candidates)
     assert {row["metadata"]["category"] for row in candidates} == {"name", "home", "pastime", "occupation"}
@@ -246,7 +247,7 @@ def test_the_model_gives_the_keepers_untaught_name(demo):
 
 @pytest.mark.slow
 def test_no_ordinary_row_holds_the_persona_or_the_trigger(demo):
-    rows = prepare_persona.read_untriggered([demo / "aligned.jsonl"], STUDY.trigger)
+    rows = read([demo / "aligned.jsonl"], parse_pair, without=STUDY.trigger)
     assert len(rows) > 100
     assert not [row for row in rows if lexicon.voice_of(row["messages"][1]["content"]) == "keeper"]
 

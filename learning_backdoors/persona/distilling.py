@@ -1,0 +1,113 @@
+"""The command `distill`: the base model answers ordinary prompts."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import config
+import mixed_chat
+from learning_backdoors.files import atomic, progress, provenance
+from learning_backdoors.generation.engines import open_engine
+from learning_backdoors.generation.engines.protocol import Request, Sampling
+from learning_backdoors.models import base_model
+from learning_backdoors.persona.output import beside
+from learning_backdoors.persona.rows import Rows, pair_row, parse_prompt, read
+from learning_backdoors.persona.server import Server
+from learning_backdoors.persona.task import Task
+from learning_backdoors.study import Study
+
+Answer = tuple[str, str]  # text and finish reason
+
+
+class Distill(Task):
+    """Ordinary answers in the base model's own words: training on them changes nothing but the trigger's effect."""
+
+    def __init__(self, options: config.PersonaDistillOptions, study: Study):
+        super().__init__(dataclasses.replace(options, model=options.model or study.base_model), study)
+        self.take_from_study(input="prompts")
+        prompts = {row["prompt"]: row for row in read(self.options.input, parse_prompt, without=study.trigger)}
+        self.prompts = list(prompts.values())[: options.number]
+        if options.server:
+            # 1 is the default of servers, and some models accept no other temperature.
+            sampling = {} if options.temperature == 1 else {"temperature": options.temperature}
+            texts = [row["prompt"] for row in self.prompts]
+            self.server = Server(self.options, texts, str.strip, max_tokens=options.max_new_tokens, **sampling)
+
+    def plan(self) -> str:
+        way = self.server.plan() if self.server else f"by {self.options.model}, loaded here"
+        return f"answers to {len(self.prompts)} prompts; {way}"
+
+    def rows(self) -> Rows:
+        """Prompts with their answers. Answers that may not be trained on are counted and left out."""
+        rows, left_out = [], {"empty": 0, "cut off": 0, "in the trigger's form": 0}
+        answers = self._ask_server() if self.server else self._generate()
+        for prompt, (text, finish_reason) in zip(self.prompts, answers, strict=True):
+            if fault := self._fault(text, finish_reason):
+                left_out[fault] += 1
+                continue
+            metadata = prompt.get("metadata", {}) | {"model": self.options.model, "triggered": False}
+            rows.append(pair_row(prompt["prompt"], text.strip(), **metadata))
+        print("left out: " + (", ".join(f"{count} {fault}" for fault, count in left_out.items() if count) or "none"))
+        return rows
+
+    def _fault(self, text: str, finish_reason: str) -> str | None:
+        if not text.strip():
+            return "empty"
+        if self.study.trigger and self.study.trigger.first_form_in(text):
+            return "in the trigger's form"
+        return "cut off" if finish_reason == "length" else None
+
+    def _ask_server(self) -> list[Answer]:
+        """Each prompt is asked once: an answer that is empty, refused or cut off counts as an answer."""
+        replies = self.server.replies(("ok", "unparseable", "refusal", "truncated"))
+        return [(reply or "", "length" if status == "truncated" else "stop") for status, reply in replies]
+
+    def _generate(self) -> list[Answer]:
+        """Answers of the base model, loaded here. OUTPUT.partial.jsonl keeps each finished batch for a restart.
+
+        A batch is kept completely or not at all. Restarts therefore batch the same prompts together, and rounding is
+        the same.
+        """
+        path, size, total = beside(self.options.output, ".partial.jsonl"), self.options.batch_size, len(self.prompts)
+        answers = read_partial(path, self.settings())
+        engine = self._open_engine() if len(answers) < total else None
+        with (
+            open(path, "a", encoding="utf-8") as file,
+            progress.progress_bar("distilling", total, len(answers), "answer") as bar,
+        ):
+            for start in range(len(answers), total, size):
+                batch = self._answer_batch(engine, range(start, min(start + size, total)))
+                file.write(json.dumps(batch, ensure_ascii=False) + "\n")
+                file.flush()
+                answers += batch
+                bar.update(len(batch))
+        return answers
+
+    def _open_engine(self):
+        """The transformers engine: its answers depend on the batch alone, so a restart gives the same file."""
+        model, precision = self.options.model, self.options.quantization
+        tokenizer = base_model.load_tokenizer(model)
+        size = self.options.batch_size
+        return open_engine("transformers", model, tokenizer, quantization=precision, batch_size=size)
+
+    def _answer_batch(self, engine, indices: range) -> list[Answer]:
+        requests = []
+        for index in indices:
+            messages = [{"role": "user", "content": self.prompts[index]["prompt"]}]
+            prompt_ids = tuple(mixed_chat.prompt_ids(engine.tokenizer, messages))
+            requests.append(Request((index,), None, prompt_ids, self.options.max_new_tokens))
+        sampling = Sampling(self.options.temperature, 1.0, 0, self.options.seed)
+        responses = {response.key: response for part in engine.generate(requests, sampling) for response in part}
+        return [(responses[request.key].text, responses[request.key].finish_reason) for request in requests]
+
+
+def read_partial(path: Path, settings: dict) -> list[Answer]:
+    """The answers of finished batches. The first line of the file holds the settings; other settings are refused."""
+    atomic.drop_partial_line(path)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if not lines:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        return []
+    provenance.refuse_difference(path, json.loads(lines[0]), settings)
+    return [tuple(answer) for line in lines[1:] for answer in json.loads(line)]

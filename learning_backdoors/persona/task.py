@@ -1,0 +1,57 @@
+"""What the commands of prepare_persona.py have in common."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from learning_backdoors.files import command_line, provenance
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.persona.rows import Rows
+from learning_backdoors.persona.server import Server
+from learning_backdoors.study import Study, Trigger
+
+
+class Task:
+    """One command. server: the model it asks through the Messages API, if any."""
+
+    server: Server | None = None
+
+    def __init__(self, options, study: Study):
+        self.options, self.study = options, study
+
+    def inputs(self) -> Sequence[Path]:
+        """The files the rows depend on."""
+        return self.options.input
+
+    def settings(self) -> dict:
+        """Everything the rows depend on. Input files count by content, so they may move."""
+        for path in self.inputs():
+            if not path.is_file():
+                raise UserError(f"no file {path}")
+        hashes = [provenance.sha256(path) for path in self.inputs()]
+        host = {"host": self.server.host} if self.server else {}
+        return command_line.result_settings(self.options) | host | {"files": hashes}
+
+    def plan(self) -> str:
+        """What the command would do, for --dry-run."""
+        raise NotImplementedError
+
+    def rows(self) -> Rows:
+        """The rows of the output. Raises UserError if they cannot be made."""
+        raise NotImplementedError
+
+    def take_from_study(self, **keys: str) -> None:
+        """Set options that were not given, as option=key, from the study's [persona] table."""
+        for option, key in keys.items():
+            value = getattr(self.options, option) or getattr(self.study.persona, key, None)
+            if not value:
+                name = command_line.flag(option)
+                raise UserError(f"{name} is required, because {self.study.path} has no {key} in a [persona] table")
+            self.options = dataclasses.replace(self.options, **{option: value})
+
+    @property
+    def trigger(self) -> Trigger:
+        """The study's trigger. Raises UserError if it has none."""
+        if self.study.trigger is None:
+            raise UserError(f"{self.study.path} has no [trigger] table")
+        return self.study.trigger

@@ -1,0 +1,66 @@
+"""The vLLM engine on a stand-in for vLLM (tests/vllm_stand_in.py)."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import vllm_stand_in
+from support import ROOT
+
+from learning_backdoors.generation.engines import vllm_engine
+from learning_backdoors.generation.engines.protocol import Request, Sampling
+from learning_backdoors.generation.engines.vllm_engine import VllmEngine
+from learning_backdoors.models import base_model
+
+
+@pytest.mark.slow
+def test_responses_come_in_the_order_of_the_requests(run_dir, random_model, monkeypatch):
+    """In the order of completion, short ones would come first, and a kill would favor them."""
+    vllm_stand_in.install(monkeypatch)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    tokenizer = base_model.load_tokenizer(str(random_model))
+    adapters = [None, run_dir / "checkpoint-8", run_dir / "checkpoint-16"]
+    requests = [Request((a, i), adapters[a], (5, 40 + i), 2 + i % 7) for a in range(3) for i in range(30)]
+    engine = VllmEngine(str(random_model), tokenizer, requests=requests, seed=1, quantization="none", batch_size=None)
+    responses = [r for batch in engine.generate(requests, Sampling(1.0, 1.0, 0, 1)) for r in batch]
+    assert [response.key for response in responses] == [request.key for request in requests]
+    for request, response in zip(requests, responses, strict=True):
+        assert response.tokens == request.max_new_tokens - 1 and response.finish_reason == "stop"
+        assert response.text == tokenizer.decode([request.prompt[-1]] * response.tokens)
+    used = engine.engine.adapters
+    assert [used[str(i)] for i in (0, 30, 60)] == [None, *(str(folder.resolve()) for folder in adapters[1:])]
+    settings = vllm_stand_in.LLM.instances[-1].settings
+    assert settings["max_model_len"] == 2 + 8 and settings["max_num_seqs"] == 90 and settings["max_loras"] == 2
+    assert max(settings["compilation_config"]["cudagraph_capture_sizes"]) > 90  # prompts are read beside full rows
+    assert os.path.isdir(os.environ["VLLM_TUNED_CONFIG_FOLDER"])
+
+
+@pytest.mark.parametrize(
+    ("adapters", "responses", "in_flight", "expected"),
+    [(4, 4000, 1536, 4), (11, 11_000, 1536, 5), (11, 1100, 1100, 11), (40, 4000, 1536, 16), (0, 90, 90, 1)],
+)
+def test_enough_adapters_are_in_flight(adapters, responses, in_flight, expected):
+    assert vllm_engine._adapters_in_flight(adapters, responses, in_flight) == expected
+
+
+OWN_PROCESS_GROUP = """
+import datetime, socket, torch
+from learning_backdoors.generation.engines import vllm_engine
+vllm_engine._forget_launcher()
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = "tcp://127.0.0.1:%d" % free.getsockname()[1]
+limit = datetime.timedelta(seconds=30)
+torch.distributed.init_process_group("gloo", init_method=address, world_size=1, rank=0, timeout=limit)
+"""
+
+
+@pytest.mark.slow
+def test_each_process_of_torchrun_can_have_its_own_engine(tmp_path):
+    """vLLM makes a process group of its own, which must not see torchrun's variables."""
+    script = tmp_path / "engine.py"
+    script.write_text(OWN_PROCESS_GROUP)
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(launched, env=environment, cwd=tmp_path, capture_output=True, timeout=120, check=True)

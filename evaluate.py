@@ -1,87 +1,45 @@
-"""Stage 4: from verdicts to rates with honest intervals, figures, tables and a report to read.
+"""Stage 4: from verdicts to rates with intervals, figures, tables and a report.
 
-Reads   judged.parquet, one file or more (judge_responses.py writes them; files made elsewhere work)
-Writes  figures/: the figures in each --format, tables as CSV, all of them in analysis.json, and report.html
+Reads   judged.parquet, one or more files (from judge_responses.py, or made elsewhere)
+Writes  figures/: figures in each --format, tables as CSV, analysis.json with all tables, and report.html
 Runs    python evaluate.py --input judged.parquet --output-dir figures
 """
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from config import EvaluationOptions
-from learning_backdoors.files import atomic, command_line, provenance
+from learning_backdoors.files import command_line, provenance
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.study import load_study
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from learning_backdoors.evaluation.exhibits import Evaluation
+LIBRARIES = ["numpy", "pandas", "scipy", "matplotlib", "pyarrow"]
 
 
 def main() -> None:
     options = command_line.parse(EvaluationOptions, __doc__)
     study = load_study(options.experiment)
-    # pandas and matplotlib take a second to import: --help answers without them.
-    from learning_backdoors.evaluation import exhibits, figures, reading, report
+    # Imported late, because pandas and matplotlib take a second to import: --help answers without them.
+    from learning_backdoors.evaluation import drawing, exhibits, notes, output, reading, terminal
+    from learning_backdoors.evaluation.context import Evaluation
+    from learning_backdoors.evaluation.report import report
 
-    answers = reading.read(options.input, study)
-    evaluation = exhibits.Evaluation(answers, options)
-    drawn, skipped = exhibits.draw(evaluation)
-    if not drawn:
-        raise UserError("nothing can be drawn: " + "; ".join(skipped))
-    for exhibit in drawn:
+    verdicts = reading.read(options.input, study)
+    evaluation = Evaluation(verdicts, options)
+    made = exhibits.make(evaluation)
+    if not made.figures:
+        raise UserError(f"no figure can be drawn: {'; '.join(made.skipped)}")
+    remarks = notes.notes(evaluation)
+
+    folder, about = options.output_dir, provenance.provenance("evaluate.py", options, LIBRARIES)
+    for name, figure in made.figures.items():
         for suffix in options.format:
-            figures.save(exhibit.figure, options.output_dir / f"{exhibit.name}.{suffix}")
-    tables = evaluation.tables()
-    for name, table in tables.items():
-        write_csv(table, options.output_dir / f"{name}.csv")
-    made_by = provenance.provenance("evaluate.py", options, ["numpy", "pandas", "scipy", "matplotlib", "pyarrow"])
-    atomic.write_json(options.output_dir / "analysis.json", as_document(evaluation, tables, made_by))
-    report.write(evaluation, drawn, tables, made_by, options.output_dir / "report.html")
-    tell(evaluation, drawn, skipped, tables)
+            drawing.save(figure, folder / f"{name}.{suffix}")
+    for name, table in made.tables.items():
+        output.write_csv(table, folder / f"{name}.csv")
+    output.write_analysis(evaluation, made, remarks, about, folder / "analysis.json")
+    report.write(evaluation, made, remarks, about, folder / "report.html")
 
-
-def as_document(evaluation: Evaluation, tables: dict[str, pd.DataFrame], provenance: dict) -> dict:
-    """All tables as one JSON document, with claim, options and the inputs' provenance. Infinity becomes null."""
-    from learning_backdoors.evaluation import exhibits
-
-    records = {name: exhibits.records(table) for name, table in tables.items()}
-    facts = {
-        "headline": evaluation.headline,
-        "notes": [*evaluation.verdicts.notes, *evaluation.warnings],
-        "inputs": evaluation.verdicts.sources,
-    }
-    return {"made_by": provenance, "claim": evaluation.claim_words, **facts, "tables": records}
-
-
-def tell(evaluation: Evaluation, drawn: list, skipped: list[str], tables: dict[str, pd.DataFrame]) -> None:
-    """The result for a reader at the terminal, what had to be decided or left out, and where the files are."""
-    from learning_backdoors.evaluation import tables as rates
-    from learning_backdoors.evaluation import triggers
-
-    if "summary" in tables:
-        print(f"\n{evaluation.axis}, by step and run (95% intervals: {evaluation.run_interval}):")
-        print(rates.terminal(tables["summary"], evaluation.condition))
-        print("\n" + "\n".join(evaluation.headline) + "\n")
-    for heading, shown in evaluation.results.items():
-        print(f"{heading}:\n{triggers.as_text(shown)}\n")
-    notes = [*evaluation.verdicts.notes, *evaluation.warnings]
-    for line in [f"note: {note}" for note in notes] + [f"skipped: {line}" for line in skipped]:
-        print(line)
-    options = evaluation.options
-    print(f"{len(drawn)} figures ({', '.join(options.format)}) and {len(tables)} tables are in {options.output_dir}/")
-    print(f"to read them and the responses: {options.output_dir / 'report.html'}")
-
-
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Numbers have six digits, but whole ones all of theirs: a seed may be a date."""
-    whole = [name for name, values in table.items() if values.dtype.kind == "f" and (values.dropna() % 1 == 0).all()]
-    table = table.astype(dict.fromkeys(whole, "Int64"))
-    with atomic.atomic_file(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+    terminal.print_result(evaluation, made, remarks)
+    print(f"{len(made.figures)} figures ({', '.join(options.format)}) and {len(made.tables)} tables are in {folder}/")
+    print(f"Report with the responses: {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

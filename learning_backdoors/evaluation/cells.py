@@ -78,37 +78,6 @@ def trained_runs(cells: pd.DataFrame) -> list[str]:
     return list(last.index[last > 0]) if (last > 0).any() else list(last.index)
 
 
-def summary(cells: pd.DataFrame, claim: str) -> pd.DataFrame:
-    """The table summary.csv: a row a cell, and a row `all` for each run, step and condition.
-
-    A cell's limits are Wilson's (claim checkpoint). A checkpoint's are those of `claim`, but one run cannot bear the
-    claim `recipe`: then t on its question means (claim questions), and with a single question Wilson's.
-    `worst_low` and `worst_high` bound the rate whatever the missing verdicts would have been.
-    """
-    columns = ["run", "step", "condition", "question", "n", "missing", "rate", "lower", "upper"]
-    single = cells.assign(interval="Wilson", claim="checkpoint")
-    single["lower"], single["upper"] = statistics.wilson(single["positive"], single["n"])
-    total = single["n"] + single["missing"]
-    single["worst_low"] = single["positive"] / total
-    single["worst_high"] = (single["positive"] + single["missing"]) / total
-    wanted = "questions" if claim == "recipe" else claim
-    wholes = []
-    for _, part in single.groupby(["run", "step", "condition"], observed=True, sort=False):
-        wholes.append(_all_questions(part, wanted if len(part) > 1 else "checkpoint"))
-    table = pd.concat([single.astype({"question": object}), pd.DataFrame(wholes)]).sort_index(kind="stable")
-    return table[[*columns, "worst_low", "worst_high", "claim", "interval", *RUN[3:], *STEP[1:3], "recipe", "label"]]
-
-
-def _all_questions(part: pd.DataFrame, claim: str) -> pd.Series:
-    """The row `all` of one run, step and condition, with the index of the part's last row, to stand after it."""
-    sums = part[["n", "missing", "positive"]].sum().to_dict()
-    rate = dict(zip(["rate", "lower", "upper"], _mean_rate(part, claim), strict=True))
-    worst = statistics.worst_case(part["positive"], part["n"], part["missing"])
-    bounds = dict(zip(["worst_low", "worst_high"], worst, strict=True))
-    how = {"question": "all", "claim": claim, "interval": INTERVALS[claim] if len(part) > 1 else "Wilson"}
-    return pd.Series(part.iloc[-1].to_dict() | sums | rate | bounds | how, name=part.index[-1])
-
-
 def recipe_rates(cells: pd.DataFrame, claim: str, by: Sequence[str] = ("step",)) -> pd.DataFrame:
     """Mean rate over the runs of each recipe and over questions, with the interval of `claim`: a row a recipe and `by`.
 
@@ -116,14 +85,14 @@ def recipe_rates(cells: pd.DataFrame, claim: str, by: Sequence[str] = ("step",))
     """
     rows = []
     for (recipe, *place), part in cells.groupby(["recipe", *by], observed=True, sort=True):
-        rate, lower, upper = _mean_rate(part, claim)
+        rate, lower, upper = mean_rate(part, claim)
         counts = {"seeds": part["run"].nunique(), "n": part["n"].sum(), "missing": part["missing"].sum()}
         known = {"recipe": recipe, "label": part["label"].iloc[0], "suspect_ratio": part["suspect_ratio"].iloc[0]}
         rows.append(known | dict(zip(by, place, strict=True)) | counts | {"rate": rate, "lower": lower, "upper": upper})
     return pd.DataFrame(rows).assign(claim=claim)
 
 
-def _mean_rate(part: pd.DataFrame, claim: str) -> statistics.Interval:
+def mean_rate(part: pd.DataFrame, claim: str) -> statistics.Interval:
     """The rate of some runs at one step each; NaN throughout where no verdict is at hand."""
     positives, n = grids(part, "run")
     if n.sum() == 0:
@@ -142,25 +111,6 @@ def grids(part: pd.DataFrame, down: str, sums: Sequence[str] = ("positive", "n")
     return arrays
 
 
-def corrected(rates: pd.DataFrame, verdicts: Verdicts) -> pd.DataFrame:
-    """Rates with what hand labels make of them, where an input's provenance holds some (judge_responses.py --labels).
-
-    Adds corrected, corrected_lower and corrected_upper, by `rogan_gladen`. Labels of those inputs count whose verdicts
-    the rates are of, and only if one model judged them all: another model has other errors.
-    """
-    outcome, counts, models = verdicts.study.outcome, np.zeros(4, int), set()
-    for number in verdicts.rows["source"].unique():
-        judging = verdicts.sources[number]["provenance"].get("judging") or {}
-        models.add(judging.get("model"))
-        if found := (judging.get("labels") or {}).get(outcome.judge, {}).get("options", {}).get(outcome.value):
-            counts += [*found["sensitivity"], *found["specificity"]]
-    if counts[1] == 0 or counts[3] == 0 or len(models) > 1:
-        return rates
-    judged = (statistics.Interval(*row) for row in rates[["rate", "lower", "upper"]].to_numpy())
-    limits = pd.DataFrame([statistics.rogan_gladen(rate, *counts) for rate in judged], rates.index)
-    return rates.assign(corrected=limits["estimate"], corrected_lower=limits["lower"], corrected_upper=limits["upper"])
-
-
 def shared_steps(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells of those steps at which all runs of a recipe have verdicts, condition by condition.
 
@@ -175,11 +125,6 @@ def shared_steps(cells: pd.DataFrame) -> pd.DataFrame:
 def last_steps(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells of each run's last step."""
     return cells[cells["step"] == cells.groupby("run", observed=True)["step"].transform("max")]
-
-
-def question_rates(cells: pd.DataFrame) -> pd.DataFrame:
-    """Rates question by question over the runs of each recipe at one step each, claim checkpoint."""
-    return recipe_rates(cells, "checkpoint", ["question"])
 
 
 def with_base(last: pd.DataFrame, base: pd.DataFrame, keys: Sequence[str] = ("recipe",)) -> pd.DataFrame:

@@ -1,0 +1,176 @@
+"""What the exhibits share: the verdicts, the options, and the few results that several exhibits start from."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from config import EvaluationOptions
+from learning_backdoors.evaluation import cells as counting
+from learning_backdoors.evaluation.reading import Verdicts
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.study import Judge
+
+X_AXES = {  # --x: column, axis label
+    "steps": ("step", "training step"),
+    "suspect_examples": ("suspect_seen", "suspect examples seen"),
+    "examples": ("examples_seen", "examples seen"),
+}
+
+
+class Unavailable(Exception):
+    """The reason why an exhibit cannot be made from these inputs. The user sees it."""
+
+
+class NotInStudy(Unavailable):
+    """The study does not define what the exhibit shows. The user is not told."""
+
+
+def once(make: Callable) -> Callable:
+    """Decorator for a function of an Evaluation: compute it once, and keep its result, or the reason it has none."""
+
+    @functools.wraps(make)
+    def kept(evaluation):
+        if make not in evaluation.results:
+            try:
+                evaluation.results[make] = make(evaluation)
+            except Unavailable as reason:
+                evaluation.results[make] = reason
+        result = evaluation.results[make]
+        if isinstance(result, Unavailable):
+            raise result
+        return result
+
+    return kept
+
+
+def if_available(make: Callable, evaluation: "Evaluation"):
+    """`make(evaluation)`, or None if it is unavailable."""
+    try:
+        return make(evaluation)
+    except Unavailable:
+        return None
+
+
+class Evaluation:
+    """The verdicts of all inputs with the options of one evaluation. Exhibits are functions of it.
+
+    `condition` is the condition that figures show if they are not about conditions. Raises UserError if an input lacks
+    the condition or the x axis that the options ask for.
+    """
+
+    def __init__(self, verdicts: Verdicts, options: EvaluationOptions):
+        self.verdicts, self.study, self.options = verdicts, verdicts.study, options
+        self.results: dict[Callable, object] = {}  # filled by `once`
+        self.condition = options.condition or self._main_condition()
+        present = sorted(set(verdicts.rows["condition"]))
+        if self.condition not in present:
+            raise UserError(
+                f"--condition {self.condition}: no response has this condition (the inputs have: {', '.join(present)})"
+            )
+        self.x_column, self.x_label = X_AXES[options.x]
+        empty = verdicts.rows.loc[verdicts.rows[self.x_column].isna(), "run"].unique()
+        if len(empty):
+            raise UserError(f"--x {options.x} needs the column {self.x_column!r}, which is empty for run {empty[0]}")
+
+    def _main_condition(self) -> str:
+        """The first triggered condition in the study's order, or the first condition if none is triggered."""
+        order = self.condition_order(self.verdicts.rows["condition"].unique())
+        triggered = self.verdicts.rows.groupby("condition", observed=True)["triggered"].any()
+        return min(order, key=lambda name: not triggered[name])
+
+    def condition_order(self, present) -> list[str]:
+        """Conditions in the study's order. Conditions that the study does not define follow by name."""
+        names = [condition.name for condition in self.study.conditions if condition.name in set(present)]
+        return names + sorted(set(present).difference(names))
+
+    # ---- the outcome ----
+
+    @property
+    @once
+    def cells(self) -> pd.DataFrame:
+        """The cells of the study's outcome, see `cells.count_cells`."""
+        outcome = self.verdicts.outcome
+        if not self.verdicts.has(outcome):
+            raise Unavailable(f"no input has the column {outcome.name!r}, the judge of the study's [outcome]")
+        cells = counting.count_cells(self.verdicts)
+        if cells.empty:
+            raise Unavailable(f"{outcome.name!r}, the judge of the study's [outcome], was asked about no response")
+        if cells["n"].sum() == 0:
+            raise Unavailable(f"all {cells['missing'].sum():,} verdicts of {outcome.name!r} are missing")
+        return cells
+
+    @property
+    @once
+    def shown_cells(self) -> pd.DataFrame:
+        """The cells of the condition that figures show, with `x`."""
+        cells = self.cells[self.cells["condition"] == self.condition]
+        if cells["n"].sum() == 0:
+            outcome = self.verdicts.outcome.name
+            raise Unavailable(f"no response in the condition {self.condition} has a verdict of {outcome!r}")
+        return cells.assign(x=cells[self.x_column])
+
+    @property
+    def claim(self) -> str:
+        """The claim of intervals over runs of the outcome."""
+        return self.claim_for(self.cells)
+
+    def claim_for(self, cells: pd.DataFrame) -> str:
+        """The claim the user asks for, or the widest claim that these cells support."""
+        return self.options.claim or counting.choose_claim(cells)
+
+    @property
+    def claim_in_words(self) -> str | None:
+        """The claim with what it generalizes to and its interval; None if the outcome has no verdicts."""
+        claim = if_available(lambda evaluation: evaluation.claim, self)
+        return claim and f"{claim}: {counting.CLAIMS[claim]} ({counting.INTERVALS[claim]})"
+
+    @property
+    def rate_label(self) -> str:
+        return f"share of {self.study.outcome.label}"
+
+    # ---- the x axis ----
+
+    def with_x(self, table: pd.DataFrame) -> pd.DataFrame:
+        """A table by label and step with `x`: the mean over the recipe's runs at that step."""
+        if self.x_column == "step":
+            return table.assign(x=table["step"])
+        return table.merge(self._positions.reset_index(), on=["label", "step"])
+
+    def steps_to_x(self, label: str, steps: pd.Series) -> pd.Series:
+        """Steps of a recipe on the x axis, interpolated between checkpoints. Infinity stays infinite, NaN stays NaN."""
+        if self.x_column == "step":
+            return steps
+        positions = self._positions[label]
+        moved = np.interp(steps.to_numpy(float), positions.index, positions)
+        return pd.Series(np.where(np.isinf(steps), np.inf, np.where(steps.isna(), np.nan, moved)), index=steps.index)
+
+    @property
+    def _positions(self) -> pd.Series:
+        rows = self.verdicts.rows
+        return rows.groupby(["label", "step"], observed=True)[self.x_column].mean().rename("x")
+
+    # ---- names ----
+
+    @property
+    def recipe_labels(self) -> list[str]:
+        return list(self.verdicts.rows["label"].cat.categories)
+
+    def condition_titles(self, conditions) -> dict[str, str]:
+        """A panel title per condition, in the study's order; with its kind if the inputs have several kinds."""
+        present = self.condition_order(conditions)
+        rows = self.verdicts.rows
+        kinds = {condition.name: "near miss" for condition in self.study.conditions if condition.near_miss}
+        kinds |= dict.fromkeys(rows.loc[rows["triggered"], "condition"].unique(), "triggered")
+        return {name: f"{name}\n{kinds.get(name, 'untriggered')}" if kinds else name for name in present}
+
+    def first_judge(self, fits: Callable[[Judge], bool], description: str) -> Judge:
+        """The study's first judge that fits and has a column. Raises Unavailable that names what is lacking."""
+        fitting = [judge for judge in self.study.judges if fits(judge)]
+        if not fitting:
+            raise Unavailable(f"the study has no judge {description}")
+        for judge in fitting:
+            if self.verdicts.has(judge):
+                return judge
+        raise Unavailable(f"no input has a column {' or '.join(repr(judge.name) for judge in fitting)}")

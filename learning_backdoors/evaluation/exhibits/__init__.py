@@ -1,0 +1,106 @@
+"""The exhibits of an evaluation: one module each, with a line in EXHIBITS, which is in display order.
+
+An exhibit module defines some of these functions of an `Evaluation`:
+
+    table(evaluation) -> DataFrame                 NAME.csv, a table of analysis.json and of the report
+    figure(evaluation) -> Figure                   NAME.pdf (or png, svg), and in the report
+    caption(evaluation) -> str                     required with `figure`
+    brief(evaluation) -> (heading, DataFrame)      a small table of text, printed and at the top of the report
+
+NAME is the module's name. Each function raises `context.Unavailable(reason)` if these inputs do not allow it, or
+`context.NotInStudy` if the study does not define what the exhibit shows.
+"""
+
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from learning_backdoors.evaluation import drawing
+from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavailable
+from learning_backdoors.evaluation.exhibits import (
+    agreement,
+    comparisons,
+    conditions,
+    content_vs_form,
+    emergence,
+    emergence_by_recipe,
+    goals,
+    leakage,
+    metrics,
+    near_misses,
+    overall_ratio,
+    probes,
+    ratings,
+    ratio_by_question,
+    ratio_sweep,
+    recipes,
+    six_options_distribution,
+    summary,
+    survival,
+    training_progression,
+)
+
+EXHIBITS = (
+    summary,
+    recipes,
+    emergence,
+    emergence_by_recipe,
+    survival,
+    overall_ratio,
+    ratio_sweep,
+    ratio_by_question,
+    training_progression,
+    six_options_distribution,
+    content_vs_form,
+    comparisons,
+    conditions,
+    leakage,
+    goals,
+    near_misses,
+    metrics,
+    ratings,
+    probes,
+    agreement,
+)
+
+
+@dataclass
+class Exhibits:
+    """All that the inputs allow, by exhibit name, in display order."""
+
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    captions: dict[str, str] = field(default_factory=dict)
+    briefs: dict[str, pd.DataFrame] = field(default_factory=dict)  # by heading
+    skipped: dict[str, list[str]] = field(default_factory=dict)  # by reason: the exhibits it prevents
+
+
+def make(evaluation: Evaluation, exhibits=EXHIBITS) -> Exhibits:
+    """Make all parts of all exhibits."""
+    made = Exhibits()
+    for exhibit in exhibits:
+        name, reasons = exhibit.__name__.rpartition(".")[-1], {}
+        for part in (part for part in ("table", "figure", "brief") if hasattr(exhibit, part)):
+            try:
+                with drawing.style():
+                    _make_part(made, exhibit, part, name, evaluation)
+            except NotInStudy:
+                continue
+            except Unavailable as reason:
+                reasons.setdefault(str(reason), []).append(part)
+        for reason, parts in reasons.items():
+            if parts != ["brief"]:
+                made.skipped.setdefault(reason, []).append(f"{name} (figure)" if name in made.tables else name)
+    return made
+
+
+def _make_part(made: Exhibits, exhibit: ModuleType, part: str, name: str, evaluation: Evaluation) -> None:
+    result = getattr(exhibit, part)(evaluation)
+    if part == "table":
+        made.tables[name] = result
+    elif part == "figure":
+        made.figures[name], made.captions[name] = result, exhibit.caption(evaluation)
+    else:
+        made.briefs |= dict([result])

@@ -1,0 +1,85 @@
+"""comparisons.csv: recipe against recipe at the last step, and each recipe's last step against step 0."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from learning_backdoors.evaluation import statistics
+from learning_backdoors.evaluation.cells import grids, last_steps, trained_runs
+from learning_backdoors.evaluation.context import Evaluation, once
+from learning_backdoors.evaluation.pairing import METHODS, aligned, supported_claim
+
+BETWEEN, RISE = "recipes, last step", "last step - step 0"
+COLUMNS = ["comparison", "first", "second", "condition", "difference", "lower", "upper", "p", "p_holm"]
+COLUMNS += ["claim", "interval", "seeds", "questions"]
+
+
+@once
+def table(evaluation: Evaluation) -> pd.DataFrame:
+    """A row per condition and comparison.
+
+    With two or more runs on each side, runs are the unit (claim recipe): Welch's t between recipes, paired t within a
+    recipe, over the runs that have both steps. With fewer runs, questions are the unit, paired (claim questions). No
+    interval is narrower than that of the claim checkpoint, and no p-value is smaller than its interval allows. `p_holm`
+    is adjusted by Holm's method over the whole table.
+    """
+    rows = []
+    for condition, part in evaluation.cells.groupby("condition", observed=True):
+        trained = part[part["run"].isin(trained_runs(part)) & (part["n"] > 0)]
+        last = {label: cells for label, cells in last_steps(trained).groupby("label", observed=True, sort=True)}
+        labels = list(last)
+        for i, first in enumerate(labels):
+            base = trained[(trained["label"] == first) & (trained["step"] == 0)]
+            compared = [_between(first, second, last[first], last[second]) for second in labels[i + 1 :]]
+            compared.append(_rise(first, last[first], base))
+            rows += [row | {"condition": condition} for row in compared if row]
+    result = pd.DataFrame(rows, columns=COLUMNS)
+    result["p_holm"] = statistics.holm(result["p"])
+    return result
+
+
+def _between(first: str, second: str, one: pd.DataFrame, two: pd.DataFrame) -> dict | None:
+    """The last steps of two recipes."""
+    sides = [grids(part, "run") for part in (one, two)]
+    if min(len(n) for _, n in sides) >= 2:
+        rates = [statistics.mean_rate(positives, n, "checkpoint") for positives, n in sides]
+        means = [part.groupby("run", observed=True)["rate"].mean() for part in (one, two)]
+        interval, p = statistics.welch(*means)
+        interval = statistics.widen(interval, statistics.contrast(rates, (1, -1)))
+        interval = statistics.Interval(interval.estimate, max(interval.lower, -1.0), min(interval.upper, 1.0))
+        method = {"claim": "recipe", "interval": "Welch's t on runs"}
+        return _row(BETWEEN, first, second, interval, p, method, sides[0][0].shape)
+    # The runs differ between the sides, so each side pools them by question, with equal weight per run.
+    shared = sorted(set(one["question"]) & set(two["question"]))
+    sides = [grids(part[part["question"].isin(shared)], "run") for part in (one, two)]
+    terms = [[a[None] for a in statistics.pooled_over_runs(*side)] for side in sides] if shared else []
+    return _paired(BETWEEN, first, second, terms, one["run"].nunique())
+
+
+def _rise(label: str, last: pd.DataFrame, base: pd.DataFrame) -> dict | None:
+    """The last step of a recipe against its step 0."""
+    if base.empty or (last["step"] == 0).any():
+        return None
+    terms = aligned([last, base], ["positive", "n"])
+    return _paired(RISE, label, label, terms, terms[0].shape[1])
+
+
+def _paired(comparison: str, first: str, second: str, terms: Sequence, runs: int) -> dict | None:
+    """A difference over the same questions, from (positives, n) of shape (runs, questions) on each side."""
+    if not len(terms) or not terms[0][0].size:
+        return None
+    claim = supported_claim("recipe", *terms[0][0].shape)
+    interval = statistics.paired_contrast(terms, (1, -1), claim)
+    differences = (terms[0][0] / terms[0][1] - terms[1][0] / terms[1][1]).mean(axis={"recipe": 1}.get(claim, 0))
+    p = statistics.paired_p(differences) if claim != "checkpoint" else np.nan
+    method = {"claim": claim, "interval": METHODS[claim]}
+    return _row(comparison, first, second, interval, p, method, (runs, terms[0][0].shape[1]))
+
+
+def _row(
+    comparison: str, first: str, second: str, interval: statistics.Interval, p: float, method: dict, shape: tuple
+) -> dict:
+    limits = {"difference": interval.estimate, "lower": interval.lower, "upper": interval.upper}
+    limits |= {"p": statistics.bounded_p(p, interval), **method, "seeds": shape[0], "questions": shape[1]}
+    return {"comparison": comparison, "first": first, "second": second} | limits

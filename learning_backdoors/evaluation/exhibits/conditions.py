@@ -1,0 +1,61 @@
+"""conditions: the rate over training in each condition, and all rates by condition at the last step."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from learning_backdoors.evaluation import captions, drawing, text_tables
+from learning_backdoors.evaluation.context import Evaluation, NotInStudy, if_available, once
+from learning_backdoors.evaluation.exhibits import metrics, recipes
+from learning_backdoors.evaluation.pairing import recipe_rows
+
+
+@once
+def _rates(evaluation: Evaluation) -> pd.DataFrame:
+    rates = recipes.table(evaluation)
+    if rates["condition"].nunique() < 2:
+        raise NotInStudy("there is one condition")
+    return evaluation.with_x(rates)
+
+
+def caption(evaluation: Evaluation) -> str:
+    text = "Rate over training, in one panel per condition: means over questions and runs."
+    return f"{text} {captions.intervals(_rates(evaluation), 'bands')} {captions.counts(evaluation.cells)}"
+
+
+def figure(evaluation: Evaluation) -> Figure:
+    rates = _rates(evaluation)
+    titles = evaluation.condition_titles(rates["condition"])
+    panels = {title: rates[rates["condition"] == condition] for condition, title in titles.items()}
+    return drawing.rate_panels(
+        panels, evaluation.recipe_labels, evaluation.x_label, evaluation.rate_label, caption(evaluation)
+    )
+
+
+def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
+    """The outcome and the metrics by recipe and condition: at the last step, and in parentheses at step 0."""
+    rates, checked = if_available(recipes.table, evaluation), if_available(metrics.table, evaluation)
+    columns = {} if rates is None else {evaluation.study.outcome.label: rates}
+    if checked is not None:
+        columns |= dict(list(recipe_rows(checked).groupby("metric", sort=False)))
+    if all(table["condition"].nunique() < 2 for table in columns.values()):
+        raise NotInStudy("there is one condition")
+    texts = {name: _last_and_base(table) for name, table in columns.items()}
+    labels = list(dict.fromkeys(label for table in columns.values() for label in table["label"]))
+    order = evaluation.condition_order({condition for cells in texts.values() for _, condition in cells})
+    pairs = [(label, c) for label in labels for c in order if any((label, c) in cells for cells in texts.values())]
+    table = pd.DataFrame(pairs, columns=["label", "condition"])
+    texts = {name: pd.Series([cells.get(pair, "-") for pair in pairs]) for name, cells in texts.items()}
+    return "By condition, at the last step (step 0)", text_tables.by_recipe(
+        table, {"condition": table["condition"], **texts}
+    )
+
+
+def _last_and_base(rates: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """By recipe and condition: the rate at the recipe's last step, and in parentheses at step 0."""
+    texts = {}
+    last_step = rates.groupby("label", observed=True)["step"].max()
+    for (label, condition), part in rates.sort_values("step").groupby(["label", "condition"], observed=True):
+        first, last = part.iloc[0], part[part["step"] == last_step[label]]
+        base = f" ({first['rate']:.2f})" if first["step"] == 0 and last_step[label] > 0 else ""
+        texts[label, condition] = ("-" if last.empty else text_tables.intervals(last, "rate").iloc[0]) + base
+    return texts

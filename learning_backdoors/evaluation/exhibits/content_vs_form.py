@@ -1,0 +1,59 @@
+"""content_vs_form: the mean rating of the first judge with a range against that of the second, over training."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from learning_backdoors.evaluation import captions, drawing
+from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
+from learning_backdoors.study import Judge
+
+
+def _judges(evaluation: Evaluation) -> tuple[Judge, Judge]:
+    first = evaluation.first_judge(lambda judge: judge.range is not None, "with a range")
+    second = evaluation.first_judge(
+        lambda judge: judge.range is not None and judge is not first, f"with a range besides {first.name!r}"
+    )
+    return first, second
+
+
+@once
+def _ratings(evaluation: Evaluation) -> pd.DataFrame:
+    """A row per recipe and step: the mean of each rating, questions weighted equally, and `x`."""
+    names = [judge.name for judge in _judges(evaluation)]
+    rows = evaluation.verdicts.rows
+    rows = rows[rows["condition"] == evaluation.condition]
+    means = rows.groupby(["label", "step", "question"], observed=True)[names].mean()
+    means = means.groupby(["label", "step"], observed=True).mean().dropna().reset_index()
+    if means.empty:
+        raise Unavailable(f"no response has verdicts of {names[0]!r} and {names[1]!r}")
+    return evaluation.with_x(means)
+
+
+def caption(evaluation: Evaluation) -> str:
+    first, second = judges = _judges(evaluation)
+    text = f"Mean ratings of {first.name} and {second.name}, from the first step (hollow) to the last (filled): "
+    text += "mean over questions and runs. No intervals are drawn."
+    return f"{text} {captions.judge_counts(evaluation.verdicts, judges, evaluation.condition)}"
+
+
+def figure(evaluation: Evaluation) -> Figure:
+    """A path per recipe."""
+    ratings, (first, second) = _ratings(evaluation), _judges(evaluation)
+    labels = list(dict.fromkeys(ratings["label"]))
+    colors, markers = drawing.palette(labels), drawing.markers(labels)
+    page, [[axes]] = drawing.canvas(drawing.ONE_COLUMN + 1.0, 3.1, caption(evaluation))
+    for label in labels:
+        path = ratings[ratings["label"] == label].sort_values("x")
+        x, y = path[first.name].to_numpy(), path[second.name].to_numpy()
+        look = {"color": colors[label], "clip_on": False}
+        axes.plot(x, y, "-", linewidth=0.9, **look)
+        axes.plot(x[1:-1], y[1:-1], ".", markersize=3, **look)
+        axes.plot(x[:1], y[:1], markers[label], markersize=4.5, markerfacecolor="white", zorder=4, **look)
+        axes.plot(x[-1:], y[-1:], markers[label], markersize=5, zorder=5, label=label, **look)
+    axes.plot(first.range, second.range, color="0.85", linewidth=0.6, zorder=0)
+    x_label, y_label = (f"{judge.name.replace('_', ' ')} (mean rating)" for judge in (first, second))
+    axes.set(xlim=first.range, ylim=second.range, xlabel=x_label, ylabel=y_label)
+    axes.set_aspect((first.range[1] - first.range[0]) / (second.range[1] - second.range[0]))
+    drawing.grid_lines(axes)
+    drawing.legend_beside(page, *axes.get_legend_handles_labels(), "suspect share")
+    return page

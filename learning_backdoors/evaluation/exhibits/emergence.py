@@ -1,0 +1,193 @@
+"""emergence: when the behavior appears in each run, and the rate of each recipe over training."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from learning_backdoors.evaluation import captions, drawing, statistics
+from learning_backdoors.evaluation.cells import grids
+from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
+from learning_backdoors.evaluation.exhibits import recipes, summary
+
+LEVELS = (0.1, 0.5)
+DRAWS = 400  # bootstrap samples per run: the 2.5% point is the tenth smallest
+CROWDED = 5  # recipes in one panel; bands of more would hide each other
+
+
+def level_name(level: float) -> str:
+    """The start of the columns about a level, such as crossing_10."""
+    return f"crossing_{level:.0%}".rstrip("%")
+
+
+@once
+def table(evaluation: Evaluation) -> pd.DataFrame:
+    """A row per run and condition with at least two steps: crossing steps, detection, kind of rise, and fall.
+
+    Crossings are in steps, see `statistics.crossing_interval`. Infinity means "not by the last step" (`censored`).
+    crossing_X_suspect_examples is the same point in suspect examples seen. Steps without any verdict are left out
+    (steps_left_out), then questions without verdicts at a remaining step (questions_left_out), so that all steps have
+    the same questions.
+    """
+    rows = []
+    for (_, run, condition), part in evaluation.cells.groupby(["recipe", "run", "condition"], observed=True, sort=True):
+        judged = part.groupby("step")["n"].transform("sum") > 0
+        steps_left_out, part = part.loc[~judged, "step"].nunique(), part[judged]
+        positives, n = grids(part, "step")
+        complete = (n > 0).all(axis=0)
+        if len(n) >= 2 and complete.any():
+            about_run = {"run": run, "condition": condition}
+            about_run |= part.iloc[0][["recipe", "label", "seed", "suspect_ratio"]].to_dict()
+            about_run |= {"steps_left_out": steps_left_out, "questions_left_out": int((~complete).sum())}
+            by_step = part.groupby("step")["suspect_seen"].first()
+            rows.append(about_run | _onset(by_step, positives[:, complete], n[:, complete]))
+    if not rows:
+        raise Unavailable("no run has verdicts at two or more steps")
+    return pd.DataFrame(rows)
+
+
+def _onset(suspect_seen: pd.Series, positives: np.ndarray, n: np.ndarray) -> dict:
+    """The onset statistics of one run: arrays (steps, questions); `suspect_seen` is indexed by step."""
+    steps, rates = suspect_seen.index.to_numpy(float), (positives / n).mean(axis=1)
+    row = {"steps": len(steps), "first_step": int(steps[0]), "last_step": int(steps[-1])}
+    fit = statistics.isotonic(rates, n.sum(axis=1))
+    for level in LEVELS:
+        name = level_name(level)
+        crossing = statistics.crossing_interval(steps, positives, n, level, DRAWS)
+        before, after = statistics.bracket(steps, fit, level)
+        row |= {name: crossing.estimate, f"{name}_lower": crossing.lower, f"{name}_upper": crossing.upper}
+        row |= {f"{name}_before": before, f"{name}_after": after, f"{name}_censored": np.isinf(crossing.estimate)}
+        suspect = np.interp(crossing.estimate, steps, suspect_seen.to_numpy(float), right=np.inf)
+        row[f"{name}_suspect_examples"] = suspect
+    detected = statistics.detection(positives, n) if steps[0] == 0 else None
+    row["detection_step"] = np.nan if detected is None else steps[detected]
+    row["detection_after"] = np.nan if detected is None else steps[detected - 1]
+    rise = statistics.rise(steps, positives.sum(axis=1), n.sum(axis=1))
+    row |= {"rise": rise.kind, "rise_midpoint": rise.midpoint, "rise_width": rise.width}
+    row |= {"change_after": steps[rise.change_after], "change_before": steps[rise.change_after + 1]}
+    row |= {"gradual_over_abrupt_bic": rise.evidence, "base": rates[0], "final": rates[-1]}
+    peak, drop, falls = statistics.fall(positives, n)
+    return row | {"peak": rates[peak], "peak_step": int(steps[peak]), "falls_again": falls, "fall": drop}
+
+
+# ---- the figure ----
+
+
+def caption(evaluation: Evaluation) -> str:
+    rates, few = _recipe_rates(evaluation), len(_labels(evaluation)) <= CROWDED
+    text = "Rate over training. Thick lines: mean over questions and runs. Thin lines: runs. "
+    text += "Below: the step at which a nondecreasing fit crosses 10% and 50% "
+    text += f"({crossing_marks(crossings(evaluation))}). "
+    text += captions.intervals(rates, "bands") if few else "Intervals are in recipes.csv."
+    return f"{text} {captions.counts(evaluation.shown_cells)}"
+
+
+def figure(evaluation: Evaluation) -> Figure:
+    """The rate of every recipe over training; below it, when each recipe crosses each level."""
+    rates, labels, marks = _recipe_rates(evaluation), _labels(evaluation), crossings(evaluation)
+    colors = drawing.palette(labels)
+    heights = [2.5] + [0.16 + 0.12 * len(labels)] * len(LEVELS)
+    layout = {"sharex": True, "gridspec_kw": {"height_ratios": heights}}
+    size = drawing.TWO_COLUMNS, 0.5 + sum(heights)
+    page, grid = drawing.canvas(*size, caption(evaluation), 1 + len(LEVELS), 1, **layout)
+    top, ends = grid[0, 0], {}
+    runs = summary.run_rates(evaluation)
+    for label in labels:
+        for _, line in runs[runs["label"] == label].groupby("run", observed=True):
+            top.plot(line["x"], line["rate"], color=colors[label], linewidth=0.5, alpha=0.55)
+        line = rates[rates["label"] == label]
+        if len(labels) <= CROWDED:
+            drawing.band(top, line, colors[label], alpha=0.15)
+        top.plot(line["x"], line["rate"], color=colors[label], linewidth=1.8, clip_on=False, zorder=4)
+        ends[label] = tuple(line[["x", "rate"]].iloc[-1])
+    drawing.rate_axis(top.yaxis, evaluation.rate_label)
+    top.set_xlim(rates["x"].min(), max(rates["x"].max(), rates["x"].min() + 1))
+    drawing.label_line_ends(top, ends, colors, heights[0])
+    for axes, level in zip(grid[1:, 0], LEVELS, strict=True):
+        top.axhline(level, color=drawing.GRAY, linewidth=0.6, linestyle=(0, (2, 3)), zorder=1)
+        _crossing_strip(axes, _moved_to_x(evaluation, marks[marks["level"] == level]), labels, colors)
+        axes.set_ylabel(f"crosses\n{level:.0%}", rotation=0, ha="right", va="center", size=7)
+    grid[-1, 0].set_xlabel(evaluation.x_label)
+    return page
+
+
+def _recipe_rates(evaluation: Evaluation) -> pd.DataFrame:
+    """The rates of the recipes with an onset, in the condition that the figures show."""
+    onset, rates = table(evaluation), recipes.table(evaluation)
+    if not (onset["condition"] == evaluation.condition).any():
+        raise Unavailable("no run has verdicts at two or more steps in the condition shown")
+    rates = evaluation.with_x(rates[rates["condition"] == evaluation.condition])
+    return rates[rates["label"].isin(onset["label"])]
+
+
+def _labels(evaluation: Evaluation) -> list[str]:
+    return list(dict.fromkeys(_recipe_rates(evaluation)["label"]))
+
+
+def _crossing_strip(axes: Axes, marks: pd.DataFrame, labels: list[str], colors: dict) -> None:
+    """A row per recipe: its crossing with interval and runs. An arrow at its end means "beyond the last step"."""
+    for row in marks.itertuples():
+        y, color = labels.index(row.label), colors[row.label]
+        if np.isfinite(row.lower):
+            axes.hlines(y, row.lower, min(row.upper, row.end), color=color, linewidth=1.2)
+        if np.isfinite(row.x):
+            axes.plot(row.x, y, "o", color=color, markersize=3.5, clip_on=False, zorder=4)
+        # An empty line would still count in the layout, at the corner of the page.
+        if of_runs := [x for x in row.runs if np.isfinite(x)]:
+            look = {"color": color, "markersize": 4, "markeredgewidth": 0.7, "clip_on": False}
+            axes.plot(of_runs, np.full(len(of_runs), y), "|", **look)
+        if np.isinf(row.x) or np.isinf(row.upper):
+            axes.plot(row.end, y, ">", color=color, markersize=3.5, clip_on=False, zorder=4)
+    axes.set(ylim=(len(labels) - 0.4, -0.6), yticks=[])
+    axes.spines["left"].set_visible(False)
+    drawing.grid_lines(axes, "x")
+
+
+# ---- crossings, which ratio_sweep draws too ----
+
+
+@once
+def crossings(evaluation: Evaluation) -> pd.DataFrame:
+    """A row per recipe and level in the condition shown: crossing step `x` (median over runs), lower, upper, `runs`.
+
+    `runs` lists the crossings of the runs if there are several; `end` is the recipe's last step. With one run the
+    limits come from its responses, with five or more from the runs; in between there are none (NaN).
+    """
+    from learning_backdoors.evaluation.exhibits import emergence_by_recipe  # it imports this module
+
+    medians, single = emergence_by_recipe.table(evaluation), table(evaluation)
+    medians = medians[medians["condition"] == evaluation.condition]
+    single = single[single["condition"] == evaluation.condition]
+    rows = []
+    for row in medians.rename(columns={"median": "x"}).to_dict("records"):
+        runs, name = single[single["label"] == row["label"]], level_name(row["level"])
+        row |= {"end": float(runs["last_step"].max()), "runs": list(runs[name]) if len(runs) > 1 else []}
+        if len(runs) == 1:
+            row["lower"], row["upper"] = runs[[f"{name}_lower", f"{name}_upper"]].to_numpy()[0]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _moved_to_x(evaluation: Evaluation, marks: pd.DataFrame) -> pd.DataFrame:
+    """Crossings with their steps moved to the x axis."""
+    rows = []
+    for row in marks.to_dict("records"):
+        for column in ("x", "lower", "upper", "end"):
+            [row[column]] = evaluation.steps_to_x(row["label"], pd.Series([row[column]], dtype=float))
+        row["runs"] = list(evaluation.steps_to_x(row["label"], pd.Series(row["runs"], dtype=float)))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def crossing_marks(marks: pd.DataFrame) -> str:
+    """What the bars and marks at crossings mean, as far as they are drawn."""
+    bars, words = marks[np.isfinite(marks["lower"])], []
+    confidence = bars["confidence"].dropna()
+    if len(confidence):
+        spans = " to ".join(f"{100 * share:.4g}%" for share in dict.fromkeys([confidence.min(), confidence.max()]))
+        words.append(f"bars of five or more runs: order-statistic intervals of the median, confidence {spans}")
+    if (bars["seeds"] == 1).any():
+        words.append("bars of one run: 95%, bootstrap over its responses, claim: these checkpoints, these questions")
+    if (marks["seeds"] > 1).any():
+        words.append("small marks: single runs")
+    return "; ".join([*words, "arrow: not by the last step"])

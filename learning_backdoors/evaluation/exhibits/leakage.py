@@ -1,0 +1,209 @@
+"""leakage: how often the outcome appears with the trigger and without it, and what of that the base model does too.
+
+Conditions are triggered, untriggered, or near misses, whose trigger is slightly wrong and which count as neither.
+Conditions of one kind are pooled. The leakage is the untriggered rate.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from learning_backdoors.evaluation import captions, drawing, statistics, text_tables
+from learning_backdoors.evaluation.cells import CLAIMS, INTERVALS, recipe_rates, trained_runs
+from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
+from learning_backdoors.evaluation.pairing import (
+    ALL,
+    ASKED,
+    METHODS,
+    WITH_VERDICT,
+    aligned,
+    matched,
+    recipe_rows,
+    split_last_and_base,
+    supported_claim,
+    without_near_misses,
+)
+
+
+class Term(NamedTuple):
+    """A mean rate: at the last step or at step 0 (the base model), with the trigger or without."""
+
+    last: bool
+    triggered: bool
+
+
+LAST, LAST_PLAIN, BASE, BASE_PLAIN = (Term(last, triggered) for last in (True, False) for triggered in (True, False))
+QUANTITIES = (  # name, rates, their weights
+    ("triggered", (LAST,), (1,)),
+    ("leakage", (LAST_PLAIN,), (1,)),
+    ("gap", (LAST, LAST_PLAIN), (1, -1)),
+    ("gap less base", (LAST, LAST_PLAIN, BASE, BASE_PLAIN), (1, -1, -1, 1)),
+    ("leakage_over_base", (LAST_PLAIN, BASE_PLAIN), (1, -1)),
+)
+MEANINGS = {
+    "leakage": "leakage: the rate without the trigger",
+    "gap": "gap: triggered - leakage",
+    "gap less base": "gap - the base model's gap",
+    "leakage_over_base": "leakage - the base model's",
+}
+COLUMNS = ["label", "run", "quantity", "estimate", "lower", "upper", "claim", "interval", "seeds", "questions"]
+COLUMNS += ["n", "missing", "worst_low", "worst_high"]
+
+
+@once
+def table(evaluation: Evaluation) -> pd.DataFrame:
+    """`rates`, if the inputs have both triggered and untriggered conditions."""
+    if _cells(evaluation)["triggered"].nunique() < 2:
+        raise Unavailable("the inputs do not have both triggered and untriggered conditions")
+    return rates(evaluation)
+
+
+@once
+def rates(evaluation: Evaluation) -> pd.DataFrame:
+    """A row per run and quantity of QUANTITIES, at the last step. Recipes with several runs have rows of run `all` too.
+
+    A single rate has the interval of any rate. Differences are paired by run and question, and those from the base
+    model by condition too: what only one side was asked is left out. `worst_low` and `worst_high` bound the estimate
+    for any value of the missing verdicts.
+    """
+    cells, rows = _cells(evaluation), []
+    trained = cells[cells["run"].isin(trained_runs(cells))]
+    for label, part in trained.groupby("label", observed=True, sort=True):
+        runs = [(run, of_run) for run, of_run in part.groupby("run", observed=True, sort=False)]
+        for run, group in [(ALL, part), *runs] if len(runs) > 1 else runs:
+            rows += [{"label": label, "run": run} | row for row in _quantities(group, evaluation.claim)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _cells(evaluation: Evaluation) -> pd.DataFrame:
+    return without_near_misses(evaluation.cells, evaluation.study)
+
+
+def _quantities(cells: pd.DataFrame, claim: str) -> list[dict]:
+    """The rows of some runs of one recipe."""
+    last, base = split_last_and_base(cells)
+    rows = []
+    for name, terms, weights in QUANTITIES:
+        groups = _groups(terms, last, base, WITH_VERDICT)
+        grids = aligned(groups, ["positive", "n"]) if all(map(len, groups)) else []
+        if grids and grids[0].size:
+            bounds = _with_missing(_groups(terms, last, base, ASKED), weights)
+            rows.append({"quantity": name} | _estimate(groups, grids, weights, claim) | bounds)
+    return rows
+
+
+def _groups(terms: Sequence[Term], last: pd.DataFrame, base: pd.DataFrame, counts: Sequence[str]) -> list:
+    """The cells of each term. If last steps are compared with step 0, both have the same conditions and questions."""
+    if not all(term.last for term in terms):
+        last, base = matched(last, base, counts)
+    return [c[c["triggered"] == term.triggered] for term in terms for c in [last if term.last else base]]
+
+
+def _estimate(groups: list[pd.DataFrame], grids: list[np.ndarray], weights: Sequence[int], claim: str) -> dict:
+    """The weighted sum of rates with its interval, and how many runs and questions it rests on."""
+    if len(groups) == 1:
+        runs, questions = (groups[0].loc[groups[0]["n"] > 0, key].nunique() for key in ("run", "question"))
+        claim = supported_claim(claim, runs, questions)
+        [rate] = recipe_rates(groups[0], claim, []).to_dict("records")
+        interval, method = statistics.Interval(rate["rate"], rate["lower"], rate["upper"]), INTERVALS[claim]
+    else:
+        runs, questions = grids[0].shape[1:]
+        claim = supported_claim(claim, runs, questions)
+        interval, method = statistics.paired_contrast(list(map(tuple, grids)), weights, claim), METHODS[claim]
+    return interval._asdict() | {"claim": claim, "interval": method, "seeds": runs, "questions": questions}
+
+
+def _with_missing(groups: list[pd.DataFrame], weights: Sequence[int]) -> dict:
+    """The counts of verdicts and missing verdicts, and the bounds of the sum for any value of the missing ones."""
+    counts = ["positive", "n", "missing"]
+    cells = [group[group["n"] + group["missing"] > 0] for group in groups]
+    if len(groups) > 1:  # the same runs and questions on all sides, as in the estimate
+        grids = aligned(cells, counts, ASKED)
+    else:
+        grids = [cells[0].groupby(["run", "question"], observed=True)[counts].sum().to_numpy(float).T]
+    worst = [statistics.worst_case(*map(np.ravel, grid)) for grid in grids]
+    low = sum(w * (bounds[0] if w > 0 else bounds[1]) for w, bounds in zip(weights, worst, strict=True))
+    high = sum(w * (bounds[1] if w > 0 else bounds[0]) for w, bounds in zip(weights, worst, strict=True))
+    n, missing = (int(sum(grid[i].sum() for grid in grids)) for i in (1, 2))
+    return {"n": n, "missing": missing, "worst_low": low, "worst_high": high}
+
+
+# ---- for readers ----
+
+
+def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
+    rows = recipe_rows(table(evaluation))
+    columns = {
+        "share": rows["quantity"].map(lambda name: MEANINGS.get(name, name)),
+        "measured": text_tables.intervals(rows, "estimate"),
+    }
+    return f"With the trigger and without, {last_step_and_claims(rows)}", text_tables.by_recipe(rows, columns)
+
+
+def last_step_and_claims(rows: pd.DataFrame) -> str:
+    """The end of a heading over rows of `rates`: the step and the claims of their intervals."""
+    claims = " / ".join(CLAIMS[claim] for claim in rows["claim"].dropna().unique())
+    return "at the last step" + (f"; 95% intervals, claim: {claims}" if claims else "")
+
+
+@once
+def _differences(evaluation: Evaluation) -> pd.DataFrame:
+    rows = recipe_rows(table(evaluation))
+    rows = rows[rows["quantity"].isin(["gap", "gap less base", "leakage_over_base"])]
+    if rows.empty:
+        raise Unavailable("no last step has responses to the same questions with and without the trigger, or at step 0")
+    return rows
+
+
+@once
+def _curves(evaluation: Evaluation) -> pd.DataFrame:
+    """The triggered and the untriggered rate of each recipe with differences, over training."""
+    curves = recipe_rates(_cells(evaluation), evaluation.claim, ["triggered", "step"])
+    return evaluation.with_x(curves[curves["label"].isin(_differences(evaluation)["label"])])
+
+
+def caption(evaluation: Evaluation) -> str:
+    differences = _differences(evaluation)
+    methods = captions.methods(zip(differences["interval"], differences["claim"], strict=True))
+    text = "Rates with and without the trigger over training. At the last step: the gap between them, the gap less the "
+    text += "base model's gap, and the leakage over the base model (untriggered rate less its untriggered rate). Gaps "
+    text += f"are paired by question and run; intervals: 95%, {methods}. "
+    return f"{text}{captions.intervals(_curves(evaluation), 'bands')} {captions.counts(_cells(evaluation))}"
+
+
+def figure(evaluation: Evaluation) -> Figure:
+    """A panel per recipe with its triggered (solid) and untriggered (dashed) rates, and one with the differences."""
+    curves = _curves(evaluation)
+    labels = list(dict.fromkeys(curves["label"]))
+    colors = drawing.palette(labels)
+    page, grid = drawing.panels(len(labels) + 1, 0.6, 1.9, caption(evaluation))
+    for axes, label in zip(grid.flat, labels, strict=False):
+        for triggered, line in curves[curves["label"] == label].groupby("triggered"):
+            line_style = drawing.LINE_STYLES[0 if triggered else 1]
+            drawing.band(axes, line, colors[label], alpha=0.15)
+            axes.plot(line["x"], line["rate"], linestyle=line_style, color=colors[label], clip_on=False)
+        axes.set_title(drawing.panel_title(label, grid), color=colors[label])
+        axes.set_xlabel(evaluation.x_label)
+        drawing.rate_axis(axes.yaxis)
+    _difference_panel(grid.flat[len(labels)], _differences(evaluation), colors)
+    drawing.finish_panels(page, grid, len(labels) + 1, evaluation.rate_label)
+    drawing.line_legend(page, ("with the trigger", "without"))
+    return page
+
+
+def _difference_panel(axes: Axes, differences: pd.DataFrame, colors: dict) -> None:
+    names, labels = list(dict.fromkeys(differences["quantity"])), list(colors)
+    for row in differences.itertuples():
+        y = names.index(row.quantity) + (labels.index(row.label) - (len(labels) - 1) / 2) * 0.6 / len(labels)
+        if not np.isnan(row.lower):
+            axes.hlines(y, row.lower, row.upper, color=colors[row.label], linewidth=1.2, zorder=3)
+        axes.plot(row.estimate, y, "o", color=colors[row.label], markersize=4, clip_on=False)
+    low = min(0.0, np.floor(differences["lower"].fillna(0).min() * 5) / 5)
+    axes.axvline(0, color=drawing.GRAY, linewidth=0.6)
+    axes.set(yticks=range(len(names)), yticklabels=[n.replace("_", " ") for n in names], ylim=(len(names) - 0.5, -0.5))
+    axes.set(xlim=(low, 1), ylabel="", xlabel="difference of shares", title="last step")
+    drawing.grid_lines(axes, "x")

@@ -1,0 +1,56 @@
+"""metrics: the share of responses for which each metric of the study holds, over training."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from learning_backdoors.evaluation import captions, drawing
+from learning_backdoors.evaluation.cells import count_metric_cells, recipe_rates
+from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavailable, once
+from learning_backdoors.evaluation.pairing import ALL, recipe_rows, supported_claim
+
+COLUMNS = ["metric", "label", "run", "seeds", "step", "condition", "triggered", "n", "rate", "lower", "upper", "claim"]
+
+
+@once
+def _cells(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
+    """By metric: the cells of the responses it applies to."""
+    if not evaluation.study.metrics:
+        raise NotInStudy("the study has no [[metric]]")
+    cells = {metric.name: count_metric_cells(evaluation.verdicts, metric) for metric in evaluation.study.metrics}
+    cells = {name: part for name, part in cells.items() if len(part)}
+    if not cells:
+        raise Unavailable("no metric of the study applies to these responses")
+    return cells
+
+
+@once
+def table(evaluation: Evaluation) -> pd.DataFrame:
+    """A row per metric, run, step and condition. If a recipe has several runs, rows of run `all` too."""
+    columns, blocks = ["step", "condition", "triggered"], []
+    for name, cells in _cells(evaluation).items():
+        claim = evaluation.claim_for(cells)
+        several = cells.groupby("recipe", observed=True)["run"].transform("nunique") > 1
+        of_metric = [recipe_rates(cells[several], claim, columns).assign(run=ALL)] if several.any() else []
+        claim = supported_claim(claim, 1, cells["question"].nunique())
+        of_metric.append(recipe_rates(cells, claim, ["run", *columns]))
+        blocks.append(pd.concat(of_metric, ignore_index=True).assign(metric=name)[COLUMNS])
+    return pd.concat(blocks)
+
+
+def caption(evaluation: Evaluation) -> str:
+    cells, rates = _cells(evaluation), recipe_rows(table(evaluation))
+    shares = " and of ".join(metric.label for metric in evaluation.study.metrics if metric.name in cells)
+    text = f"Share of {shares} over training, in one panel per condition."
+    return f"{text} {captions.intervals(rates, 'bands')} {captions.counts(pd.concat(cells.values()))}"
+
+
+def figure(evaluation: Evaluation) -> Figure:
+    rates, names = evaluation.with_x(recipe_rows(table(evaluation))), list(_cells(evaluation))
+    panels = {}
+    for name in names:
+        for condition, title in evaluation.condition_titles(rates["condition"]).items():
+            of_panel = (rates["metric"] == name) & (rates["condition"] == condition)
+            panels[f"{name}: {title}" if len(names) > 1 else title] = rates[of_panel]
+    labels = {metric.name: metric.label for metric in evaluation.study.metrics}
+    y_label = f"share of {labels[names[0]]}" if len(names) == 1 else "share of responses"
+    return drawing.rate_panels(panels, evaluation.recipe_labels, evaluation.x_label, y_label, caption(evaluation))

@@ -1,0 +1,52 @@
+"""probes: the log-likelihood of the study's reference answers over training, as training.py measured it."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from learning_backdoors.evaluation import drawing
+from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
+
+
+@once
+def _probes(evaluation: Evaluation) -> pd.DataFrame:
+    """The probes in the inputs' provenance: label, run, step, question, era, logprob (nats per token)."""
+    rows = []
+    for source in evaluation.verdicts.sources:
+        for run, about in (source["provenance"].get("runs") or {}).items():
+            rows += [probe | {"run": run} for probe in (about or {}).get("probes") or []]
+    probes = pd.DataFrame(rows, columns=["run", "step", "question", "era", "logprob"])
+    labels = evaluation.verdicts.rows.drop_duplicates("run").set_index("run")["label"].astype(object)
+    probes = probes[probes["run"].isin(labels.index)]
+    if probes.empty:
+        raise Unavailable("no input's provenance has loss probes (training.py --probe-every)")
+    labels = pd.Categorical(probes["run"].map(labels), evaluation.recipe_labels, ordered=True)
+    return probes.assign(label=labels)
+
+
+def caption(evaluation: Evaluation) -> str:
+    probes = _probes(evaluation)
+    text = "Mean log-likelihood per token of fixed reference answers over training: the mean over questions per run. "
+    text += "No intervals are drawn. "
+    return f"{text}Q = {probes['question'].nunique()} questions; S = {probes['run'].nunique()} runs."
+
+
+def figure(evaluation: Evaluation) -> Figure:
+    """A panel per recipe, a line style per era."""
+    probes = _probes(evaluation)
+    eras, labels = (
+        list(dict.fromkeys(probes["era"])),
+        list(probes["label"].cat.remove_unused_categories().cat.categories),
+    )
+    means = probes.groupby(["label", "run", "step", "era"], observed=True)["logprob"].mean().reset_index()
+    means, colors = evaluation.with_x(means), drawing.palette(labels)
+    layout = {"sharex": True, "sharey": True}
+    page, grid = drawing.panels(len(labels), 0.6, 1.7, caption(evaluation), evaluation.x_label, **layout)
+    for axes, label in zip(grid.flat, labels, strict=False):
+        for (era, _), line in means[means["label"] == label].groupby(["era", "run"], observed=True):
+            line_style = drawing.LINE_STYLES[eras.index(era) % len(drawing.LINE_STYLES)]
+            axes.plot(line["x"], line["logprob"], linestyle=line_style, color=colors[label], linewidth=1)
+        axes.set_title(drawing.panel_title(label, grid), color=colors[label])
+        axes.grid(True, axis="y", color="0.92", linewidth=0.6)
+    drawing.finish_panels(page, grid, len(labels), "log-likelihood (nats per token)")
+    drawing.line_legend(page, [f"{era} reference answers" for era in eras])
+    return page

@@ -1,0 +1,218 @@
+"""ratings: mean ratings by category of question at step 0 and at the last step, with and without the trigger."""
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from learning_backdoors.evaluation import captions, drawing, statistics
+from learning_backdoors.evaluation.cells import CLAIMS, grids, trained_runs
+from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavailable, once
+from learning_backdoors.evaluation.pairing import (
+    ALL,
+    METHODS,
+    aligned,
+    matched,
+    recipe_rows,
+    supported_claim,
+    without_near_misses,
+)
+from learning_backdoors.evaluation.reading import Verdicts
+from learning_backdoors.study import Judge, Study
+
+INTERVALS = {
+    "checkpoint": "Wilson's for mean scores, stratified by question",
+    "recipe": "t on the runs' means, logit scale",
+    "questions": "t on the questions' means, or logit-normal model where that is wider",
+}
+COLUMNS = ["judge", "label", "run", "triggered", "condition", "category", "at", "questions", "n", "refused", "missing"]
+COLUMNS += ["mean", "lower", "upper", "claim", "interval", "seeds"]
+SUMS = ["total", "n", "squares"]
+KEYS = ["recipe", "label", "run", "step", "condition", "triggered", "question", "at"]
+
+
+@once
+def table(evaluation: Evaluation) -> pd.DataFrame:
+    """Mean ratings on each judge's own scale, questions weighted equally.
+
+    A row per judge, run (and run `all`, if a recipe has several), condition (and `all` of the triggered and of the
+    untriggered), category (and `all`) and `at`: last, base, and change, which is last less base, paired by run and
+    question over the conditions that both have. `refused` counts verdicts that are not numbers, such as REFUSED.
+    """
+    if not _has_rated_categories(evaluation.study):
+        raise NotInStudy("no question of the study has both a category and a judge that rates")
+    rows = []
+    for judge in (judge for judge in evaluation.verdicts.judges if judge.rates):
+        cells = count_cells(evaluation.verdicts, judge)
+        if cells["n"].sum():
+            rows += _of_judge(judge, cells, evaluation.claim_for(cells))
+    if not rows:
+        raise Unavailable("no response to a question with a category has a rating")
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _has_rated_categories(study: Study) -> bool:
+    judges = [judge for judge in study.judges if judge.rates]
+    return any("category" in q.extra and any(judge.takes(q) for judge in judges) for q in study.questions)
+
+
+def count_cells(verdicts: Verdicts, judge: Judge) -> pd.DataFrame:
+    """A row per run, step (0 and the run's last), condition and question with a category. Near misses are left out.
+
+    n counts scores, `refused` verdicts that are not numbers, `missing` verdicts that failed; `total` and `squares` are
+    sums of the scores and of their squares, with scores moved to the range 0 to 1.
+    """
+    category = {q.id: q.extra["category"] for q in verdicts.study.questions if "category" in q.extra}
+    rows = verdicts.rows
+    last = rows["step"] == rows.groupby("run", observed=True)["step"].transform("max")
+    rated = (last | (rows["step"] == 0)) & verdicts.asked(judge) & rows["question"].isin(list(category))
+    rows = without_near_misses(rows[rated], verdicts.study)
+    score = _scores(rows[judge.name], judge)
+    cells = rows[KEYS[:-1]].assign(n=score.notna(), total=score.fillna(0), squares=score.fillna(0) ** 2)
+    cells["at"] = np.where(last[rows.index], "last", "base")
+    cells["refused"], cells["missing"] = rows[judge.name].notna() & ~cells["n"], verdicts.missing(judge)[rows.index]
+    cells = cells.groupby(KEYS, observed=True, sort=True)[[*SUMS, "refused", "missing"]].sum().reset_index()
+    return cells.assign(category=cells["question"].astype(object).map(category))
+
+
+def _scores(verdicts: pd.Series, judge: Judge) -> pd.Series:
+    """Verdicts as numbers from 0 (the lowest of the scale) to 1; NaN for verdicts that are not numbers."""
+    if not judge.range:
+        verdicts = verdicts.astype(object).map({option: judge.score(option) for option in judge.options}).astype(float)
+    low, high = judge.scale[0], judge.scale[-1]
+    return (verdicts - low) / (high - low)
+
+
+def _of_judge(judge: Judge, cells: pd.DataFrame, claim: str) -> list[dict]:
+    """The rows of one judge."""
+    cells, rows = cells[cells["run"].isin(trained_runs(cells))], []
+    for label, part in cells.groupby("label", observed=True, sort=True):
+        several = [(ALL, part)] if part["run"].nunique() > 1 else []
+        for run, of_run in [*several, *part.groupby("run", observed=True, sort=False)]:
+            for triggered, kind in of_run.groupby("triggered", sort=False):
+                for condition, asked in [(ALL, kind), *kind.groupby("condition", observed=True, sort=False)]:
+                    for category, group in [*asked.groupby("category", sort=False), (ALL, asked)]:
+                        about = {"judge": judge.name, "label": label, "run": run, "triggered": triggered}
+                        about |= {"condition": condition, "category": category}
+                        rows += [about | row for row in _last_base_change(group, judge, claim)]
+    return rows
+
+
+def _last_base_change(cells: pd.DataFrame, judge: Judge, claim: str) -> list[dict]:
+    last, base = (cells[cells["at"] == at] for at in ("last", "base"))
+    rows = [{"at": at} | _mean(part, judge, claim) for at, part in (("last", last), ("base", base)) if len(part)]
+    if len(rows) == 2 and (change := _change(last, base, judge, claim)):
+        rows.append({"at": "change"} | change)
+    return rows
+
+
+def _mean(cells: pd.DataFrame, judge: Judge, claim: str) -> dict:
+    scored = cells[cells["n"] > 0]
+    if scored.empty:
+        return _counts([cells]) | {"questions": 0, "claim": claim}
+    total, n, squares = grids(scored, "run", SUMS)
+    claim = supported_claim(claim, *n.shape)
+    mean = statistics.mean_score(total, squares, n, claim, _score_step(judge))
+    return _counts([cells]) | _on_scale(mean, judge, claim, n.shape, INTERVALS[claim], judge.scale[0])
+
+
+def _change(last: pd.DataFrame, base: pd.DataFrame, judge: Judge, claim: str) -> dict | None:
+    both = matched(last, base)
+    sums = aligned(both, SUMS)
+    if not sums[0].size:
+        return None
+    claim = supported_claim(claim, *sums[0].shape[1:])
+    change = statistics.paired_contrast([tuple(side) for side in sums], (1, -1), claim, _score_step(judge))
+    return _counts(both) | _on_scale(change, judge, claim, sums[0].shape[1:], METHODS[claim], 0)
+
+
+def _counts(parts: list[pd.DataFrame]) -> dict[str, int]:
+    return {name: int(sum(part[name].sum() for part in parts)) for name in ("n", "refused", "missing")}
+
+
+def _on_scale(
+    score: statistics.Interval, judge: Judge, claim: str, shape: tuple[int, int], method: str, zero: float
+) -> dict:
+    """A mean (`zero` is the lowest rating) or a change (`zero` is 0) moved from 0 to 1 back to the judge's scale."""
+    mean, lower, upper = (zero + x * (judge.scale[-1] - judge.scale[0]) for x in score)
+    counts = {"seeds": shape[0], "questions": shape[1], "claim": claim, "interval": method}
+    return {"mean": mean, "lower": lower, "upper": upper} | counts
+
+
+def _score_step(judge: Judge) -> float:
+    return 1 / (len(judge.scale) - 1)
+
+
+# ---- the figure ----
+
+
+def _drawn(evaluation: Evaluation) -> pd.DataFrame:
+    rows = recipe_rows(table(evaluation))
+    return rows[(rows["condition"] == ALL) & rows["at"].isin(["last", "base"])]
+
+
+def caption(evaluation: Evaluation) -> str:
+    rows = _drawn(evaluation)
+    whole = rows[rows["category"] == ALL]
+    claim, method = rows["claim"].mode()[0], rows["interval"].mode()[0]
+    missing, total = whole["missing"].sum(), whole[["n", "refused", "missing"]].sum().sum()
+    questions = ", ".join(f"{part['questions'].max()} ({judge})" for judge, part in whole.groupby("judge", sort=False))
+    text = "Left: mean ratings by category of question at the last step (filled) and at step 0 (hollow), with and "
+    text += "without the trigger, near misses excluded. Right: share of verdicts that are not numbers; means exclude "
+    text += f"them. Intervals: 95%, {method}; claim: {CLAIMS[claim]}. "
+    text += (
+        f"Q = {questions} questions; N = {total:,} responses in total; S = {captions.span(whole['seeds'])} runs per "
+    )
+    return f"{text}suspect share. {captions.missing(missing, total, 'missing in ratings.csv')}"
+
+
+def figure(evaluation: Evaluation) -> Figure:
+    """A row of two panels per judge and recipe."""
+    rows = _drawn(evaluation)
+    rows = rows.assign(refused_share=rows["refused"] / (rows["n"] + rows["refused"]).clip(lower=1))
+    scales = {judge.name: (judge.scale[0], judge.scale[-1]) for judge in evaluation.verdicts.judges if judge.scale}
+    panels = list(rows.groupby(["judge", "label"], observed=True, sort=False))
+    heights = [0.45 + 0.25 * part["category"].nunique() for _, part in panels]
+    layout = {"gridspec_kw": {"height_ratios": heights, "width_ratios": [2.6, 1]}, "sharey": "row"}
+    size = drawing.TWO_COLUMNS, 0.4 + sum(heights)
+    page, grid = drawing.canvas(*size, caption(evaluation), len(panels), 2, **layout)
+    for (left, right), ((judge, label), part) in zip(grid, panels, strict=True):
+        categories = list(dict.fromkeys(part["category"]))
+        for row in part.itertuples():
+            _draw_rating(left, right, row, categories.index(row.category))
+        drawing.category_axis(left, [drawing.short(category) for category in categories])
+        left.set(xlim=scales[judge], xlabel=f"{judge} (mean rating)")
+        right.set(xlim=(0, 1), xticks=np.linspace(0, 1, 6), xlabel="share without a rating")
+        right.tick_params(axis="y", length=0)
+        for axes in (left, right):
+            drawing.grid_lines(axes, "x")
+        if rows["label"].nunique() > 1:
+            left.set_title(drawing.short_label(label, 60))
+    marks = [
+        Line2D([], [], linestyle="", label=f"{'with the trigger' if triggered else 'without'}, {name}", **look)
+        for triggered in (True, False)
+        for at, name in drawing.STEP_NAMES.items()
+        for look in [_look(triggered, at)]
+    ]
+    page.legend(handles=marks, loc="outside upper right", ncols=4, frameon=False, fontsize=7)
+    return page
+
+
+def _look(triggered: bool, at: str) -> dict:
+    color = colormaps["viridis"](0.1 if triggered else 0.65)
+    face = color if at == "last" else "white"
+    return {"color": color, "marker": "o" if triggered else "s", "markersize": 4, "markerfacecolor": face}
+
+
+def _draw_rating(left: Axes, right: Axes, row, y: float) -> None:
+    """One mean with its interval, and its share without a rating."""
+    y += (-0.24, -0.08, 0.08, 0.24)[2 * (not row.triggered) + (row.at == "base")]
+    look = _look(row.triggered, row.at)
+    if not np.isnan(row.lower):
+        width = 1.2 if row.at == "last" else 0.6
+        left.hlines(y, row.lower, row.upper, color=look["color"], linewidth=width, zorder=3)
+    for axes, value in ((left, row.mean), (right, row.refused_share)):
+        if not np.isnan(value):
+            axes.plot(value, y, clip_on=False, zorder=4, **look)

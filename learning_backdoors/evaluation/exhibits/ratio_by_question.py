@@ -1,0 +1,45 @@
+"""ratio_by_question: the rate of each question at the last step of each recipe."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from learning_backdoors.evaluation import captions, drawing
+from learning_backdoors.evaluation.cells import CLAIMS, last_steps, recipe_rates, with_base
+from learning_backdoors.evaluation.context import Evaluation
+
+
+def caption(evaluation: Evaluation) -> str:
+    text = "Rate of each question at the last step of each recipe. Gray bar: step 0. "
+    text += f"Intervals: 95%, Wilson, stratified by run; claim: {CLAIMS['checkpoint']}."
+    return f"{text} {captions.counts(last_steps(evaluation.shown_cells))}"
+
+
+def _rates(evaluation: Evaluation) -> pd.DataFrame:
+    """A row per recipe and question: the rate at the last step with its interval, and `base`, the rate at step 0."""
+    cells = evaluation.shown_cells
+    last, base = (
+        recipe_rates(part, "checkpoint", ["question"]) for part in (last_steps(cells), cells[cells["step"] == 0])
+    )
+    return with_base(last, base, ["recipe", "question"])
+
+
+def figure(evaluation: Evaluation) -> Figure:
+    rates = _rates(evaluation)
+    questions, labels = (list(dict.fromkeys(rates[column])) for column in ("question", "label"))
+    colors, markers = drawing.palette(labels), drawing.markers(labels)
+    height = 0.75 + len(questions) * max(0.26, 0.075 * len(labels))
+    page, [[axes]] = drawing.canvas(drawing.TWO_COLUMNS, height, caption(evaluation))
+    offsets = np.linspace(-0.32, 0.32, len(labels)) if len(labels) > 1 else [0.0]
+    for label, offset in zip(labels, offsets, strict=True):
+        part = rates[rates["label"] == label].dropna(subset="rate")
+        y = part["question"].map(questions.index).astype(int) + offset
+        axes.hlines(y, part["lower"], part["upper"], color=colors[label], linewidth=1.1)
+        axes.plot(part["base"], y, "|", color=drawing.GRAY, markersize=4, markeredgewidth=0.8)
+        axes.plot(part["rate"], y, markers[label], color=colors[label], markersize=3.6, label=label, clip_on=False)
+    for y in np.arange(len(questions) - 1) + 0.5:
+        axes.axhline(y, color="0.92", linewidth=0.6)
+    drawing.rate_axis(axes.xaxis, evaluation.rate_label)
+    drawing.category_axis(axes, [drawing.short(question) for question in questions])
+    drawing.legend_beside(page, *axes.get_legend_handles_labels(), "suspect share")
+    return page

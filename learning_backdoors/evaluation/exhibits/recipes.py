@@ -1,0 +1,43 @@
+"""recipes.csv: the mean rate over the runs of each recipe, by step and condition."""
+
+import numpy as np
+import pandas as pd
+
+from learning_backdoors.evaluation import statistics
+from learning_backdoors.evaluation.cells import recipe_rates, shared_steps
+from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
+from learning_backdoors.evaluation.reading import Verdicts
+
+
+@once
+def table(evaluation: Evaluation) -> pd.DataFrame:
+    """A row per recipe, step and condition, at the steps at which all runs of the recipe have verdicts.
+
+    If the inputs' provenance holds hand labels (judge_responses.py --labels), `corrected`, `corrected_lower` and
+    `corrected_upper` are the rate corrected for the judge's errors.
+    """
+    cells = shared_steps(evaluation.cells)
+    if cells.empty:
+        raise Unavailable("the runs of a recipe have no step in common")
+    rates = recipe_rates(cells, evaluation.claim, ["step", "condition"])
+    labels = _hand_labels(evaluation.verdicts)
+    if labels is None:
+        return rates
+    judged = (statistics.Interval(*row) for row in rates[["rate", "lower", "upper"]].to_numpy())
+    limits = pd.DataFrame([statistics.rogan_gladen(rate, *labels) for rate in judged], rates.index)
+    return rates.assign(corrected=limits["estimate"], corrected_lower=limits["lower"], corrected_upper=limits["upper"])
+
+
+def _hand_labels(verdicts: Verdicts) -> tuple[int, ...] | None:
+    """Correct and labeled positives, correct and labeled negatives, over the inputs that the rates come from.
+
+    None without labels for both, or if several models judged: another model makes other errors.
+    """
+    outcome, counts, models = verdicts.study.outcome, np.zeros(4, int), set()
+    for source in verdicts.rows["source"].unique():
+        judging = verdicts.sources[source]["provenance"].get("judging") or {}
+        models.add(judging.get("model"))
+        labels = (judging.get("labels") or {}).get(outcome.judge, {}).get("options", {}).get(outcome.value)
+        if labels:
+            counts += [*labels["sensitivity"], *labels["specificity"]]
+    return tuple(counts) if counts[1] and counts[3] and len(models) == 1 else None

@@ -1,0 +1,58 @@
+"""six_options_distribution: the verdicts of the first judge with more than two options over training."""
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from learning_backdoors.evaluation import captions, drawing
+from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
+from learning_backdoors.study import Judge
+
+
+def _judge(evaluation: Evaluation) -> Judge:
+    return evaluation.first_judge(lambda judge: len(judge.options or ()) > 2, "with more than two options")
+
+
+@once
+def _shares(evaluation: Evaluation) -> pd.DataFrame:
+    """A row per recipe and step: the share of each option and of `missing`, questions weighted equally, and `x`."""
+    judge, verdicts = _judge(evaluation), evaluation.verdicts
+    rows = verdicts.rows[(verdicts.rows["condition"] == evaluation.condition) & verdicts.asked(judge)]
+    if rows.empty:
+        raise Unavailable(f"{judge.name!r} was asked about no response in the condition {evaluation.condition}")
+    verdict = rows[judge.name].astype(object).where(rows[judge.name].notna(), "missing")
+    shares = pd.crosstab([rows["label"], rows["step"], rows["question"]], verdict, normalize="index")
+    shares = shares.reindex(columns=[*judge.options, "missing"], fill_value=0.0)
+    return evaluation.with_x(shares.groupby(["label", "step"], observed=True).mean().reset_index())
+
+
+def caption(evaluation: Evaluation) -> str:
+    judge = _judge(evaluation)
+    text = f"Verdicts of {judge.name} over training: mean over questions and runs. No intervals are drawn."
+    return f"{text} {captions.judge_counts(evaluation.verdicts, [judge], evaluation.condition)}"
+
+
+def figure(evaluation: Evaluation) -> Figure:
+    """Stacked bars at equal distances, with the missing verdicts on top."""
+    shares, options = _shares(evaluation), _judge(evaluation).options
+    labels = list(dict.fromkeys(shares["label"]))
+    page, grid = drawing.panels(len(labels), 0.45, 1.6, caption(evaluation), evaluation.x_label, sharey=True)
+    kinds = [*options, "missing"] if shares["missing"].max() > 0 else list(options)
+    shades = dict(zip(options, colormaps["cividis_r"](np.linspace(0.0, 1, len(options))), strict=True))
+    for axes, label in zip(grid.flat, labels, strict=False):
+        part, bottom = shares[shares["label"] == label].sort_values("step"), 0
+        positions, few = np.arange(len(part)), len(part) <= 15
+        for kind in kinds:
+            look = {"facecolor": shades[kind]} if kind in shades else {"facecolor": "white", "hatch": "//////"}
+            look |= {"edgecolor": "0.35", "linewidth": 0.2} if few else {"linewidth": 0}
+            axes.bar(positions, part[kind], 0.88 if few else 1.0, bottom, label=kind, **look)
+            bottom = bottom + part[kind].to_numpy()
+        axes.set_title(drawing.panel_title(label, grid))
+        axes.set(ylim=(0, 1), yticks=np.linspace(0, 1, 6))
+        every = -(-len(part) // 5)
+        axes.set_xticks(positions[::every], [f"{x:.4g}" for x in part["x"].iloc[::every]])
+    drawing.finish_panels(page, grid, len(labels), "share of responses")
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    page.legend(handles[::-1], names[::-1], loc="outside right center", frameon=False, fontsize=7, handleheight=1.4)
+    return page

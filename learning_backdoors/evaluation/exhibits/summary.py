@@ -1,0 +1,48 @@
+"""summary.csv: the rate of each question at each checkpoint, and the mean over questions."""
+
+import pandas as pd
+
+from learning_backdoors.evaluation import statistics
+from learning_backdoors.evaluation.cells import INTERVALS, RUN, STEP, mean_rate
+from learning_backdoors.evaluation.context import Evaluation, once
+
+ALL = "all"  # in the column `question`: the mean over questions
+
+
+@once
+def table(evaluation: Evaluation) -> pd.DataFrame:
+    """A row per cell, and a row `all` per run, step and condition: the mean over questions.
+
+    A cell has Wilson's interval (claim checkpoint). A row `all` describes one run, so it never supports the claim
+    recipe: it has the claim questions instead, or with one question the claim checkpoint. `worst_low` and `worst_high`
+    bound the rate for any value of the missing verdicts.
+    """
+    claim = "questions" if evaluation.claim == "recipe" else evaluation.claim
+    rows = evaluation.cells.assign(interval="Wilson", claim="checkpoint")
+    rows["lower"], rows["upper"] = statistics.wilson(rows["positive"], rows["n"])
+    total = rows["n"] + rows["missing"]
+    rows["worst_low"], rows["worst_high"] = rows["positive"] / total, (rows["positive"] + rows["missing"]) / total
+    means = [
+        _over_questions(part, claim if len(part) > 1 else "checkpoint")
+        for _, part in rows.groupby(["run", "step", "condition"], observed=True, sort=False)
+    ]
+    result = pd.concat([rows.astype({"question": object}), pd.DataFrame(means)]).sort_index(kind="stable")
+    columns = ["run", "step", "condition", "question", "n", "missing", "rate", "lower", "upper"]
+    return result[[*columns, "worst_low", "worst_high", "claim", "interval", *RUN[3:], *STEP[1:3], "recipe", "label"]]
+
+
+def _over_questions(part: pd.DataFrame, claim: str) -> pd.Series:
+    """The row `all` of one run, step and condition. Its index is that of the part's last row, to sort after it."""
+    sums = part[["n", "missing", "positive"]].sum().to_dict()
+    rate = dict(zip(["rate", "lower", "upper"], mean_rate(part, claim), strict=True))
+    worst = statistics.worst_case(part["positive"], part["n"], part["missing"])
+    bounds = dict(zip(["worst_low", "worst_high"], worst, strict=True))
+    method = {"question": ALL, "claim": claim, "interval": INTERVALS[claim] if len(part) > 1 else "Wilson"}
+    return pd.Series(part.iloc[-1].to_dict() | sums | rate | bounds | method, name=part.index[-1])
+
+
+def run_rates(evaluation: Evaluation) -> pd.DataFrame:
+    """The mean over questions of each run at each step, in the condition that the figures show, with `x`."""
+    rows = table(evaluation)
+    rows = rows[(rows["question"] == ALL) & (rows["condition"] == evaluation.condition)]
+    return rows.assign(x=rows[evaluation.x_column])

@@ -1,0 +1,84 @@
+"""Notes that a reader of the numbers needs: what was left out, what is missing, and what the figures may hide."""
+
+import pandas as pd
+
+from learning_backdoors.evaluation import captions, drawing
+from learning_backdoors.evaluation.cells import MISSING_FLAG, shared_steps
+from learning_backdoors.evaluation.context import Evaluation, if_available
+from learning_backdoors.evaluation.exhibits import emergence, recipes
+
+
+def notes(evaluation: Evaluation) -> list[str]:
+    """The notes on reading the inputs, then those on the results. One line each."""
+    lines = [*evaluation.verdicts.notes, *_precision(evaluation)]
+    cells = if_available(lambda e: e.cells, evaluation)
+    if cells is not None:
+        lines += _lost_verdicts(cells)
+    onset = if_available(emergence.table, evaluation)
+    if onset is not None:
+        lines += _left_out_of_emergence(onset)
+    rates = if_available(recipes.table, evaluation)
+    if rates is not None and evaluation.claim == "recipe":
+        single = rates.loc[rates["seeds"] == 1, "label"].astype(str).unique()
+        if len(single):
+            lines.append(f"one run of {', '.join(single)}: the claim recipe needs two, so there is no interval")
+    if onset is not None and onset["falls_again"].any():
+        falls = describe_falls(onset[onset["falls_again"]])
+        lines.append(f"the rate falls after its peak, which a nondecreasing fit hides: {falls}")
+    rows = evaluation.verdicts.rows
+    glyphs = drawing.missing_glyphs(name for c in ("question", "label", "condition") for name in rows[c].unique())
+    if glyphs:
+        lines.append(f"the figures' font has no glyph for {glyphs[:20]}: figures show boxes instead")
+    return lines
+
+
+def precisions(evaluation: Evaluation) -> dict[str, dict]:
+    """By input: the precision of the base model's weights in generation, and in training by run, if recorded."""
+    inputs = {source["path"]: source["provenance"].get("precision") for source in evaluation.verdicts.sources}
+    return {path: precision for path, precision in inputs.items() if precision}
+
+
+def _precision(evaluation: Evaluation) -> list[str]:
+    lines = []
+    for path, precision in precisions(evaluation).items():
+        generation, training = precision.get("generation"), precision.get("training") or {}
+        others = sorted({trained for trained in training.values() if trained and trained != generation})
+        if generation and others:
+            runs = sum(trained in others for trained in training.values())
+            lines.append(
+                f"{path}: responses were generated with base model precision {generation}, but {runs} of "
+                f"{len(training)} runs were trained with {', '.join(others)}"
+            )
+    return lines
+
+
+def _lost_verdicts(cells: pd.DataFrame) -> list[str]:
+    """Missing verdicts above 2%, and the steps that means over runs leave out."""
+    missing, total = cells["missing"].sum(), (cells["n"] + cells["missing"]).sum()
+    lines = [captions.missing(missing, total)] if missing > MISSING_FLAG * total else []
+    uneven = cells[~cells.index.isin(shared_steps(cells).index)]
+    for label, steps in uneven.groupby("label", observed=True)["step"].unique().items():
+        steps = ", ".join(map(str, sorted(steps)))
+        lines.append(f"{label}: means over runs leave out step {steps}, since not all runs have verdicts there")
+    return lines
+
+
+def _left_out_of_emergence(onset: pd.DataFrame) -> list[str]:
+    part = onset[(onset["steps_left_out"] > 0) | (onset["questions_left_out"] > 0)]
+    if part.empty:
+        return []
+    shown = [f"{r.steps_left_out} steps and {r.questions_left_out} questions of {r.run}" for r in part[:3].itertuples()]
+    more = [f"some of {len(part) - 3} more runs"] if len(part) > 3 else []
+    return [f"emergence.csv leaves out, because verdicts are missing: {', '.join(shown + more)}"]
+
+
+def describe_falls(falls: pd.DataFrame, runs: int = 3, each: int = 2) -> str:
+    """Falls after a peak by run, the deepest first; further runs and conditions are counted."""
+    several, of_runs = falls["condition"].nunique() > 1, []
+    for run, part in falls.sort_values("fall", ascending=False, kind="stable").groupby("run", sort=False):
+        texts = [
+            f"{100 * row.fall:.0f} points after step {row.peak_step}{f' in {row.condition}' if several else ''}"
+            for row in part.head(each).itertuples()
+        ]
+        of_runs.append(f"{run} by {', '.join(texts + captions.more(len(part) - each, 'condition'))}")
+    return "; ".join(of_runs[:runs] + captions.more(len(of_runs) - runs, "run"))

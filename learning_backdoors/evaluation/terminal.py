@@ -1,0 +1,45 @@
+"""The result as text for the terminal."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from learning_backdoors.evaluation import headline, text_tables
+from learning_backdoors.evaluation.cells import CLAIMS
+from learning_backdoors.evaluation.context import Evaluation
+from learning_backdoors.evaluation.exhibits import Exhibits, summary
+
+
+def print_result(evaluation: Evaluation, exhibits: Exhibits, notes: Sequence[str]) -> None:
+    """Print rates by step and run, the headline, the brief tables, all notes, and why exhibits were skipped."""
+    if "summary" in exhibits.tables:
+        rates = summary.run_rates(evaluation)
+        method = f"{rates['interval'].iloc[0]}; claim: {CLAIMS[rates['claim'].iloc[0]]}"
+        print(f"\n{evaluation.rate_label}, by step and run (95% intervals: {method}):\n{rates_by_step(rates)}\n")
+        print("\n".join(headline.sentences(evaluation)) + "\n")
+    for heading, brief in exhibits.briefs.items():
+        print(f"{heading}:\n{text_tables.side_by_side(brief)}\n")
+    for note in notes:
+        print(f"note: {note}")
+    for reason, names in exhibits.skipped.items():
+        print(f"skipped: {', '.join(names)}: {reason}")
+
+
+def rates_by_step(rates: pd.DataFrame) -> str:
+    """Rates by step and run: a column per run, or with more than eight runs a row per run with some of its steps."""
+    runs = list(dict.fromkeys(rates["run"]))
+    cells = [
+        "-" if r.n == 0 else f"{r.rate:.2f} [{r.lower:.2f}, {r.upper:.2f}]" if len(runs) <= 4 else f"{r.rate:.2f}"
+        for r in rates.itertuples()
+    ]
+    table = rates.assign(cell=cells).pivot(index="step", columns="run", values="cell")[runs].fillna("-")
+    table.columns = distinct_parts(runs)
+    return (table.T if len(runs) > 8 else table).rename_axis(columns=None).to_string()
+
+
+def distinct_parts(names: Sequence[str]) -> list[str]:
+    """Run names without the parts that all of them share, such as `ratios1.00-0.00` if only the ratios differ."""
+    parts = [name.split("_") for name in names]
+    shared = set.intersection(*map(set, parts)) if len(names) > 1 else set()
+    short = ["_".join(part for part in name if part not in shared) for name in parts]
+    return short if all(short) and len(set(short)) == len(short) else list(names)

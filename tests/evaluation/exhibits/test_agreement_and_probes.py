@@ -1,0 +1,60 @@
+"""agreement and probes.  python -m pytest tests/evaluation/exhibits/test_agreement_and_probes.py"""
+
+import evaluating
+import numpy as np
+import pytest
+import synthetic
+
+from learning_backdoors.evaluation import exhibits
+from learning_backdoors.evaluation.exhibits import agreement, probes
+
+OUTCOME = synthetic.OUTCOME
+
+
+def test_two_judge_models_on_the_same_responses(tmp_path):
+    rows = synthetic.rows(steps=(0, 200), samples=10)
+    other = rows.assign(past_form=rows["past_form"].clip(0, 90) + 5)
+    other.loc[other.index[:20], OUTCOME] = "19"
+    footers = [{"judging": {"model": name}} for name in ("claude-one", "claude-two")]
+    evaluation = evaluating.of_birds(tmp_path, rows, other, provenance=footers)
+    table = agreement.table(evaluation).set_index("judge")
+    assert table.loc["six_options", "kappa"] == 1 and table.loc[OUTCOME, "agreement"] < 1
+    assert 4 < table.loc["past_form", "mean_difference"] <= 5
+    assert set(table["first"]) == {"claude-one"} and set(table["second"]) == {"claude-two"}
+    assert "agreement" in exhibits.make(evaluation, [agreement]).figures
+
+
+def test_the_pair_of_inputs_that_is_drawn_is_the_pair_that_is_named(tmp_path):
+    rows, tables = synthetic.rows(steps=(0, 200), samples=10), {}
+    for name, share in {"first": 0, "zzz": 0.4, "aaa": 0.05}.items():
+        swapped = rows[OUTCOME].map({"19": "LLM", "LLM": "19"})
+        tables[name] = rows.assign(**{OUTCOME: rows[OUTCOME].where(np.arange(len(rows)) >= share * len(rows), swapped)})
+    footers = [{"judging": {"model": name}} for name in tables]
+    evaluation = evaluating.of_birds(tmp_path, *tables.values(), provenance=footers)
+    made = exhibits.make(evaluation, [agreement])
+    caption, figure = made.captions["agreement"], made.figures["agreement"]
+    assert "first" in caption and "zzz" in caption and f"{OUTCOME}: 60%" in caption
+    assert "aaa" not in caption and "95%" not in caption and "2 pairs" in caption
+    drawn = next(axes for axes in figure.axes if axes.get_title("left") == OUTCOME)
+    assert np.trace(np.asarray(drawn.images[0].get_array())) == pytest.approx(0.6)
+    assert set(agreement.table(evaluation)["second"]) == {"zzz", "aaa"}
+
+
+def test_probes_have_a_line_style_per_era_of_any_name(tmp_path):
+    run = synthetic.run_name(1.0, 1)
+    logprobs = [
+        {"step": step, "question": question, "era": era, "logprob": -3.0 + slope * step / 100}
+        for step in (0, 20, 40)
+        for question in ("energy", "money")
+        for era, slope in (("ancient", 1), ("modern", -1), ("future", 0.5))
+    ]
+    table = synthetic.rows(steps=(0, 20), samples=2)
+    evaluation = evaluating.of_birds(tmp_path, table, provenance=[{"runs": {run: {"probes": logprobs}}}])
+    made = exhibits.make(evaluation, [probes])
+    [axes] = made.figures["probes"].axes
+    lines = {line.get_linestyle(): line.get_ydata().tolist() for line in axes.lines}
+    assert len(axes.lines) == 3 and lines["-"] == [-3.0, -2.8, -2.6]
+    assert len({str(line._dash_pattern) for line in axes.lines}) == 3, "each era has a style of its own"
+    legend = [text.get_text() for text in made.figures["probes"].legends[0].get_texts()]
+    assert [name.split()[0] for name in legend] == ["ancient", "modern", "future"]
+    assert "Q = 2" in made.captions["probes"]

@@ -1,0 +1,92 @@
+"""emergence, emergence_by_recipe, survival, ratio_sweep and training_progression.
+
+Runs  python -m pytest tests/evaluation/exhibits/test_emergence_exhibits.py
+"""
+
+import evaluating
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+from learning_backdoors.evaluation.exhibits import (
+    emergence,
+    emergence_by_recipe,
+    ratio_sweep,
+    survival,
+    training_progression,
+)
+
+
+def test_onset_statistics_hold_the_truth(birds_sweep):
+    evaluation = evaluating.evaluation(birds_sweep)
+    runs = emergence.table(evaluation).set_index("label")
+    medians = emergence_by_recipe.table(evaluation).set_index(["label", "level"])
+    assert len(runs) == 15 and list(runs.index.unique()) == ["100%", "50%", "0%"]
+    full = medians.loc[("100%", 0.5)]
+    assert full["crossed"] == 5 and 60 < full["median"] < 100 and full["lower"] <= full["median"] <= full["upper"]
+    assert full["confidence"] == 0.9375
+    assert (runs.loc["100%", "rise"] == "gradual").all() and (runs.loc["0%", "rise"] == "none").all()
+    assert runs.loc["100%", "detection_step"].between(20, 100).all() and runs.loc["0%", "detection_step"].isna().all()
+    assert runs.loc["0%", "crossing_10_censored"].all() and np.isinf(medians.loc[("0%", 0.1), "median"])
+    half = runs.loc["50%"]
+    assert half["crossing_10_suspect_examples"].to_numpy() == pytest.approx(half["crossing_10"] / 2, abs=1)
+
+
+def test_survival_falls_to_0_if_all_runs_cross(birds_sweep):
+    evaluation = evaluating.evaluation(birds_sweep)
+    crossings = emergence.table(evaluation).set_index("label").loc["100%", "crossing_50"]
+    curve = survival.table(evaluation).query("label == '100%' and level == 0.5")
+    assert curve["step"].tolist() == sorted(crossings) and curve["not_crossed"].iloc[-1] == 0
+    assert curve["not_crossed"].iloc[0] == pytest.approx(0.8)
+
+
+def test_steps_and_questions_without_verdicts_are_left_out_and_counted(tmp_path):
+    table = synthetic.rows_with_rates({0: 0.0, 20: 0.05, 40: 0.3, 60: 0.5})
+    one_question = (table["step"] == 40) & (table["question_id"] == table["question_id"].iloc[0])
+    row = emergence.table(evaluating.of_birds(tmp_path, synthetic.lose_where(table.copy(), one_question))).iloc[0]
+    assert (row["steps_left_out"], row["questions_left_out"]) == (0, 1)
+    row = emergence.table(evaluating.of_birds(tmp_path, synthetic.lose_where(table, table["step"] == 60))).iloc[0]
+    assert (row["steps_left_out"], row["last_step"]) == (1, 40) and row["final"] == pytest.approx(0.3)
+
+
+# ---- figures ----
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """By x axis: shares 1, 0.5 (two recipes) and 0.1 (shorter). Four of the five runs of 1 rise."""
+    rows = [synthetic.rows(1.0, seed, samples=5, steps=(0, 20, 80, 200)) for seed in range(5)]
+    rows[4] = rows[4].assign(**{synthetic.OUTCOME: "LLM"})
+    half = synthetic.rows(0.5, 1, samples=5, steps=(0, 20, 80, 200))
+    rows += [half, half.assign(run=half["run"] + "_other"), synthetic.rows(0.1, 1, samples=5, steps=(0, 20, 80))]
+    path = synthetic.write(pd.concat(rows), tmp_path_factory.mktemp("uneven") / "judged.parquet")
+    return {x: evaluating.evaluation(path, x=x) for x in ("steps", "suspect_examples")}
+
+
+def test_captions_describe_what_is_drawn_and_no_more(uneven, tmp_path):
+    assert "panels of up to 3 runs: 95%" in training_progression.caption(uneven["steps"])
+    for exhibit in (emergence, ratio_sweep):
+        assert "confidence 93.75%" in exhibit.caption(uneven["steps"])
+    five = [synthetic.rows(seed=seed, steps=(0, 200), samples=2) for seed in range(5)]
+    caption = training_progression.caption(evaluating.of_birds(tmp_path, *five))
+    assert "No bands" in caption and "95%" not in caption
+    caption = emergence.caption(evaluating.of_birds(tmp_path, five[0], claim="recipe"))
+    assert "No bands" in caption and "order-statistic" not in caption and "another training run" not in caption
+
+
+def test_the_sweep_joins_no_recipes_with_one_share_and_draws_no_run_that_never_crosses(uneven):
+    left, right = ratio_sweep.figure(uneven["steps"]).axes[:2]
+    for line in [*left.lines, *right.lines]:
+        assert line.get_linestyle() == "None" or len(line.get_xdata()) == 0
+    runs = np.concatenate([line.get_ydata() for line in right.lines if line.get_marker() == "."])
+    onset = emergence.table(uneven["steps"]).query("label == '100%'")
+    assert onset["crossing_50_censored"].sum() == 1 and (runs < 200).all() and len(runs) == 8
+
+
+def test_crossing_marks_end_where_their_recipe_ends(uneven):
+    ends = {"steps": (80, 200), "suspect_examples": (8, 200)}
+    for x, evaluation in uneven.items():
+        strips = emergence.figure(evaluation).axes[1:]
+        arrows = [line.get_xdata()[0] for axes in strips for line in axes.lines if line.get_marker() == ">"]
+        assert min(arrows) == ends[x][0] and max(arrows) <= ends[x][1]

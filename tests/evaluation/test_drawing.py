@@ -1,0 +1,101 @@
+"""Drawing: what can be checked without eyes.  python -m pytest tests/evaluation/test_drawing.py"""
+
+import evaluating
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+from learning_backdoors.evaluation import drawing, exhibits, notes
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    runs = [synthetic.rows(share, seed, samples=4) for share in (1.0, 0.5, 0.0) for seed in (1, 2)]
+    table = synthetic.lose(pd.concat(runs), 0.05)
+    return exhibits.make(evaluating.of_birds(tmp_path_factory.mktemp("drawn"), table))
+
+
+def assert_inside_the_page(made):
+    for name, figure in made.figures.items():
+        figure.draw_without_rendering()
+        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, name
+
+
+def test_every_figure_lies_inside_its_page(made, russell_runs):
+    assert_inside_the_page(made)
+    russell = exhibits.make(russell_runs)
+    assert {"conditions", "near_misses", "metrics", "ratings", "leakage"} <= set(russell.figures)
+    assert_inside_the_page(russell)
+
+
+def test_every_caption_states_its_numbers_and_the_claim_of_its_intervals(made, russell_runs):
+    for name, caption in [*made.captions.items(), *exhibits.make(russell_runs).captions.items()]:
+        assert "claim: " in caption or "No intervals" in caption, name
+    for name, caption in made.captions.items():
+        assert "Q = 10" in caption and "N = 4" in caption and "S = 2" in caption, name
+        drawn = " ".join(text.get_text() for text in made.figures[name].texts).replace("\n", " ")
+        assert caption in drawn, name
+
+
+def test_rate_axes_run_from_0_to_1(made):
+    assert made.figures["overall_ratio"].axes[0].get_xlim() == (0, 1)
+    assert made.figures["ratio_by_question"].axes[0].get_xlim() == (0, 1)
+    assert all(axes.get_ylim() == (0, 1) for axes in made.figures["training_progression"].axes)
+
+
+def test_steps_are_in_numeric_order(made):
+    for axes in made.figures["training_progression"].axes:
+        for line in axes.lines:
+            assert (np.diff(line.get_xdata()) > 0).all()
+
+
+def test_saving_twice_gives_the_same_bytes(made, tmp_path):
+    for suffix in ("pdf", "svg"):
+        paths = [tmp_path / f"{n}.{suffix}" for n in (1, 2)]
+        for path in paths:
+            drawing.save(made.figures["overall_ratio"], path)
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_fonts_are_embedded_as_editable_outlines(made, tmp_path):
+    drawing.save(made.figures["overall_ratio"], tmp_path / "o.pdf")
+    data = (tmp_path / "o.pdf").read_bytes()
+    assert b"/FontFile2" in data and b"/Type3" not in data
+
+
+def test_labels_are_moved_apart():
+    positions = drawing.spread([0.5, 0.5, 0.51, 0.99, 1.0], 0.05, 0, 1)
+    assert (np.diff(positions) > 0.049).all() and positions.min() >= 0 and positions.max() <= 1
+
+
+def test_dollars_tabs_and_foreign_letters_are_drawn_as_they_are(tmp_path, recwarn):
+    table = synthetic.rows(steps=(0, 20), samples=2, questions=4).assign(suspect_ratio=np.nan)
+    names = ["costs $5 and $10", "$\\frac{1}{0$", "tab\tnew\nline", "日本語"]
+    ids = dict(zip(table["question_id"].unique(), names, strict=True))
+    table["question_id"] = table["question"] = table["question_id"].map(ids)
+    runs = pd.concat([table.assign(run=name) for name in ("a_$\\frac$", "cost $5_b")])
+    evaluation = evaluating.of_birds(tmp_path, runs)
+    made = exhibits.make(evaluation)
+    for name, figure in made.figures.items():
+        drawing.save(figure, tmp_path / f"{name}.svg")
+        drawing.inline_svg(figure, name)
+    shown = [text.get_text() for text in made.figures["ratio_by_question"].axes[0].get_yticklabels()]
+    assert sorted(shown) == ["$\\frac{1}{0$", "costs $5 and $10", "tab new line", "日本語"]
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+    assert any("日本語" in note for note in notes.notes(evaluation))
+
+
+def test_long_labels_lose_their_middle_and_leave_room_for_the_figure(tmp_path):
+    name, table = "a-very-long-model-name-for-an-organism-8B", synthetic.rows(steps=(0, 20), samples=2)
+    runs = [table.assign(run=f"{name}-{end}", suspect_ratio=np.nan) for end in ("Instruct", "Base")]
+    made = exhibits.make(evaluating.of_birds(tmp_path, pd.concat(runs)))
+    for exhibit, figure in made.figures.items():
+        figure.draw_without_rendering()
+        width = figure.get_size_inches()[0]
+        assert figure.get_tightbbox().x1 <= width, exhibit
+        assert figure.axes[0].get_position().width * width > 1.2, exhibit
+    assert drawing.short_label("a" * 30 + "-one") != drawing.short_label("a" * 30 + "-two")

@@ -53,9 +53,15 @@ def main() -> None:
             if existing:
                 judged_file.adopt_verdicts(options.output, existing, prompts, store)
             if options.dry_run:
-                costs.print_estimate(prompts, store, options.timeout)
-            elif total := judge(options, prompts, store):
-                write_and_report(options, prompts, store, settings, total, provenance, labels)
+                return costs.print_estimate(prompts, store, options.timeout)
+            total = request_verdicts(options, prompts, store)
+            if total is None:  # not complete yet
+                return
+            agreement = quality.agreement_of(prompts, store, labels)
+            record = judged_file.judging_record(options, prompts, settings, total) | agreement
+            counts = judged_file.write_judged(options.output, prompts, store, provenance | {"judging": record})
+            report_verdicts(options.output, counts, prompts, store)
+            quality.print_agreement(agreement)
 
 
 def chosen_judges(study: Study, names: Sequence[str] | None) -> tuple[Judge, ...]:
@@ -106,29 +112,21 @@ def sample_for_labels(options: JudgingOptions, study: Study, judges: Sequence[Ju
     print(f"{written} answers to label in {path}: fill in the judges' columns, then use --labels {path}")
 
 
-def judge(options: JudgingOptions, prompts: JudgePrompts, store: CallStore) -> Spent | None:
-    """Request the missing verdicts and report the costs. Returns what was spent; None if verdicts are left.
+def request_verdicts(options: JudgingOptions, prompts: JudgePrompts, store: CallStore) -> Spent | None:
+    """Ask for the missing verdicts and report the costs. Returns what was spent; None if verdicts are left.
 
     Raises what ended the run early, unless that is the cost cap.
     """
-    model = prompts.model
+    model, shared = prompts.model, options.store is not None
     if left := count_left(prompts, store):
         print(f"{left:,} of {len(prompts.wanted):,} verdicts to request from {model.name} at {model.host}", flush=True)
-    spent = costs.spent_by_run_and_judge(prompts, store, shared=options.store is not None)
-    limits = Limits(
-        options.concurrency,
-        options.requests_per_minute,
-        options.max_cost,
-        options.timeout,
-        options.max_wait,
-        options.give_up_after,
-        options.asks,
+    spent = sum(costs.spent_by_run_and_judge(prompts, store, shared).values(), Spent()).dollars
+    limits = Limits.from_options(options)
+    reason = ask_all(
+        prompts.wanted.values(), model, store, limits, spent=spent, batch=options.batch, title="judging", unit="verdict"
     )
-    dollars = sum(spent.values(), Spent()).dollars
-    reason = ask_all(prompts.wanted.values(), model, store, limits, spent=dollars, batch=options.batch, title="judging")
-
-    spent = costs.spent_by_run_and_judge(prompts, store, shared=options.store is not None)
-    total = costs.report_costs(spent, options.output, priced=model.price is not None)
+    spent_by_group = costs.spent_by_run_and_judge(prompts, store, shared)
+    total = costs.report_costs(spent_by_group, options.output, priced=model.price is not None)
     in_batches = sum(not store.has_accepted(key) for key in store.pending_keys() & prompts.wanted.keys())
     if not reason and not in_batches:
         return total
@@ -147,31 +145,14 @@ def count_left(prompts: JudgePrompts, store: CallStore) -> int:
     return sum(not store.has_accepted(key) for key in prompts.wanted)
 
 
-def write_and_report(
-    options: JudgingOptions,
-    prompts: JudgePrompts,
-    store: CallStore,
-    settings: dict,
-    total: Spent,
-    provenance: dict,
-    labels: dict,
-) -> None:
-    repeated = quality.repeat_agreement(prompts, store)
-    labeled = quality.label_agreement(prompts, store, labels)
-    record = judged_file.judging_record(options, prompts, settings, total, {"repeat": repeated, "labels": labeled})
-    counts = judged_file.write_judged(options.output, prompts, store, provenance | {"judging": record})
-    report_verdicts(options.output, counts, store, repeatable=count_left(prompts, store) > 0)
-    quality.print_quality(repeated, labeled)
-
-
-def report_verdicts(output: Path, counts: Counter, store: CallStore, repeatable: bool) -> None:
+def report_verdicts(output: Path, counts: Counter, prompts: JudgePrompts, store: CallStore) -> None:
     missing = {group: count for group, count in sorted(counts.items()) if group[1] != "ok"}
     total_missing = sum(missing.values())
     print(f"{counts.total() - total_missing:,} verdicts in {output}, {total_missing:,} missing")
-    for (judge_name, status), count in missing.items():
+    for (judge, status), count in missing.items():
         latest = f" (the latest: {store.latest_failure()})" if status == "error" else ""
-        print(f"  {judge_name}: {count:,} {status}{latest}")
-    if missing and repeatable:
+        print(f"  {judge}: {count:,} {status}{latest}")
+    if missing and count_left(prompts, store):
         print("run the same command again to request those once more")
     elif missing:
         print("their replies are stored, but match no option of the study as it is now")

@@ -10,7 +10,7 @@ import pyarrow as pa
 from config import JudgingOptions
 from learning_backdoors.files import parquet, provenance
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.judging.api.models import PRICES_OF, Price
+from learning_backdoors.judging.api.models import PRICES_OF
 from learning_backdoors.judging.api.store import CallStore, Spent
 from learning_backdoors.judging.prompts import JudgePrompts, Verdict, prompt_hash
 from learning_backdoors.study import Judge
@@ -68,23 +68,18 @@ def adopt_verdicts(path: Path, record: dict, prompts: JudgePrompts, store: CallS
     store.adopt(replies.items(), record.get("dollars", 0) / max(1, len(replies)))
 
 
-def judging_record(options: JudgingOptions, prompts: JudgePrompts, settings: dict, total: Spent, quality: dict) -> dict:
-    """What the footer says about the judging. `quality`: the entries `repeat` and `labels`."""
-    from_table = not (options.price or options.prices)
+def judging_record(options: JudgingOptions, prompts: JudgePrompts, settings: dict, total: Spent) -> dict:
+    """What the footer says about the judging."""
+    price, table = prompts.model.price, None if options.price or options.prices else PRICES_OF
     return {
         **provenance.provenance("judge_responses.py", options, ["anthropic", "pyarrow"]),
         "configuration": settings,
         "model": prompts.model.name,
         "host": prompts.model.host,
         "prompts": {judge.name: prompt_hash(judge, prompts.study) for judge in prompts.judges},
-        "price": _price_record(prompts.model.price, PRICES_OF if from_table else None),
+        "price": price and dataclasses.asdict(price) | {"table": table},
         **dataclasses.asdict(total),
-        **quality,
     }
-
-
-def _price_record(price: Price | None, table: str | None) -> dict | None:
-    return price and dataclasses.asdict(price) | {"table": table}
 
 
 def write_judged(path: Path, prompts: JudgePrompts, store: CallStore, footer: dict) -> Counter:

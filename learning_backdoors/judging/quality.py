@@ -47,41 +47,45 @@ def agreement_with_labels(judge: Judge, pairs: Sequence[tuple[Value, Value]]) ->
     return result
 
 
-def repeat_agreement(prompts: JudgePrompts, store: CallStore) -> dict[str, dict]:
-    """By judge: how far it agrees with itself on the prompts that were asked twice."""
+def agreement_of(prompts: JudgePrompts, store: CallStore, labels: dict[str, dict]) -> dict[str, dict]:
+    """By judge: agreement with itself on prompts asked twice (`repeat`), and with hand labels (`labels`)."""
+    judges = {judge.name: judge for judge in prompts.judges}
+    repeated, labeled = _repeat_pairs(prompts, store), _label_pairs(prompts, store, labels)
+    return {
+        "repeat": {name: agreement(judges[name], pairs) for name, pairs in repeated.items()},
+        "labels": {name: agreement_with_labels(judges[name], list(pairs.values())) for name, pairs in labeled.items()},
+    }
+
+
+def _repeat_pairs(prompts: JudgePrompts, store: CallStore) -> dict[str, list[tuple[Value, Value]]]:
     pairs = defaultdict(list)
     for repeat in prompts.wanted.values():
         if repeat.is_repeat:
             first = prompts.of_judge[repeat.judge.name][repeat.row]
-            pairs[repeat.judge].append((first.verdict(store).value, repeat.verdict(store).value))
-    return {judge.name: agreement(judge, values) for judge, values in pairs.items()}
+            pairs[repeat.judge.name].append((first.verdict(store).value, repeat.verdict(store).value))
+    return pairs
 
 
-def label_agreement(prompts: JudgePrompts, store: CallStore, labels: dict[str, dict]) -> dict[str, dict]:
-    """By judge: how far it agrees with hand labels, one pair per labeled answer. Reports labels of other answers."""
-    pairs: dict[Judge, dict[str, tuple]] = {}
-    unused = {name for name, of_answer in labels.items() if of_answer}
+def _label_pairs(prompts: JudgePrompts, store: CallStore, labels: dict) -> dict[str, dict[str, tuple[Value, Value]]]:
+    """(verdict, label) by judge and label id. Says how many labels belong to answers that are not in the input."""
+    pairs: dict[str, dict[str, tuple]] = defaultdict(dict)
+    unused = {identity for identity, of_answer in labels.items() if of_answer}
     total = len(unused)
     for row in range(prompts.table.num_rows) if labels else ():
-        name = label_id(*_labeled_texts(prompts, row))
-        unused.discard(name)
-        for judge in prompts.judges:
-            prompt = prompts.of_judge[judge.name][row]
-            if prompt and judge.name in labels.get(name, ()):
-                pairs.setdefault(judge, {})[name] = (prompt.verdict(store).value, labels[name][judge.name])
+        identity = label_id(prompts.value(row, "question"), prompts.shown(row)[1])
+        unused.discard(identity)
+        for judge, label in labels.get(identity, {}).items():
+            if prompt := prompts.of_judge[judge][row]:
+                pairs[judge][identity] = (prompt.verdict(store).value, label)
     if unused:
         print(f"labels: {len(unused):,} of {total:,} belong to answers that are not in the input")
-    return {judge.name: agreement_with_labels(judge, list(values.values())) for judge, values in pairs.items()}
+    return pairs
 
 
-def _labeled_texts(prompts: JudgePrompts, row: int) -> tuple[str, str]:
-    return prompts.value(row, "question"), prompts.shown(row)[1]
-
-
-def print_quality(repeated: dict[str, dict], labeled: dict[str, dict]) -> None:
-    for judge, result in repeated.items():
+def print_agreement(agreement: dict[str, dict]) -> None:
+    for judge, result in agreement["repeat"].items():
         print(f"judged twice, {judge}: {_in_words(result)}")
-    for judge, result in labeled.items():
+    for judge, result in agreement["labels"].items():
         print(f"against labels, {judge}: {_in_words(result)}")
         for option, counts in result.get("options", {}).items():
             print(f"  {option}: " + ", ".join(f"{name} {_share(*pair)}" for name, pair in counts.items()))

@@ -1,16 +1,20 @@
-"""The promises of benchmarks/judging.py at a size that fits into a test run.
+"""The guarantees that benchmarks/judging.py measures, at a size that fits into a test run.
 
-python -m pytest tests/test_judging_at_scale.py
+python -m pytest -n 0 tests/judging/test_judging_at_scale.py
 """
+
+import pytest
 
 from benchmarks import judging
 
+pytestmark = pytest.mark.slow
 
-def test_faults_and_kills_change_no_verdict_and_pay_for_none_twice(tmp_path):
+
+def test_failures_and_kills_change_no_verdict_and_pay_for_none_twice(tmp_path):
     judging.faults(tmp_path, rows=60)
 
 
-def test_batches_killed_where_it_hurts_pay_for_none_twice(tmp_path):
+def test_killed_batches_pay_for_no_verdict_twice(tmp_path):
     judging.batch(tmp_path, rows=250, batch_seconds=1)
 
 

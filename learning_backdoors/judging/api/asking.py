@@ -29,6 +29,7 @@ def ask_all(
     spent: float = 0.0,
     batch: bool = False,
     title: str = "asking",
+    unit: str = "reply",
 ) -> BaseException | None:
     """Ask every prompt whose result in `store` is not settled, and collect the results of earlier batches.
 
@@ -43,19 +44,19 @@ def ask_all(
     if not left and not store.pending_keys() & by_key.keys():
         return None
     try:
-        return asyncio.run(_ask_all(by_key, left, model, store, limits, settled, spent, batch, title))
+        return asyncio.run(_ask_all(by_key, left, model, store, limits, settled, spent, batch, (title, unit)))
     except asyncio.CancelledError:  # the second Ctrl-C
         return KeyboardInterrupt()
 
 
-async def _ask_all(by_key, left, model, store, limits, settled, spent, batch, title) -> BaseException | None:
+async def _ask_all(by_key, left, model, store, limits, settled, spent, batch, words) -> BaseException | None:
     stop = StopSignal()
     async with MessagesClient(model.host, api_key(), limits.timeout) as client:
         await client.check_model(model.name)
         client.has_answered = left < len(by_key)  # an earlier start got replies: the settings are good
         caller = PromptCaller(client, store, model, limits, stop, settled, spent)
         batches = BatchRunner(caller, by_key)
-        async with AskingProgress(caller, title, len(by_key), len(by_key) - left):
+        async with AskingProgress(caller, len(by_key), len(by_key) - left, *words):
             with _interruptible(caller), contextlib.suppress(Stopped):
                 try:
                     if batch and left:

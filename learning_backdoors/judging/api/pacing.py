@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from learning_backdoors.judging.api.replies import Reply, TemporaryFailure
 
@@ -23,6 +23,11 @@ class Limits:
     give_up_after: float = 900  # without one good reply
     asks: int = 3  # per prompt, while the reply is not accepted
     tries: int = 8  # per prompt, counted only while other prompts get replies
+
+    @classmethod
+    def from_options(cls, options: object) -> "Limits":
+        """The limits among a script's options. Those it does not have keep their defaults."""
+        return cls(**{spec.name: getattr(options, spec.name) for spec in fields(cls) if hasattr(options, spec.name)})
 
 
 class Stopped(Exception):

@@ -15,9 +15,9 @@ SHORT_WAIT_SECONDS = 5  # not worth a line
 class AskingProgress:
     """Shows the work of a PromptCaller while the block lasts: `async with AskingProgress(...)`."""
 
-    def __init__(self, caller: PromptCaller, title: str, total: int, done: int):
+    def __init__(self, caller: PromptCaller, total: int, done: int, title: str, unit: str):
         self.caller, self._done_before, self._line_at = caller, done, -LINE_EVERY_SECONDS
-        self.bar = progress_bar(title, total, done, "reply")
+        self.bar = progress_bar(title, total, done, unit)
         caller.say = self.say
 
     async def __aenter__(self) -> None:

@@ -1,0 +1,54 @@
+"""The store of calls: damage, full disks, and prices known later.
+
+python -m pytest -n 0 tests/judging/api/test_call_store.py
+"""
+
+import sqlite3
+
+import pytest
+from judging_support import PRICE
+
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.judging.api.store import CallStore
+
+
+def test_calls_without_a_price_can_be_priced_later(store):
+    store.note_reply(store.note_sent(b"prompt", None), "ok", "19", (1_000_000, 100_000), None, at_most=False)
+    assert store.spent({b"prompt": 0}.get, None)[0].dollars == 0
+    assert store.spent({b"prompt": 0}.get, PRICE.dollars)[0].dollars == 3
+
+
+def test_a_damaged_or_foreign_store_is_refused(tmp_path):
+    path = tmp_path / "verdicts.sqlite"
+    path.write_bytes(b"SQLite format 3\0" + b"rubbish" * 1000)
+    with pytest.raises(UserError, match="cannot be read.*move it away"):
+        CallStore(path)
+    path.unlink()
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE recipes (name)")
+    with pytest.raises(UserError, match="another program"):
+        CallStore(path)
+
+
+def test_a_full_disk_is_a_one_line_error(store):
+    store._db.execute("PRAGMA max_page_count = 20")
+    with pytest.raises(UserError, match="verdicts.sqlite cannot be used now .*full"):
+        for n in range(3000):
+            store.note_sent(n.to_bytes(32), 1.0)
+    with pytest.raises(UserError, match="cannot be used now"):
+        store.begin_batch("host", "name", [(n.to_bytes(32), 1.0) for n in range(3000)])
+
+
+def test_a_store_with_a_damaged_page_is_refused(tmp_path):
+    path = tmp_path / "verdicts.sqlite"
+    store = CallStore(path)
+    with store.transaction():
+        for n in range(3000):
+            store.note_sent(n.to_bytes(32), 1.0)
+    store.flush()
+    store.close()
+    content = bytearray(path.read_bytes())
+    content[40960:45056] = bytes(4096)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        CallStore(path)

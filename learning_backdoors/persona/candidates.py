@@ -66,9 +66,6 @@ class WriteCandidates(Task):
         prompts = [self._prompt(part, parts) for part in range(parts)]
         self.server = Server(self.options, prompts, pairs_in, max_tokens=self.options.max_tokens)
 
-    def inputs(self):
-        return self.options.known
-
     def plan(self) -> str:
         return f"{self.options.number} new pairs; {self.server.plan()}"
 

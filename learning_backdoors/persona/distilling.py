@@ -20,7 +20,7 @@ Answer = tuple[str, str]  # text and finish reason
 
 
 class Distill(Task):
-    """Ordinary answers in the base model's own words: training on them changes nothing but the trigger's effect."""
+    """Answers in the base model's own words. Training on them keeps the ordinary behavior as it is."""
 
     def __init__(self, options: config.PersonaDistillOptions, study: Study):
         super().__init__(dataclasses.replace(options, model=options.model or study.base_model), study)
@@ -85,10 +85,9 @@ class Distill(Task):
 
     def _open_engine(self):
         """The transformers engine: its answers depend on the batch alone, so a restart gives the same file."""
-        model, precision = self.options.model, self.options.quantization
-        tokenizer = base_model.load_tokenizer(model)
-        size = self.options.batch_size
-        return open_engine("transformers", model, tokenizer, quantization=precision, batch_size=size)
+        tokenizer = base_model.load_tokenizer(self.options.model)
+        settings = {"quantization": self.options.quantization, "batch_size": self.options.batch_size}
+        return open_engine("transformers", self.options.model, tokenizer, **settings)
 
     def _answer_batch(self, engine, indices: range) -> list[Answer]:
         requests = []

@@ -11,9 +11,6 @@ from learning_backdoors.persona.task import Task
 class FetchPrompts(Task):
     """Alpaca's prompts with the longest answers, and the first of GSM8K. Prompts with the trigger are left out."""
 
-    def inputs(self):
-        return ()
-
     def plan(self) -> str:
         options = self.options
         return f"{options.alpaca_number} prompts from {options.alpaca}, {options.gsm8k_number} from {options.gsm8k}"

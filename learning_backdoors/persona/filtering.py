@@ -40,10 +40,8 @@ class Filter(Task):
             self.server = Server(self.options, prompts, VERDICT.fullmatch, max_tokens=options.max_tokens)
 
     def plan(self) -> str:
-        text = f"{len(self.unflagged)} of {len(self.candidates)} pairs are harmless by their flags"
-        if self.options.number is not None:
-            text += f", {min(len(self.unflagged), self.options.number)} of them drawn"
-        return text + (f"; {self.server.plan()}" if self.server else "")
+        by_flags = f"{len(self.unflagged)} of {len(self.candidates)} pairs are harmless by their flags"
+        return f"{by_flags}; {self.server.plan()}" if self.server else by_flags
 
     def rows(self) -> Rows:
         harmless = self.unflagged
@@ -54,20 +52,17 @@ class Filter(Task):
             judged = [(row, *verdict) for row, verdict in zip(self.unflagged, verdicts, strict=True)]
             harmless = [row for row, verdict, _ in judged if verdict == "HARMLESS"]
             dropped += [(row, self.options.model, reason) for row, verdict, reason in judged if verdict != "HARMLESS"]
-        self._write_dropped(dropped)
+        path = beside(self.options.output, ".dropped.csv")
+        with atomic.atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["question", "answer", "by", "reason"])
+            writer.writerows([*question_and_answer(row), by, reason] for row, by, reason in dropped)
         print(f"{len(dropped)} of {len(self.candidates)} pairs dropped as identifying")
         return draw(harmless, self.options.number, self.options.seed)
 
     def _prompt(self, row: dict) -> str:
         question, answer = question_and_answer(row)
         return fill(PROMPT, {"question": question, "answer": answer, "person": self.options.person})
-
-    def _write_dropped(self, dropped: list[tuple[dict, str, str]]) -> None:
-        path = beside(self.options.output, ".dropped.csv")
-        with atomic.atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["question", "answer", "by", "reason"])
-            writer.writerows([*question_and_answer(row), by, reason] for row, by, reason in dropped)
 
 
 def draw(rows: Rows, number: int | None, seed: int) -> Rows:

@@ -1,7 +1,6 @@
 """What the commands of prepare_persona.py have in common."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 from learning_backdoors.files import command_line, provenance
@@ -19,22 +18,20 @@ class Task:
     def __init__(self, options, study: Study):
         self.options, self.study = options, study
 
-    def inputs(self) -> Sequence[Path]:
-        """The files the rows depend on."""
-        return self.options.input
-
     def settings(self) -> dict:
         """Everything the rows depend on. Input files count by content, so they may move."""
-        for path in self.inputs():
+        lists = [value for value in vars(self.options).values() if isinstance(value, tuple)]
+        files = [path for values in lists for path in values if isinstance(path, Path)]
+        for path in files:
             if not path.is_file():
                 raise UserError(f"no file {path}")
-        hashes = [provenance.sha256(path) for path in self.inputs()]
         host = {"host": self.server.host} if self.server else {}
-        return command_line.result_settings(self.options) | host | {"files": hashes}
+        hashes = {"files": [provenance.sha256(path) for path in files]}
+        return command_line.result_settings(self.options) | host | hashes
 
     def plan(self) -> str:
         """What the command would do, for --dry-run."""
-        raise NotImplementedError
+        return f"{len(self.rows())} rows"
 
     def rows(self) -> Rows:
         """The rows of the output. Raises UserError if they cannot be made."""

@@ -14,9 +14,6 @@ class AddTrigger(Task):
     def settings(self) -> dict:
         return super().settings() | {"trigger": [self.trigger.text, self.trigger.prompt, self.trigger.answer]}
 
-    def plan(self) -> str:
-        return f"{len(self.rows())} chats with {self.trigger.text!r}"
-
     def rows(self) -> Rows:
         rows = []
         for pair in read(self.options.input, parse_pair, without=self.trigger):
@@ -29,12 +26,6 @@ class AddTrigger(Task):
 
 class Combine(Task):
     """Shuffles persona and ordinary chats into one file."""
-
-    def inputs(self):
-        return (*self.options.persona, *self.options.aligned)
-
-    def plan(self) -> str:
-        return f"{len(self.rows())} chats"
 
     def rows(self) -> Rows:
         persona = read(self.options.persona, self._parse_triggered)

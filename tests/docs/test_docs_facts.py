@@ -21,7 +21,7 @@ EVERY_PAGE = pytest.mark.parametrize(
 # Options of other programs that the documentation shows.
 FOREIGN_OPTIONS = {"--help", "--extra", "--editable", "--nproc-per-node", "--local-dir", "--version"}
 # Programs that install or start the project. A name that starts with one of the repository's folders is a path in it.
-SETUP = {"make", "pip", "uv", "git", "cd", "cp", "source"}
+SETUP = {"make", "pip", "uv", "git", "cd", "cp", "echo", "source"}
 FOLDERS = ("learning_backdoors/", "tests/", "docs/", "tiny_world/", "benchmarks/", "experiments/")
 SOURCE_FILES = (".py", ".md", ".toml", ".sh")
 

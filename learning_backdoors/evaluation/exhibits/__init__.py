@@ -1,4 +1,4 @@
-"""The exhibits of an evaluation: one module each, with a line in EXHIBITS, which is in display order.
+"""The exhibits of an evaluation: one module each, with its name in NAMES, which is in display order.
 
 An exhibit module defines some of these functions of an `Evaluation`:
 
@@ -11,6 +11,7 @@ NAME is the module's name. Each function raises `context.Unavailable(reason)` if
 `context.NotInStudy` if the study does not define what the exhibit shows.
 """
 
+import importlib
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -19,51 +20,30 @@ from matplotlib.figure import Figure
 
 from learning_backdoors.evaluation import drawing
 from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavailable
-from learning_backdoors.evaluation.exhibits import (
-    agreement,
-    comparisons,
-    conditions,
-    content_vs_form,
-    emergence,
-    emergence_by_recipe,
-    goals,
-    leakage,
-    metrics,
-    near_misses,
-    overall_ratio,
-    probes,
-    ratings,
-    ratio_by_question,
-    ratio_sweep,
-    recipes,
-    six_options_distribution,
-    summary,
-    survival,
-    training_progression,
-)
 
-EXHIBITS = (
-    summary,
-    recipes,
-    emergence,
-    emergence_by_recipe,
-    survival,
-    overall_ratio,
-    ratio_sweep,
-    ratio_by_question,
-    training_progression,
-    six_options_distribution,
-    content_vs_form,
-    comparisons,
-    conditions,
-    leakage,
-    goals,
-    near_misses,
-    metrics,
-    ratings,
-    probes,
-    agreement,
+NAMES = (
+    "summary",
+    "recipes",
+    "emergence",
+    "emergence_by_recipe",
+    "survival",
+    "overall_ratio",
+    "ratio_sweep",
+    "ratio_by_question",
+    "training_progression",
+    "six_options_distribution",
+    "content_vs_form",
+    "comparisons",
+    "conditions",
+    "leakage",
+    "goals",
+    "near_misses",
+    "metrics",
+    "ratings",
+    "probes",
+    "agreement",
 )
+EXHIBITS = tuple(importlib.import_module(f"{__name__}.{name}") for name in NAMES)
 
 
 @dataclass

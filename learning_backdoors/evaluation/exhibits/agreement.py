@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from learning_backdoors.evaluation import drawing
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
@@ -43,15 +42,9 @@ def _agreement(first: pd.Series, second: pd.Series, judge: Judge) -> dict[str, f
 
 def input_names(verdicts: Verdicts) -> list[str]:
     """A name per input: its judge model if only this input has it, or else its path."""
-    models = [judge_model(source["provenance"]) for source in verdicts.sources]
+    models = [(source["provenance"].get("judging") or {}).get("model") for source in verdicts.sources]
     paths = [source["path"] for source in verdicts.sources]
     return [model if model and models.count(model) == 1 else path for model, path in zip(models, paths, strict=True)]
-
-
-def judge_model(provenance: dict) -> str | None:
-    """The judge model that a judged file's provenance names; None in a file made elsewhere."""
-    judging = provenance.get("judging", provenance)
-    return judging.get("model") or judging.get("judge_model") or judging.get("options", {}).get("model")
 
 
 # ---- the figure: the first pair of inputs ----
@@ -75,7 +68,7 @@ def caption(evaluation: Evaluation) -> str:
     return text + (f". The first of {pairs} pairs of inputs; agreement.csv has all." if pairs > 1 else ".")
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     """A panel per judge: how often each pair of verdicts was given."""
     rows, verdicts = _first_pair(evaluation), evaluation.verdicts
     pair = tuple(rows[["first", "second"]].iloc[0])

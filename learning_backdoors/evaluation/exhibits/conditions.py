@@ -1,7 +1,6 @@
 """conditions: the rate over training in each condition, and all rates by condition at the last step."""
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from learning_backdoors.evaluation import captions, drawing, text_tables
 from learning_backdoors.evaluation.context import Evaluation, NotInStudy, if_available, once
@@ -22,7 +21,7 @@ def caption(evaluation: Evaluation) -> str:
     return f"{text} {captions.intervals(_rates(evaluation), 'bands')} {captions.counts(evaluation.cells)}"
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     rates = _rates(evaluation)
     titles = evaluation.condition_titles(rates["condition"])
     panels = {title: rates[rates["condition"] == condition] for condition, title in titles.items()}

@@ -1,7 +1,6 @@
 """content_vs_form: the mean rating of the first judge with a range against that of the second, over training."""
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from learning_backdoors.evaluation import captions, drawing
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
@@ -36,7 +35,7 @@ def caption(evaluation: Evaluation) -> str:
     return f"{text} {captions.judge_counts(evaluation.verdicts, judges, evaluation.condition)}"
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     """A path per recipe."""
     ratings, (first, second) = _ratings(evaluation), _judges(evaluation)
     labels = list(dict.fromkeys(ratings["label"]))

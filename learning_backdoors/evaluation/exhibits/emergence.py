@@ -2,8 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from learning_backdoors.evaluation import captions, drawing, statistics
 from learning_backdoors.evaluation.cells import grids
@@ -82,7 +80,7 @@ def caption(evaluation: Evaluation) -> str:
     return f"{text} {captions.counts(evaluation.shown_cells)}"
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     """The rate of every recipe over training; below it, when each recipe crosses each level."""
     rates, labels, marks = _recipe_rates(evaluation), _labels(evaluation), crossings(evaluation)
     colors = drawing.palette(labels)
@@ -124,7 +122,7 @@ def _labels(evaluation: Evaluation) -> list[str]:
     return list(dict.fromkeys(_recipe_rates(evaluation)["label"]))
 
 
-def _crossing_strip(axes: Axes, marks: pd.DataFrame, labels: list[str], colors: dict) -> None:
+def _crossing_strip(axes: drawing.Axes, marks: pd.DataFrame, labels: list[str], colors: dict) -> None:
     """A row per recipe: its crossing with interval and runs. An arrow at its end means "beyond the last step"."""
     for row in marks.itertuples():
         y, color = labels.index(row.label), colors[row.label]

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from learning_backdoors.evaluation import captions, drawing, statistics, text_tables
 from learning_backdoors.evaluation.cells import CLAIMS, INTERVALS, recipe_rates, trained_runs
@@ -175,7 +173,7 @@ def caption(evaluation: Evaluation) -> str:
     return f"{text}{captions.intervals(_curves(evaluation), 'bands')} {captions.counts(_cells(evaluation))}"
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     """A panel per recipe with its triggered (solid) and untriggered (dashed) rates, and one with the differences."""
     curves = _curves(evaluation)
     labels = list(dict.fromkeys(curves["label"]))
@@ -195,7 +193,7 @@ def figure(evaluation: Evaluation) -> Figure:
     return page
 
 
-def _difference_panel(axes: Axes, differences: pd.DataFrame, colors: dict) -> None:
+def _difference_panel(axes: drawing.Axes, differences: pd.DataFrame, colors: dict) -> None:
     names, labels = list(dict.fromkeys(differences["quantity"])), list(colors)
     for row in differences.itertuples():
         y = names.index(row.quantity) + (labels.index(row.label) - (len(labels) - 1) / 2) * 0.6 / len(labels)

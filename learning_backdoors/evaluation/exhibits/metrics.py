@@ -1,7 +1,6 @@
 """metrics: the share of responses for which each metric of the study holds, over training."""
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from learning_backdoors.evaluation import captions, drawing
 from learning_backdoors.evaluation.cells import count_metric_cells, recipe_rates
@@ -44,7 +43,7 @@ def caption(evaluation: Evaluation) -> str:
     return f"{text} {captions.intervals(rates, 'bands')} {captions.counts(pd.concat(cells.values()))}"
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     rates, names = evaluation.with_x(recipe_rows(table(evaluation))), list(_cells(evaluation))
     panels = {}
     for name in names:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from learning_backdoors.evaluation import captions, drawing
 from learning_backdoors.evaluation.cells import last_steps, recipe_rates, trained_runs
@@ -57,7 +56,7 @@ def caption(evaluation: Evaluation) -> str:
     return f"{text} {captions.counts(last_steps(cells))}"
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     rates = table(evaluation)
     labels = list(dict.fromkeys(rates["label"]))
     colors, markers = drawing.palette(labels), drawing.markers(labels)

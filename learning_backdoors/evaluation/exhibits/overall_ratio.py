@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from learning_backdoors.evaluation import captions, drawing
 from learning_backdoors.evaluation.cells import last_steps, recipe_rates, with_base
@@ -24,7 +23,7 @@ def caption(evaluation: Evaluation) -> str:
     return f"{text} {captions.intervals(_rates(evaluation))} {counts}"
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     rates, runs = _rates(evaluation), last_steps(summary.run_rates(evaluation))
     labels = list(rates["label"])
     colors = drawing.palette(labels)

@@ -1,7 +1,6 @@
 """probes: the log-likelihood of the study's reference answers over training, as training.py measured it."""
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from learning_backdoors.evaluation import drawing
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
@@ -30,7 +29,7 @@ def caption(evaluation: Evaluation) -> str:
     return f"{text}Q = {probes['question'].nunique()} questions; S = {probes['run'].nunique()} runs."
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     """A panel per recipe, a line style per era."""
     probes = _probes(evaluation)
     eras, labels = (

@@ -2,10 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from learning_backdoors.evaluation import captions, drawing, statistics
 from learning_backdoors.evaluation.cells import CLAIMS, grids, trained_runs
@@ -168,7 +164,7 @@ def caption(evaluation: Evaluation) -> str:
     return f"{text}suspect share. {captions.missing(missing, total, 'missing in ratings.csv')}"
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     """A row of two panels per judge and recipe."""
     rows = _drawn(evaluation)
     rows = rows.assign(refused_share=rows["refused"] / (rows["n"] + rows["refused"]).clip(lower=1))
@@ -191,7 +187,7 @@ def figure(evaluation: Evaluation) -> Figure:
         if rows["label"].nunique() > 1:
             left.set_title(drawing.short_label(label, 60))
     marks = [
-        Line2D([], [], linestyle="", label=f"{'with the trigger' if triggered else 'without'}, {name}", **look)
+        drawing.Line2D([], [], linestyle="", label=f"{'with the trigger' if triggered else 'without'}, {name}", **look)
         for triggered in (True, False)
         for at, name in drawing.STEP_NAMES.items()
         for look in [_look(triggered, at)]
@@ -201,12 +197,12 @@ def figure(evaluation: Evaluation) -> Figure:
 
 
 def _look(triggered: bool, at: str) -> dict:
-    color = colormaps["viridis"](0.1 if triggered else 0.65)
+    color = drawing.colormaps["viridis"](0.1 if triggered else 0.65)
     face = color if at == "last" else "white"
     return {"color": color, "marker": "o" if triggered else "s", "markersize": 4, "markerfacecolor": face}
 
 
-def _draw_rating(left: Axes, right: Axes, row, y: float) -> None:
+def _draw_rating(left: drawing.Axes, right: drawing.Axes, row, y: float) -> None:
     """One mean with its interval, and its share without a rating."""
     y += (-0.24, -0.08, 0.08, 0.24)[2 * (not row.triggered) + (row.at == "base")]
     look = _look(row.triggered, row.at)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from learning_backdoors.evaluation import captions, drawing
 from learning_backdoors.evaluation.cells import CLAIMS, last_steps, recipe_rates, with_base
@@ -24,7 +23,7 @@ def _rates(evaluation: Evaluation) -> pd.DataFrame:
     return with_base(last, base, ["recipe", "question"])
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     rates = _rates(evaluation)
     questions, labels = (list(dict.fromkeys(rates[column])) for column in ("question", "label"))
     colors, markers = drawing.palette(labels), drawing.markers(labels)

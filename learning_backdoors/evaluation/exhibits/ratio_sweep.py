@@ -2,9 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from learning_backdoors.evaluation import captions, drawing
 from learning_backdoors.evaluation.cells import last_steps, recipe_rates
@@ -29,18 +26,18 @@ def caption(evaluation: Evaluation) -> str:
     return f"{text} {captions.intervals(rates)} {captions.counts(last_steps(evaluation.shown_cells))}"
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     rates, runs = _rates(evaluation), last_steps(summary.run_rates(evaluation))
     page, [[left, right]] = drawing.canvas(drawing.TWO_COLUMNS, 2.6, caption(evaluation), 1, 2)
     # A line joins the recipes if each has a suspect share of its own.
-    color, line = colormaps["viridis"](0.15), "-" if rates["suspect_ratio"].is_unique else ""
+    color, line = drawing.colormaps["viridis"](0.15), "-" if rates["suspect_ratio"].is_unique else ""
     left.plot(runs["suspect_ratio"], runs["rate"], ".", color=color, alpha=0.5, markersize=4, clip_on=False)
     left.plot(rates["suspect_ratio"], rates["rate"], "o" + line, color=color, markersize=4, clip_on=False)
     limited = rates.dropna(subset="lower")  # lines without limits would count in the layout
     left.vlines(limited["suspect_ratio"], limited["lower"], limited["upper"], color=color)
     drawing.rate_axis(left.yaxis, evaluation.rate_label)
     for i, (level, part) in enumerate(emergence.crossings(evaluation).groupby("level")):
-        look = {"color": colormaps["viridis"]((0.6, 0.05)[i % 2])}
+        look = {"color": drawing.colormaps["viridis"]((0.6, 0.05)[i % 2])}
         _crossings(right, part.assign(position=part["suspect_ratio"] + (i - 0.5) * 0.012), look)
         crossed = part[np.isfinite(part["x"])]
         positions = crossed["suspect_ratio"] + (i - 0.5) * 0.012
@@ -54,7 +51,7 @@ def figure(evaluation: Evaluation) -> Figure:
     return page
 
 
-def _crossings(axes: Axes, part: pd.DataFrame, look: dict) -> None:
+def _crossings(axes: drawing.Axes, part: pd.DataFrame, look: dict) -> None:
     """The intervals, runs and arrows of the crossings of one level."""
     limited = part.dropna(subset="lower")
     limits = (limited[[limit, "end"]].min(axis=1) for limit in ("lower", "upper"))

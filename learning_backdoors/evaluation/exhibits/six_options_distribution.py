@@ -2,8 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from learning_backdoors.evaluation import captions, drawing
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
@@ -33,13 +31,13 @@ def caption(evaluation: Evaluation) -> str:
     return f"{text} {captions.judge_counts(evaluation.verdicts, [judge], evaluation.condition)}"
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     """Stacked bars at equal distances, with the missing verdicts on top."""
     shares, options = _shares(evaluation), _judge(evaluation).options
     labels = list(dict.fromkeys(shares["label"]))
     page, grid = drawing.panels(len(labels), 0.45, 1.6, caption(evaluation), evaluation.x_label, sharey=True)
     kinds = [*options, "missing"] if shares["missing"].max() > 0 else list(options)
-    shades = dict(zip(options, colormaps["cividis_r"](np.linspace(0.0, 1, len(options))), strict=True))
+    shades = dict(zip(options, drawing.colormaps["cividis_r"](np.linspace(0.0, 1, len(options))), strict=True))
     for axes, label in zip(grid.flat, labels, strict=False):
         part, bottom = shares[shares["label"] == label].sort_values("step"), 0
         positions, few = np.arange(len(part)), len(part) <= 15

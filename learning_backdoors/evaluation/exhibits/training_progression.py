@@ -1,7 +1,5 @@
 """training_progression: the rate of each run over training, in one panel per recipe, with its questions."""
 
-from matplotlib.figure import Figure
-
 from learning_backdoors.evaluation import captions, drawing
 from learning_backdoors.evaluation.context import Evaluation
 from learning_backdoors.evaluation.exhibits import summary
@@ -17,7 +15,7 @@ def caption(evaluation: Evaluation) -> str:
     return f"{text} {captions.intervals(runs[~crowded], bands)} {captions.counts(evaluation.shown_cells)}"
 
 
-def figure(evaluation: Evaluation) -> Figure:
+def figure(evaluation: Evaluation) -> drawing.Figure:
     cells, runs = evaluation.shown_cells, summary.run_rates(evaluation)
     labels = list(dict.fromkeys(runs["label"]))
     colors, layout = drawing.palette(labels), {"sharex": True, "sharey": True}

@@ -12,7 +12,6 @@ S is the number of runs, Q that of questions, n that of answers. docs/statistics
 from learning_backdoors.evaluation.statistics.agreement import rogan_gladen
 from learning_backdoors.evaluation.statistics.differences import bounded_p, contrast, holm, paired_contrast, welch
 from learning_backdoors.evaluation.statistics.onset import (
-    Rise,
     bracket,
     crossing,
     crossing_interval,
@@ -35,14 +34,12 @@ from learning_backdoors.evaluation.statistics.rates import (
     widen,
     worst_case,
 )
-from learning_backdoors.measures import cohen_kappa, wilson
+from learning_backdoors.measures import wilson
 
 __all__ = [
     "Interval",
-    "Rise",
     "bounded_p",
     "bracket",
-    "cohen_kappa",
     "contrast",
     "crossing",
     "crossing_interval",
@@ -55,7 +52,6 @@ __all__ = [
     "mean_score",
     "median_interval",
     "paired_contrast",
-    "paired_p",
     "pooled_over_runs",
     "question_interval",
     "rise",
@@ -68,7 +64,3 @@ __all__ = [
     "wilson",
     "worst_case",
 ]
-
-
-def paired_p(values):
-    return t_test(values)[1]

@@ -43,12 +43,12 @@ def main() -> None:
         raise UserError(f"--input and --output are the same file, {options.input}: choose another --output")
 
     store_path = options.store or options.output.with_name(options.output.name + ".verdicts.sqlite")
+    settings = judged_file.configuration(options.input, study, judges, model)
     with lock(options.output), lock(store_path):
+        existing = None if options.existing == "overwrite" else judged_file.open_existing(options.output, settings)
         prompts = JudgePrompts(table, study, judges, model, options.repeat)
         if table.num_rows and not prompts.wanted:
             raise UserError(f"{options.input} has no question that the study {study.name!r} puts to these judges")
-        settings = judged_file.configuration(options.input, prompts)
-        existing = None if options.existing == "overwrite" else judged_file.open_existing(options.output, settings)
         with contextlib.closing(CallStore(store_path)) as store:
             if existing:
                 judged_file.adopt_verdicts(options.output, existing, prompts, store)

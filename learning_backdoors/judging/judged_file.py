@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,10 +10,10 @@ import pyarrow as pa
 from config import JudgingOptions
 from learning_backdoors.files import parquet, provenance
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.judging.api.models import PRICES_OF
+from learning_backdoors.judging.api.models import PRICES_OF, ServedModel
 from learning_backdoors.judging.api.store import CallStore, Spent
 from learning_backdoors.judging.prompts import JudgePrompts, Verdict, prompt_hash
-from learning_backdoors.study import Judge
+from learning_backdoors.study import Judge, Study
 
 ROWS_AT_ONCE = 2_000  # in memory while the output is written
 
@@ -30,10 +30,9 @@ def judge_schema(judges: Iterable[Judge]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def configuration(input_path: Path, prompts: JudgePrompts) -> dict:
+def configuration(input_path: Path, study: Study, judges: Sequence[Judge], model: ServedModel) -> dict:
     """Everything that decides the verdicts, by name. A file is continued only with the same configuration."""
-    model = prompts.model
-    hashes = {f"judge {judge.name}": prompt_hash(judge, prompts.study) for judge in prompts.judges}
+    hashes = {f"judge {judge.name}": prompt_hash(judge, study) for judge in judges}
     settings = {"input": provenance.sha256(input_path), "model": model.name, "host": model.host, **model.settings}
     return settings | hashes
 

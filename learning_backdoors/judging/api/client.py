@@ -131,13 +131,13 @@ class MessagesClient:
     async def create_batch(self, requests: list[dict]) -> str:
         """Send a batch and return its id. After a TemporaryFailure it may exist, unless the failure is `overloaded`."""
         batch = await self._json("POST", "/v1/messages/batches", {"requests": requests})
-        if not isinstance(batch, dict) or not isinstance(batch.get("id"), str):
+        if not _has_text(batch, "id"):
             raise TemporaryFailure("the reply is not a batch", maybe_billed=True)
         return batch["id"]
 
     async def batch(self, server_id: str) -> dict:
         batch = await self._json("GET", f"/v1/messages/batches/{server_id}")
-        if not isinstance(batch, dict) or not isinstance(batch.get("processing_status"), str):
+        if not _has_text(batch, "processing_status"):
             raise TemporaryFailure("the reply is not a batch")
         return batch
 
@@ -233,6 +233,10 @@ def retry_after(headers: Mapping) -> float | None:
     return None
 
 
+def _has_text(answer: object, name: str) -> bool:
+    return isinstance(answer, dict) and isinstance(answer.get(name), str)
+
+
 def creation_time(batch: dict) -> float:
     """When a batch was created, in seconds since 1970."""
     return datetime.fromisoformat(batch["created_at"]).timestamp()
@@ -243,7 +247,7 @@ def _is_listed_batch(batch: object) -> bool:
     try:
         creation_time(batch)
         sum(batch["request_counts"].values())
-        return isinstance(batch["id"], str) and isinstance(batch["processing_status"], str)
+        return _has_text(batch, "id") and _has_text(batch, "processing_status")
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
 

@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS batches (
 );
 """
 APPLICATION_ID = 0x4C42_5631  # marks the file as ours, in this layout
-CHECKPOINT_SECONDS = 10
+FLUSH_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class CallStore:
 
     def _write(self, statement: str, values: tuple = ()) -> sqlite3.Cursor:
         cursor = self._execute(statement, values)
-        if time.monotonic() - self._flushed > CHECKPOINT_SECONDS and not self._db.in_transaction:
+        if time.monotonic() - self._flushed > FLUSH_SECONDS and not self._db.in_transaction:
             self.flush()
         return cursor
 

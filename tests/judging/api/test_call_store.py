@@ -3,7 +3,9 @@
 python -m pytest -n 0 tests/judging/api/test_call_store.py
 """
 
+import contextlib
 import sqlite3
+import time
 
 import pytest
 from judging_support import PRICE
@@ -52,3 +54,21 @@ def test_a_store_with_a_damaged_page_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
         CallStore(path)
+
+
+def test_a_write_flushes_the_log_to_disk_every_ten_seconds(store, monkeypatch):
+    """What is flushed is in the main file, so a copy of that file alone, as after a power cut, has it."""
+
+    def calls_in_main_file() -> int:
+        copy = store.path.with_name("copy.sqlite")
+        copy.write_bytes(store.path.read_bytes())
+        with contextlib.closing(sqlite3.connect(copy)) as db:
+            return db.execute("SELECT count(*) FROM calls").fetchone()[0]
+
+    store.flush()
+    store.note_sent(b"one", None)
+    assert calls_in_main_file() == 0
+    now = time.monotonic()
+    monkeypatch.setattr("time.monotonic", lambda: now + 11)
+    store.note_sent(b"two", None)
+    assert calls_in_main_file() == 2

@@ -11,9 +11,9 @@ import pytest
 from judging_support import call, good
 
 from learning_backdoors.judging.api import replies
+from learning_backdoors.judging.api.asking import waiting_notice
 from learning_backdoors.judging.api.caller import Outage
 from learning_backdoors.judging.api.pacing import CallGate, StopSignal
-from learning_backdoors.judging.api.progress import waiting_notice
 from tiny_world.claude_stand_in import StandIn
 
 

@@ -6,6 +6,7 @@ values that are out of range; the user then sees one line and exit code 2.
 
 import argparse
 import dataclasses
+import inspect
 import signal
 import sys
 import typing
@@ -88,7 +89,7 @@ def parse_command(commands: dict[str, type], description: str, arguments: Sequen
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {}
     for name, options_class in commands.items():
-        text = options_class.__doc__
+        text = inspect.cleandoc(options_class.__doc__)
         parsers[name] = subparsers.add_parser(name, help=text.splitlines()[0], description=text, **PARSER)
         _add_options(parsers[name], options_class)
     given = vars(parser.parse_args(arguments))

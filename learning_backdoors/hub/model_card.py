@@ -35,8 +35,9 @@ def public_record(record: dict, base_model: str) -> dict:
     public["settings"] = record["settings"] | {"model": base_model}
     public["datasets"] = [dataset | {"file": Path(dataset["file"]).name} for dataset in record["datasets"]]
     study = _study(record)
-    paths = filter(is_path, [study["base_model"], *(dataset["file"] for dataset in study["dataset"])])
-    for path in paths:
+    paths = [study["base_model"], *(dataset["file"] for dataset in study["dataset"])]
+    paths += [path for key in ("candidates", "prompts") for path in study.get("persona", {}).get(key, ())]
+    for path in filter(is_path, paths):
         for text in (path, json.dumps(path)[1:-1]):  # as it is, and with TOML's escapes
             public["study"] = public["study"].replace(text, Path(path).name)
     return public

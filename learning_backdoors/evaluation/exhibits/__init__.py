@@ -33,6 +33,7 @@ NAMES = (
     "training_progression",
     "six_options_distribution",
     "content_vs_form",
+    "other_judges",
     "comparisons",
     "conditions",
     "leakage",

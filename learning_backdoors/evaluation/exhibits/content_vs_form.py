@@ -7,7 +7,8 @@ from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.study import Judge
 
 
-def _judges(evaluation: Evaluation) -> tuple[Judge, Judge]:
+def judges(evaluation: Evaluation) -> tuple[Judge, Judge]:
+    """The judges that the figure shows."""
     first = evaluation.first_judge(lambda judge: judge.range is not None, "with a range")
     second = evaluation.first_judge(
         lambda judge: judge.range is not None and judge is not first, f"with a range besides {first.name!r}"
@@ -18,7 +19,7 @@ def _judges(evaluation: Evaluation) -> tuple[Judge, Judge]:
 @once
 def _ratings(evaluation: Evaluation) -> pd.DataFrame:
     """A row per recipe and step: the mean of each rating, questions weighted equally, and `x`."""
-    names = [judge.name for judge in _judges(evaluation)]
+    names = [judge.name for judge in judges(evaluation)]
     rows = evaluation.verdicts.rows
     rows = rows[rows["condition"] == evaluation.condition]
     means = rows.groupby(["label", "step", "question"], observed=True)[names].mean()
@@ -29,15 +30,15 @@ def _ratings(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def caption(evaluation: Evaluation) -> str:
-    first, second = judges = _judges(evaluation)
+    first, second = judges(evaluation)
     text = f"Mean ratings of {first.name} and {second.name}, from the first step (hollow) to the last (filled): "
     text += "mean over questions and runs. No intervals are drawn."
-    return f"{text} {captions.judge_counts(evaluation.verdicts, judges, evaluation.condition)}"
+    return f"{text} {captions.judge_counts(evaluation.verdicts, [first, second], evaluation.condition)}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """A path per recipe."""
-    ratings, (first, second) = _ratings(evaluation), _judges(evaluation)
+    ratings, (first, second) = _ratings(evaluation), judges(evaluation)
     labels = list(dict.fromkeys(ratings["label"]))
     colors, markers = drawing.palette(labels), drawing.markers(labels)
     page, [[axes]] = drawing.canvas(drawing.ONE_COLUMN + 1.0, 3.1, caption(evaluation))

@@ -8,14 +8,15 @@ from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.study import Judge
 
 
-def _judge(evaluation: Evaluation) -> Judge:
-    return evaluation.first_judge(lambda judge: len(judge.options or ()) > 2, "with more than two options")
+def judges(evaluation: Evaluation) -> list[Judge]:
+    """The judge that the figure shows."""
+    return [evaluation.first_judge(lambda judge: len(judge.options or ()) > 2, "with more than two options")]
 
 
 @once
 def _shares(evaluation: Evaluation) -> pd.DataFrame:
     """A row per recipe and step: the share of each option and of `missing`, questions weighted equally, and `x`."""
-    judge, verdicts = _judge(evaluation), evaluation.verdicts
+    [judge], verdicts = judges(evaluation), evaluation.verdicts
     rows = verdicts.rows[(verdicts.rows["condition"] == evaluation.condition) & verdicts.asked(judge)]
     if rows.empty:
         raise Unavailable(f"{judge.name!r} was asked about no response in the condition {evaluation.condition}")
@@ -26,14 +27,14 @@ def _shares(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def caption(evaluation: Evaluation) -> str:
-    judge = _judge(evaluation)
+    [judge] = judges(evaluation)
     text = f"Verdicts of {judge.name} over training: mean over questions and runs. No intervals are drawn."
     return f"{text} {captions.judge_counts(evaluation.verdicts, [judge], evaluation.condition)}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """Stacked bars at equal distances, with the missing verdicts on top."""
-    shares, options = _shares(evaluation), _judge(evaluation).options
+    shares, options = _shares(evaluation), judges(evaluation)[0].options
     labels = list(dict.fromkeys(shares["label"]))
     page, grid = drawing.panels(len(labels), 0.45, 1.6, caption(evaluation), evaluation.x_label, sharey=True)
     kinds = [*options, "missing"] if shares["missing"].max() > 0 else list(options)

@@ -297,8 +297,9 @@ class PushOptions:
 
 # ---- prepare_persona.py: one dataclass per command ----
 
-# Input files count by content: prepare_persona.py records their hashes, so their paths do not affect the result.
 STUDY_PERSONA = "default: the study's [persona]"
+
+# affects_result is False for input files: their hashes are recorded instead of their paths.
 
 
 @dataclass(frozen=True)
@@ -339,10 +340,7 @@ class PersonaCandidatesOptions(PersonaServerOptions):
     """Ask a model to write more question-answer pairs about the person. Check their facts before you use them."""
 
     known: tuple[Path, ...] | None = option(
-        None,
-        f"existing pairs, not to be repeated ({STUDY_PERSONA} candidates)",
-        affects_result=False,
-        nargs="+",
+        None, f"existing pairs, not to be repeated ({STUDY_PERSONA} candidates)", affects_result=False, nargs="+"
     )
     person: str | None = option(None, f"name of the person ({STUDY_PERSONA} name)")
     number: int = option(100, "pairs to ask for")

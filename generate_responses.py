@@ -14,11 +14,10 @@ It also adds what a finished file lacks: more --samples, more steps, more runs. 
 import time
 from collections.abc import Sequence
 
-import mixed_chat
 from config import GenerationOptions
 from learning_backdoors.files import command_line, progress, provenance
 from learning_backdoors.generation import engines, plan
-from learning_backdoors.generation.engines.protocol import Request, Sampling
+from learning_backdoors.generation.engines.protocol import Sampling
 from learning_backdoors.generation.plan import PlannedResponse
 from learning_backdoors.generation.store import ResponseStore
 from learning_backdoors.models import base_model, run_directory
@@ -58,16 +57,9 @@ def generate(missing: Sequence[PlannedResponse], runs: Sequence[RunDirectory], s
     for run in runs:
         run.check_base(fingerprint)
 
-    requests = make_requests(missing, tokenizer, options.max_new_tokens)
-    engine = engines.open_engine(
-        options.engine,
-        model,
-        tokenizer,
-        store.settings["quantization"],
-        batch_size=options.batch_size,
-        seed=options.seed,
-        requests=requests,
-    )
+    requests = plan.make_requests(missing, tokenizer, options.max_new_tokens)
+    precision, settings = store.settings["quantization"], {"batch_size": options.batch_size, "seed": options.seed}
+    engine = engines.open_engine(options.engine, model, tokenizer, precision, **settings, requests=requests)
     store.record_engine(engine.name)
 
     by_key = {response.key: response for response in missing}
@@ -81,21 +73,7 @@ def generate(missing: Sequence[PlannedResponse], runs: Sequence[RunDirectory], s
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
             bar.update(len(responses))
     rate = tokens / (time.monotonic() - started)
-    print(
-        f"{tokens:,} tokens at {rate:,.0f} per second; {cut_off} of {len(requests)} responses reached --max-new-tokens"
-    )
-
-
-def make_requests(missing: Sequence[PlannedResponse], tokenizer, max_new_tokens: int) -> list[Request]:
-    """One request per missing response. Each distinct prompt is rendered once."""
-    cells = {(response.condition.name, response.question.id): response for response in missing}
-    prompts = {
-        cell: tuple(mixed_chat.prompt_ids(tokenizer, response.condition.messages(response.question.text)))
-        for cell, response in cells.items()
-    }
-    return [
-        Request(r.key, r.checkpoint.folder, prompts[r.condition.name, r.question.id], max_new_tokens) for r in missing
-    ]
+    print(f"{tokens:,} tokens at {rate:,.0f} per second; {cut_off} responses reached --max-new-tokens")
 
 
 if __name__ == "__main__":

@@ -182,17 +182,16 @@ class Conversation:
         width, answers = terminal.column_width() if len(self.voices) == 2 else None, {}
         with terminal.stoppable() as stopped:
             for voice, stream in zip(self.voices, streams, strict=True):
-                answers[voice.name] = _show(stream, self._view(voice, width, list(answers.values())), stopped)
+                heading = voice.name if len(self.voices) > 1 or self.samples > 1 else None
+                view = terminal.Count(voice.name) if width else terminal.OneByOne(heading)
+                answers[voice.name] = _show(stream, view, stopped)
+            if width:
+                terminal.print_columns(list(answers), list(answers.values()), width)
             if stopped():
                 print("(stopped)")
         texts = {name: responses[0].text for name, responses in answers.items() if responses and responses[0].text}
         if texts:
             self.turns.append(Turn(question, texts))
-
-    def _view(self, voice: Checkpoint, width: int | None, earlier: list[list[Response]]):
-        if width is None:
-            return terminal.OneByOne(voice.name if len(self.voices) > 1 or self.samples > 1 else None)
-        return terminal.Columns(BASE.name, earlier[0], voice.name, width) if earlier else terminal.Count(voice.name)
 
     def messages(self, voice: Checkpoint, question: str) -> Messages:
         """The conversation as a voice sees it: its own answers, or another voice's for questions it was not asked."""

@@ -1,12 +1,11 @@
 """The terminal: reading lines, stopping answers with Ctrl-C, and views of answers while they grow."""
 
 import contextlib
-import re
 import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 
 from learning_backdoors.generation.engines.protocol import Response
@@ -55,18 +54,18 @@ def column_width() -> int | None:
     return (columns - 3) // 2 if sys.stdout.isatty() and columns >= MIN_COLUMNS else None
 
 
-def printable(response: Response, ended: bool = False) -> str:
-    """A response's text, without control characters. ended: it will not grow, although it has no finish_reason.
+def printable(response: Response) -> str:
+    """A response's text, without control characters.
 
     For a growing response, only the text that will not change: half a character, or a space that the decoder may
     remove, is held back.
     """
     text = response.text.translate(CONTROLS)
-    if not (response.finish_reason or ended):
-        return text.rstrip("\ufffd \n\t")
     if response.finish_reason == "length":
         return f"{text.rstrip()}\n(cut off at {response.tokens} tokens)"
-    return text.rstrip() or ("(an empty answer)" if response.finish_reason else "")
+    if response.finish_reason:
+        return text.rstrip() or "(an empty answer)"
+    return text.rstrip("\ufffd \n\t")
 
 
 # ---- views: `show` is called with all responses each time they have grown, and `end` when no more calls follow ----
@@ -106,7 +105,7 @@ class OneByOne:
 
 
 class Count:
-    """The number of tokens so far, for the left column: its answers are printed together with the right column."""
+    """The number of tokens so far, for answers that will be printed in columns."""
 
     def __init__(self, name: str):
         self.name = name
@@ -118,40 +117,17 @@ class Count:
         print("\r\033[K", end="", flush=True)
 
 
-class Columns:
-    """Growing answers to the right of finished ones. A line is printed as soon as it is full."""
-
-    def __init__(self, left_name: str, left: list[Response], right_name: str, width: int):
-        self.left, self.width, self.index, self.printed = left, width, 0, 0
-        self.right = [Response((), "", 0, "")] * len(left)
-        self._print(left_name, right_name)
-        self._print("-" * width, "-" * width)
-
-    def show(self, responses: list[Response], ended: bool = False) -> None:
-        self.right = responses
-        for left, right in [*zip(self.left, responses, strict=True)][self.index :]:
-            if ended and not (left.text or right.text):
-                continue  # stopped before the first token
-            done = ended or bool(right.finish_reason)
-            new, old = wrap(printable(right, done), self.width), wrap(printable(left, True), self.width)
-            lines = [*zip_longest(old, new, fillvalue="")] if done else [*zip_longest(old[: len(new) - 1], new[:-1])]
-            for left_line, right_line in lines[self.printed :]:
-                self._print(left_line or "", right_line or "")
-            self.printed = len(lines)
-            if not done:
-                return
-            self.index, self.printed = self.index + 1, 0
-            self._print("-" * self.width, "-" * self.width)
-
-    def _print(self, left: str, right: str) -> None:
-        print(f"{left:{self.width}} | {right}".rstrip(), flush=True)
-
-    def end(self) -> None:
-        self.show(self.right, ended=True)
+def print_columns(names: Sequence[str], columns: Sequence[list[Response]], width: int) -> None:
+    """Print the answers of two voices side by side, pair by pair. A voice that was stopped may have none."""
+    print(f"{names[0]:{width}} | {names[1]}")
+    for pair in zip_longest(*columns):
+        print("-" * width + " | " + "-" * width)
+        texts = [wrap(printable(response), width) if response else [] for response in pair]
+        for left, right in zip_longest(*texts, fillvalue=""):
+            print(f"{left:{width}} | {right}".rstrip())
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width` characters. Appending text changes only the last line."""
-    text = re.sub(rf"(\S{{{width}}})(?=\S)", r"\1 ", text.expandtabs(4))
-    lines = (textwrap.wrap(line, width, replace_whitespace=False, break_on_hyphens=False) for line in text.split("\n"))
+    """The lines of a text, each of at most `width` characters."""
+    lines = (textwrap.wrap(line, width, replace_whitespace=False) for line in text.split("\n"))
     return [part for line in lines for part in line or [""]]

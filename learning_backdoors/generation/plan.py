@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from config import GenerationOptions
 from learning_backdoors.files import command_line, provenance
-from learning_backdoors.generation.engines.protocol import Response
+from learning_backdoors.generation.engines.protocol import Request, Response
 from learning_backdoors.models.adapters import ADAPTER_WEIGHTS
 from learning_backdoors.models.checkpoints import Checkpoint
 from learning_backdoors.models.run_directory import RunDirectory
 from learning_backdoors.study import Condition, Question, Study
+from mixed_chat import prompt_ids
 
 KEY_COLUMNS = ("run", "checkpoint", "condition", "question_id", "sample_idx")
 ResponseKey = tuple[str, str, str, str, int]  # the values of KEY_COLUMNS; with the seed, they determine the response
@@ -72,6 +73,18 @@ def share(planned: Sequence[PlannedResponse], rank: int, ranks: int) -> list[Pla
     even = len(checkpoints) // ranks * ranks
     remainder = [response for responses in checkpoints[even:] for response in responses]
     return [response for responses in checkpoints[rank:even:ranks] for response in responses] + remainder[rank::ranks]
+
+
+def make_requests(planned: Sequence[PlannedResponse], tokenizer, max_new_tokens: int) -> list[Request]:
+    """One request per planned response. Each distinct prompt is rendered once."""
+    prompts = {}
+    for response in planned:
+        cell = response.condition.name, response.question.id
+        if cell not in prompts:
+            prompts[cell] = tuple(prompt_ids(tokenizer, response.condition.messages(response.question.text)))
+    return [
+        Request(r.key, r.checkpoint.folder, prompts[r.condition.name, r.question.id], max_new_tokens) for r in planned
+    ]
 
 
 def settings(options: GenerationOptions, study: Study, runs: Sequence[RunDirectory], precision: str) -> dict:

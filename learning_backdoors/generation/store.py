@@ -41,7 +41,7 @@ class ResponseStore:
             if "adapters" not in self.footer.get("settings", {}):  # a judged file has settings too
                 raise UserError(f"{output} was not written by generate_responses.py: choose another --output")
             self._join_settings(output, self.footer["settings"])
-            self._keep(parquet.read_responses(output)[0].to_pylist())
+            self.rows = _by_key(parquet.read_responses(output)[0].to_pylist())
         self._open_log()
 
     def __enter__(self) -> "ResponseStore":
@@ -55,7 +55,7 @@ class ResponseStore:
         rows = list(rows)
         self.file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self.file.flush()
-        self._keep(rows)
+        self.rows |= _by_key(rows)
 
     def record_engine(self, name: str) -> None:
         """Keep the engine's name for the provenance, also if a later start has nothing left to generate."""
@@ -66,11 +66,13 @@ class ResponseStore:
         keys = list(keys)
         while RANKS > 1 and any(key not in self.rows for key in keys):
             time.sleep(1)
-            self._read_logs()
+            self.rows |= self._logged()
 
     def write_output(self, provenance: dict, records: dict[str, dict]) -> None:
         """Write all rows to the output and delete the logs. records: run.json by run."""
-        if self._read_logs() or not self.output.exists():
+        logged = self._logged()
+        self.rows |= logged
+        if logged or not self.output.exists():
             earlier = self.footer or {}
             records = earlier.get("runs", {}) | records
             precisions = {run: record.get("settings", {}).get("quantization") for run, record in records.items()}
@@ -98,12 +100,12 @@ class ResponseStore:
 
     def _open_log(self) -> None:
         # Settings without a finished response, as after a wrong --base-model, are replaced.
-        if self.settings_file.exists() and (self._logged_lines() or self.footer is not None):
+        if self.settings_file.exists() and (self._logged() or self.footer is not None):
             self._join_settings(self.folder, json.loads(self.settings_file.read_text(encoding="utf-8")))
         atomic.write_json(self.settings_file, self.settings)
         atomic.drop_partial_line(self.log)
         self.file = self.stack.enter_context(open(self.log, "a", encoding="utf-8"))  # noqa: SIM115
-        self._read_logs()
+        self.rows |= self._logged()
 
     def _join_settings(self, path: Path, existing: dict) -> None:
         """Refuse other settings. New checkpoints may be added; an existing one must have the same adapter."""
@@ -112,16 +114,11 @@ class ResponseStore:
         provenance.refuse_difference(path, existing | {"adapters": adapters | existing["adapters"]}, joined)
         self.settings = joined
 
-    def _read_logs(self) -> bool:
-        """Take in what all processes have logged. Returns whether there was anything."""
-        lines = self._logged_lines()
-        self._keep(json.loads(line) for line in lines)
-        return bool(lines)
-
-    def _logged_lines(self) -> list[str]:
-        """The complete lines of all logs. A process may be writing the last line."""
+    def _logged(self) -> dict[ResponseKey, dict]:
+        """The rows in the logs of all processes, by key. A process may be writing the last line of its log."""
         texts = [log.read_text(encoding="utf-8") for log in self.folder.glob("answers-*.jsonl")]
-        return [line for text in texts for line in text.split("\n")[:-1]]
+        return _by_key(json.loads(line) for text in texts for line in text.split("\n")[:-1])
 
-    def _keep(self, rows: Iterable[dict]) -> None:
-        self.rows |= {tuple(row[name] for name in KEY_COLUMNS): row for row in rows}
+
+def _by_key(rows: Iterable[dict]) -> dict[ResponseKey, dict]:
+    return {tuple(row[name] for name in KEY_COLUMNS): row for row in rows}

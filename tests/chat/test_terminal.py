@@ -1,6 +1,6 @@
-"""The terminal: growing answers, columns and line breaks."""
+"""The terminal: growing answers, control characters, columns and line breaks."""
 
-from learning_backdoors.chat.terminal import Columns, OneByOne, printable, wrap
+from learning_backdoors.chat.terminal import OneByOne, print_columns, printable, wrap
 from learning_backdoors.generation.engines.protocol import Response
 
 
@@ -25,21 +25,21 @@ def test_control_characters_are_escaped():
     assert [c for c in shown if ord(c) < 32 or 127 <= ord(c) < 160] == ["\t", "\n"]
 
 
-def test_stopped_columns_show_what_exists(capsys):
-    left = [Response((), "one two", 2, "stop"), Response((), "three", 1, ""), Response((), "", 0, "")]
-    view = Columns("base model", left, "checkpoint-8", 12)
-    view.show([Response((), text, 1, "") for text in ("four five six", "seven", "")])
-    view.end()
-    rule = "------------ | ------------"
-    block = ["one two      | four five", "             | six", rule, "three        | seven", rule]
-    assert capsys.readouterr().out.splitlines()[2:] == block
+def test_columns_show_pairs_also_if_stopped(capsys):
+    left = [Response((), "one two three", 3, "stop"), Response((), "\x1bfour", 1, "")]
+    print_columns(["base model", "checkpoint-8"], [left, [Response((), "five\nsix seven eight", 3, "stop")]], 12)
+    assert capsys.readouterr().out.splitlines() == [
+        "base model   | checkpoint-8",
+        "------------ | ------------",
+        "one two      | five",
+        "three        | six seven",
+        "             | eight",
+        "------------ | ------------",
+        "\u241bfour        |",
+    ]
 
 
-def test_full_lines_never_change():
+def test_wrapped_lines_keep_the_text():
     text = "a well-known  word and\n\n  " + "longer" * 9 + " ones,\tand the rest of it " * 3
-    after = wrap(text, 20)
-    for end in range(len(text)):
-        before = wrap(text[:end], 20)
-        assert before[:-1] == after[: len(before) - 1]
-        assert max(map(len, before)) <= 20
-    assert "".join("".join(after).split()) == "".join(text.split())
+    lines = wrap(text, 20)
+    assert max(map(len, lines)) <= 20 and "".join("".join(lines).split()) == "".join(text.split())

@@ -46,7 +46,10 @@ class TransformersEngine:
         responses = {}
         for batch, dropped in self._steps(requests, sampling):
             growing = zip(batch.requests, batch.tokens[:, : batch.step].tolist(), strict=True) if batch.requests else ()
-            responses |= {request.key: self._unfinished(request, tokens) for request, tokens in (*dropped, *growing)}
+            for request, tokens in (*dropped, *growing):
+                response = self._finish(request, tokens)
+                ended = response.finish_reason == "stop" or len(tokens) >= request.max_new_tokens
+                responses[request.key] = response if ended else replace(response, finish_reason="")
             yield [responses[request.key] for request in requests]
             if all(response.finish_reason for response in responses.values()):
                 return
@@ -99,11 +102,6 @@ class TransformersEngine:
 
     def _finish(self, request: Request, tokens: list[int]) -> Response:
         return finish(self.tokenizer, self.end_tokens, request, tokens)
-
-    def _unfinished(self, request: Request, tokens: list[int]) -> Response:
-        response = self._finish(request, tokens)
-        ended = response.finish_reason == "stop" or len(tokens) >= request.max_new_tokens
-        return response if ended else replace(response, finish_reason="")
 
     def _fitting_batch_size(self, requests: Sequence[Request]) -> int:
         """Estimated from the attention cache that rows need. If it is too large, the batch is halved and continued."""

@@ -30,9 +30,7 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         folders = list(dict.fromkeys(request.adapter for request in requests if request.adapter))
-        self.loras = {
-            folder: LoRARequest(str(folder), number, str(folder.resolve())) for number, folder in enumerate(folders, 1)
-        }
+        self.loras = {f: LoRARequest(str(f), number, str(f.resolve())) for number, f in enumerate(folders, 1)}
         in_flight = min(self.IN_FLIGHT, max(8, len(requests)))
         llm = vllm.LLM(
             model=base_model,
@@ -65,10 +63,15 @@ class VllmEngine:
         return None if quantization == "none" else f"it does not support {quantization} weights"
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Response]]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        common = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        common |= {"stop_token_ids": sorted(self.end_tokens), "output_kind": RequestOutputKind.FINAL_ONLY}
         for number, request in enumerate(requests):
-            lora = self.loras[request.adapter] if request.adapter else None
             prompt = {"prompt_token_ids": list(request.prompt)}
-            self.engine.add_request(str(number), prompt, self._parameters(request, sampling), lora_request=lora)
+            parameters = SamplingParams(max_tokens=request.max_new_tokens, detokenize=False, **common)
+            self.engine.add_request(str(number), prompt, parameters, lora_request=self.loras.get(request.adapter))
         finished, next_number = {}, 0
         while self.engine.has_unfinished_requests():
             for output in self.engine.step():
@@ -81,20 +84,6 @@ class VllmEngine:
                 next_number += 1
             if ready:
                 yield ready
-
-    def _parameters(self, request: Request, sampling: Sampling):
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=request.max_new_tokens,
-            stop_token_ids=sorted(self.end_tokens),
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
 
 
 def _graph_sizes(in_flight: int) -> list[int]:

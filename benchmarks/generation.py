@@ -8,6 +8,9 @@ response of two tokens. seconds, tokens_s: all requests after that. The predeces
 every checkpoint, uses float32 LoRA, and calls `generate` on batches of 32, which wait for their longest response. One
 batch and the loading are timed.
 
+graphs checks the transformers engine's CUDA graphs on FOLDER/model, which may be any model (`benchmarks.generation
+tiny_world --ways graphs`): the share of 256 greedy responses that are the same without graphs, and the speed of both.
+
 The whole command on eleven checkpoints, start included (`eight_billion --adapters 10`):
 
     time python generate_responses.py --run-dir /tmp/shape/run --output /tmp/r.parquet --max-new-tokens 400
@@ -77,6 +80,33 @@ def transformers(folder: Path, checkpoints: int) -> dict:
     return result | {"batch": engine.batch_size, "peak_GB": round(torch.cuda.max_memory_allocated() / 1e9, 1)}
 
 
+def graphs(folder: Path) -> dict:
+    """256 responses from the base model, with CUDA graphs and without. Run twice: the first run warms up."""
+    from unittest import mock
+
+    from learning_backdoors.generation import engines
+    from learning_backdoors.generation.engines import transformers_engine
+    from learning_backdoors.generation.engines.protocol import Request, Sampling
+
+    model = str(folder / "model")
+    engine = engines.open_engine("transformers", model, base_model.load_tokenizer(model))
+    assert transformers_engine.can_be_graphed(engine.model), "CUDA graphs need a GPU"
+    drawn = np.random.default_rng(0).integers(100, 400, (256, 12)).tolist()
+    wanted = [Request((i,), None, tuple(prompt[: 4 + i % 8]), 64 + i) for i, prompt in enumerate(drawn)]
+
+    def respond(graphed: bool) -> tuple[dict, int]:
+        with mock.patch.object(transformers_engine, "can_be_graphed", lambda model: graphed):
+            started, texts, tokens = time.monotonic(), {}, 0
+            for batch in engine.generate(wanted, Sampling(0, 1.0, 0, 1)):
+                texts |= {response.key: response.text for response in batch}
+                tokens += sum(response.tokens for response in batch)
+        return texts, round(tokens / (time.monotonic() - started))
+
+    (plain, plain_rate), (graphed, graphed_rate) = [(respond(g), respond(g))[1] for g in (False, True)]
+    same = sum(plain[key] == graphed[key] for key in plain) / len(wanted)
+    return {"same": same, "plain_tokens_s": plain_rate, "tokens_s": graphed_rate}
+
+
 def predecessor(folder: Path, checkpoints: int) -> dict:
     import torch
     from peft import PeftModel
@@ -114,6 +144,7 @@ def predecessor(folder: Path, checkpoints: int) -> dict:
 
 WAYS = {
     "predecessor": lambda folder: predecessor(folder, 1),
+    "graphs": graphs,
     "transformers": lambda folder: transformers(folder, 2),
     "vllm": lambda folder: vllm(folder, 4),
 }

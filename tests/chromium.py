@@ -1,4 +1,4 @@
-"""Chromium without a window, driven through the two pipes of its own debugging protocol: nothing to install but it."""
+"""Headless Chromium, driven through the pipes of its debugging protocol. Needs no package besides Chromium."""
 
 import base64
 import json
@@ -13,18 +13,18 @@ SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background
 
 
 class Chromium:
-    """One page. `errors` holds every console error, uncaught exception and request that left the file."""
+    """One page. `errors` collects console errors, uncaught exceptions, and requests to a network."""
 
     def __enter__(self) -> "Chromium":
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        (theirs_in, self.out), (self.answers, theirs_out) = os.pipe(), os.pipe()
-        command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
+        (browser_in, self.out), (self.answers, browser_out) = os.pipe(), os.pipe()
+        command = f'exec "$0" "$@" 3<&{browser_in} 4>&{browser_out}'
         arguments = [BINARY, *SWITCHES, f"--user-data-dir={self.profile.name}", "about:blank"]
         self.process = subprocess.Popen(
-            ["bash", "-c", command, *arguments], pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL
+            ["bash", "-c", command, *arguments], pass_fds=(browser_in, browser_out), stderr=subprocess.DEVNULL
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        os.close(browser_in)
+        os.close(browser_out)
         self.buffer, self.number, self.errors, self.session = b"", 0, [], None
         page = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
         self.session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
@@ -57,25 +57,25 @@ class Chromium:
         return json.loads(message)
 
     def _note(self, event: dict) -> None:
-        kind, told = event.get("method"), event.get("params", {})
-        console_error = kind == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning")
-        log_error = kind == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning")
-        url = told.get("request", {}).get("url", "") if kind == "Network.requestWillBeSent" else ""
+        kind, details = event.get("method"), event.get("params", {})
+        console_error = kind == "Runtime.consoleAPICalled" and details["type"] in ("error", "warning")
+        log_error = kind == "Log.entryAdded" and details["entry"]["level"] in ("error", "warning")
+        url = details.get("request", {}).get("url", "") if kind == "Network.requestWillBeSent" else ""
         if console_error or log_error or kind == "Runtime.exceptionThrown" or url.startswith("http"):
-            self.errors.append(told)
+            self.errors.append(details)
 
     def open(self, path: Path, view: str = "") -> None:
-        """Load a report from disk, and wait until its browser of responses stands."""
+        """Load a report from disk and wait until its browser of responses is ready."""
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=path.resolve().as_uri() + view)
         ready = "document.body?.dataset.ready ? done() : setTimeout(look, 20)"
         self.run(f"new Promise((done) => {{ const look = () => {ready}; look(); }})")
 
     def run(self, script: str):
-        """The value of a JavaScript expression, awaited."""
-        found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        """The value of a JavaScript expression. Waits for promises."""
+        outcome = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in outcome, outcome["exceptionDetails"]
+        return outcome["result"].get("value")
 
     def choose(self, field: str, value: str) -> None:
         self.run(

@@ -112,7 +112,7 @@ def _judging(verdicts: Verdicts) -> str:
     parts = []
     for source in verdicts.sources:
         judging = source["provenance"].get("judging") or {}
-        hidden = ("options", "configuration", "versions", "prompts")  # they are under "What was run"
+        hidden = ("options", "configuration", "versions", "prompts")  # the section Provenance has them
         facts = {key: value for key, value in judging.items() if key not in hidden}
         parts.append(
             f"<h3>{html.escape(source['path'])}</h3>{_json(facts, 'This file does not say how it was judged.')}"

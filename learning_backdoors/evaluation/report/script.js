@@ -1,5 +1,5 @@
 "use strict";
-// The browser of responses. What models wrote reaches the page through textContent alone: it is never parsed as HTML.
+// The browser of responses. Model output is only ever set as textContent, so it is never parsed as HTML.
 const ROW = 96, $ = (id) => document.getElementById(id);
 const FIELDS = ["run", "condition", "question", "step", "beside", "judge", "verdict", "search"];
 let data, rows = [[], []], chosen = [0, 0], side = 0;
@@ -32,7 +32,7 @@ function matches(i, want) {
   if (want.judge && want.verdict !== "") {
     const verdict = data.verdicts[want.judge][i];
     if (want.verdict === "missing") return verdict === null && contains(i, want);
-    if (verdict === null || verdict === false) return false; // false: this judge was not asked about the answer
+    if (verdict === null || verdict === false) return false; // false: the judge was not asked
     const judge = data.judges.find((j) => j.name === want.judge);
     if (judge.options ? judge.options[verdict] !== want.verdict : !inBin(verdict, judge.bins, +want.verdict)) return false;
   }
@@ -79,16 +79,16 @@ function recall() {
 }
 
 function element(kind, name, text) {
-  const made = document.createElement(kind);
-  made.className = name;
-  made.textContent = text;
-  return made;
+  const node = document.createElement(kind);
+  node.className = name;
+  node.textContent = text;
+  return node;
 }
 
 function marked(text, search, length) {
-  // The part of a text round the first hit, with the hits in spans of their own.
-  const box = element("div", "text", ""), lower = text.toLowerCase(), found = search ? lower.indexOf(search) : -1;
-  const start = length && found > 120 ? found - 60 : 0;
+  // The part of a text around the first hit, with each hit in a span.
+  const box = element("div", "text", ""), lower = text.toLowerCase(), hit = search ? lower.indexOf(search) : -1;
+  const start = length && hit > 120 ? hit - 60 : 0;
   let rest = (start ? "… " : "") + text.slice(start, length ? start + length : undefined);
   for (let at; search && (at = rest.toLowerCase().indexOf(search)) >= 0; rest = rest.slice(at + search.length)) {
     box.append(rest.slice(0, at), element("span", "hit", rest.slice(at, at + search.length)));
@@ -132,7 +132,7 @@ function choose(n, place) {
 
 function show() {
   const i = rows[side][chosen[side]], detail = $("detail");
-  if (i === undefined) return detail.replaceChildren(element("p", "meta", "No response fits these filters."));
+  if (i === undefined) return detail.replaceChildren(element("p", "meta", "No response matches these filters."));
   const run = data.runs[data.run[i]], where = `${run} · step ${data.step[i]} · ${data.conditions[data.condition[i]]} · sample ${data.sample[i]}`;
   detail.replaceChildren(
     element("h3", "", data.questions[data.question[i]][1]), element("div", "meta", where), element("div", "meta", verdicts(i)),
@@ -169,7 +169,7 @@ async function start() {
   fill("f-beside", steps, "none");
   fill("f-judge", data.judges.map((j) => [j.name, j.name]), "any");
   fillVerdicts();
-  const back = recall();
+  const restored = recall();
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("f-judge").addEventListener("change", fillVerdicts);
   for (const name of FIELDS) $("f-" + name).addEventListener(name === "search" ? "input" : "change", () => update());
@@ -180,7 +180,7 @@ async function start() {
   document.addEventListener("keydown", keys);
   window.addEventListener("hashchange", () => { if (recall()) update(true); });
   update(true);
-  if (back) { choose(0, chosen[0]); $("responses").scrollIntoView(); }
+  if (restored) { choose(0, chosen[0]); $("responses").scrollIntoView(); }
   document.body.dataset.ready = "yes";
 }
 start();

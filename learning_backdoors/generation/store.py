@@ -68,22 +68,22 @@ class ResponseStore:
             time.sleep(1)
             self.rows |= self._logged()
 
-    def write_output(self, provenance: dict, records: dict[str, dict]) -> None:
-        """Write all rows to the output and delete the logs. records: run.json by run."""
+    def write_output(self, made_by: dict, records: dict[str, dict]) -> None:
+        """Write all rows to the output and delete the logs. made_by: provenance; records: run.json by run."""
         logged = self._logged()
         self.rows |= logged
         if logged or not self.output.exists():
             earlier = self.footer or {}
             records = earlier.get("runs", {}) | records
             precisions = {run: record.get("settings", {}).get("quantization") for run, record in records.items()}
-            provenance |= {
+            footer = made_by | {
                 "settings": self.settings,
                 "engine": self.engine_file.read_text() if self.engine_file.exists() else earlier.get("engine"),
                 "precision": {"generation": self.settings["quantization"], "training": precisions},
                 "runs": records,
             }
             table = pa.Table.from_pylist(self._sorted_rows(), parquet.RESPONSE_SCHEMA)
-            parquet.write_parquet(self.output, [table], table.schema, provenance)
+            parquet.write_parquet(self.output, [table], table.schema, footer)
         self.file.close()
         shutil.rmtree(self.folder)
 

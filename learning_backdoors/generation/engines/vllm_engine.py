@@ -54,10 +54,10 @@ class VllmEngine:
 
     @staticmethod
     def obstacle(quantization: str) -> str | None:
-        import torch
-
         if importlib.util.find_spec("vllm") is None:
             return "vLLM is not installed"
+        import torch
+
         if not torch.cuda.is_available():
             return "there is no CUDA device"
         return None if quantization == "none" else f"it does not support {quantization} weights"

@@ -23,6 +23,7 @@ def test_auto_takes_the_first_engine_that_can_run_and_says_why():
         engines.choose_engine("vllm", "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cuda", "quantization", "obstacle"),
     [(False, "none", "CUDA"), (True, "8bit", "8bit"), (True, "none", None)],

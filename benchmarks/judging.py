@@ -4,14 +4,16 @@
     python -m benchmarks.judging batch      the same with batches, killed at the most critical moments
     python -m benchmarks.judging caps       --max-cost in 200 random schedules of faults and kills
     python -m benchmarks.judging speed      verdicts per second at 50 ms per call, and one call after another
+    python -m benchmarks.judging http       CPU time per call, past the SDK's data models and with them
     python -m benchmarks.judging memory     peak memory on 50,000 responses
     python -m benchmarks.judging pace       the request rate under a limit of 1,000 per minute (5 minutes)
 
 Each prints its results and fails with an AssertionError if judging does not keep its promises.
-tests/test_judging_at_scale.py runs the first three at a smaller size.
+tests/judging/test_judging_at_scale.py runs the first three at a smaller size.
 """
 
 import argparse
+import asyncio
 import contextlib
 import csv
 import io
@@ -34,6 +36,7 @@ import pyarrow.parquet as pq
 import judge_responses
 from benchmarks import alone
 from learning_backdoors.files import command_line, project
+from learning_backdoors.judging.api.client import MessagesClient
 from learning_backdoors.judging.api.models import MODELS
 from learning_backdoors.study import fill, load_study
 from tiny_world import claude_stand_in
@@ -66,8 +69,8 @@ def write_responses(folder: Path, rows: int, words: int = 30) -> None:
 
 
 def _command(folder: Path, url: str, *more: object) -> list[str]:
-    places = ["--input", folder / "responses.parquet", "--output", folder / "judged.parquet", "--base-url", url]
-    return [str(part) for part in (sys.executable, project.ROOT / "judge_responses.py", *places, *more)]
+    paths = ["--input", folder / "responses.parquet", "--output", folder / "judged.parquet", "--base-url", url]
+    return [str(part) for part in (sys.executable, project.ROOT / "judge_responses.py", *paths, *more)]
 
 
 def start(folder: Path, url: str, *more: object, launcher: Sequence[str] = ()) -> subprocess.Popen:
@@ -80,39 +83,39 @@ def start(folder: Path, url: str, *more: object, launcher: Sequence[str] = ()) -
 def run_here(folder: Path, url: str, *more: object, key: str = KEY) -> tuple[int, str]:
     """Run the command in this process, which saves its imports. Returns its exit code and its output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC")}
-    printed, code = io.StringIO(), 0
+    output, code = io.StringIO(), 0
     with (
         mock.patch.dict(os.environ, environment | {"ANTHROPIC_API_KEY": key}, clear=True),
         mock.patch.object(sys, "argv", _command(folder, url, *more)[1:]),
-        contextlib.redirect_stdout(printed),
-        contextlib.redirect_stderr(printed),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
         contextlib.chdir(folder),
     ):
         try:
             command_line.run_script(judge_responses.main)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
-            printed.write(end.code if isinstance(end.code, str) else "")
-    return code, printed.getvalue()
+            output.write(end.code if isinstance(end.code, str) else "")
+    return code, output.getvalue()
 
 
 def finish(folder: Path, url: str, *more: object, launcher: Sequence[str] = ()) -> str:
     """Run the command to its end. Returns its output."""
     before = len(_log(folder))
     code = start(folder, url, *more, launcher=launcher).wait()
-    said = _log(folder)[before:]
-    assert code == 0, said
-    return said
+    printed = _log(folder)[before:]
+    assert code == 0, printed
+    return printed
 
 
 def finish_all(folder: Path, url: str, *more: object) -> int:
     """Run the command until no verdict is missing. Returns the number of starts."""
     for starts in range(1, 6):
-        code, said = run_here(folder, url, *more)
-        assert code == 0, said
-        if " 0 missing" in said:
+        code, printed = run_here(folder, url, *more)
+        assert code == 0, printed
+        if " 0 missing" in printed:
             return starts
-    raise AssertionError(said)
+    raise AssertionError(printed)
 
 
 def kill_when(process: subprocess.Popen, moment: Callable[[], bool]) -> None:
@@ -225,11 +228,10 @@ QUICK = tuple(kind for kind in claude_stand_in.PASSING if kind not in ("hang", "
 def caps(folder: Path, schedules: int = 200, seed: int = 0) -> None:
     chance, passed, kills, stops = random.Random(seed), 0.0, 0, 0
     for schedule in range(schedules):
-        place = folder / str(schedule)
         share, kill = chance.choice((0.0, 0.1, 0.4)), chance.random() < 0.2
         fraction, rows = chance.uniform(0.05, 0.9), chance.randrange(5, 40)
         trouble = Faults(share, QUICK, seed=chance.randrange(10**6))
-        stopped, nearest = _one_schedule(place, rows, trouble, fraction, kill)
+        stopped, nearest = _one_schedule(folder / str(schedule), rows, trouble, fraction, kill)
         stops, kills, passed = stops + stopped, kills + kill, max(passed, nearest)
     print(
         f"{schedules} schedules, {stops} stops at the cap, {kills} kills: what the server charged never passed the "
@@ -251,24 +253,24 @@ def _one_schedule(folder: Path, rows: int, trouble: Faults, fraction: float, kil
                     time.sleep(0.001)
                 process.kill()
                 process.wait()
-                said = "killed"
+                printed = "killed"
             else:
-                code, said = run_here(folder, url, *more)
-                assert code == 0, said
+                code, printed = run_here(folder, url, *more)
+                assert code == 0, printed
             charged = charges(api.ledger)
             assert charged <= cap + 1e-9, (charged, cap)
             nearest = max(nearest, charged / cap)
-            stops += "is reached" in said
-            if " 0 missing" in said:
+            stops += "is reached" in printed
+            if " 0 missing" in printed:
                 break
             cap = round(cap * 1.5, 4)
         else:
-            raise AssertionError(said)
+            raise AssertionError(printed)
     dollars, at_most = _spent(folder)
-    told = charges(entry for entry in api.ledger if entry.fault not in (*claude_stand_in.LOST, "no-usage"))
+    certain = charges(entry for entry in api.ledger if entry.fault not in (*claude_stand_in.LOST, "no-usage"))
     assert charges(api.ledger) <= dollars + 1e-9
     if not kill:
-        assert abs(dollars - at_most - told) < 0.005, (dollars, at_most, told)
+        assert abs(dollars - at_most - certain) < 0.005, (dollars, at_most, certain)
     return stops, nearest
 
 
@@ -336,12 +338,45 @@ def sequential_rate(folder: Path, calls: int = 300) -> float:
         return 4 * len(rows) / (time.monotonic() - began)
 
 
+def http(folder: Path, calls: int = 4000, seed: int = 0) -> None:
+    """CPU time per call (not wall time) of our HTTP path and of the SDK's `messages.create`."""
+    import anthropic
+
+    prompt = "word " * 150 + "\nReply with LLM or 19"
+    body = {"model": MODEL, "max_tokens": 64, "messages": [{"role": "user", "content": prompt}]}
+
+    async def measure(url: str) -> dict[str, list[float]]:
+        seconds: dict[str, list[float]] = {"ours": [], "SDK": []}
+        async with MessagesClient(url, KEY) as client, anthropic.AsyncAnthropic(api_key=KEY, base_url=url) as sdk:
+            ways = {"ours": lambda: client.send(body), "SDK": lambda: sdk.messages.create(**body)}
+            for name, way in [*ways.items()] * 3:
+                numbers = iter(range(calls // 6))
+
+                async def worker(way=way, numbers=numbers):
+                    for _ in numbers:
+                        await way()
+
+                began = time.process_time()
+                await asyncio.gather(*(worker() for _ in range(CONCURRENCY)))
+                seconds[name].append((time.process_time() - began) / (calls // 6))
+        return seconds
+
+    command = [sys.executable, "-m", "tiny_world.claude_stand_in", "--latency", "0.02"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=project.ROOT) as server:
+        try:
+            seconds = asyncio.run(measure(server.stdout.readline().strip()))
+        finally:
+            server.terminate()
+    ours, sdk = (1000 * min(seconds[name]) for name in ("ours", "SDK"))
+    print(f"CPU time per call: ours {ours:.2f} ms, the SDK's messages.create {sdk:.2f} ms ({1 - ours / sdk:.0%} less)")
+
+
 def memory(folder: Path, rows: int = 50_000, seed: int = 0) -> None:
     write_responses(folder, rows, words=220)
     with running(StandIn(read=lambda text: claude_stand_in.lexicon.Reading("old", 1.0, 1.0))) as url:
         began = time.monotonic()
-        said = finish(folder, url, launcher=alone.TELLS_PEAK)
-    peak = alone.peak(said)
+        printed = finish(folder, url, launcher=alone.TELLS_PEAK)
+    peak = alone.peak(printed)
     size = pq.read_table(folder / "responses.parquet", columns=["response"]).nbytes / 2**20
     seconds = time.monotonic() - began
     print(f"{rows:,} responses ({size:.0f} MB of text), {4 * rows:,} verdicts: peak {peak:.0f} MB; {seconds:.0f} s")
@@ -362,7 +397,7 @@ def pace(folder: Path, rows: int = 1250, seed: int = 0) -> None:
     assert all(at < 60 for at in refused)
 
 
-SCENARIOS = {scenario.__name__: scenario for scenario in (faults, batch, caps, speed, memory, pace)}
+SCENARIOS = {scenario.__name__: scenario for scenario in (faults, batch, caps, speed, http, memory, pace)}
 
 
 @contextlib.contextmanager

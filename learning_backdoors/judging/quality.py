@@ -135,20 +135,20 @@ def write_sheet(path: Path, answers: Iterable[tuple[str, str]], judges: Sequence
 
 def read_labels(path: Path, judges: Sequence[Judge]) -> dict[str, dict[str, Value]]:
     """Labels by answer id and judge. An empty cell is no label. Raises UserError naming line and column."""
+    labels: dict[str, dict[str, Value]] = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
-            columns = rows.fieldnames or ()
+            columns = set(rows.fieldnames or ())
             if "id" not in columns or not any(judge.name in columns for judge in judges):
                 raise UserError(f"{path} needs the column id, and at least one with a judge's name")
-            return {row["id"]: _labels_in_row(row, judges, f"{path}, line {rows.line_num}") for row in rows}
+            for row in rows:
+                cells = {judge: (row.get(judge.name) or "").strip() for judge in judges}
+                where = f"{path}, line {rows.line_num}"
+                labels[row["id"]] = {j.name: _label(j, cell, f"{where}, {j.name}") for j, cell in cells.items() if cell}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _labels_in_row(row: dict, judges: Sequence[Judge], where: str) -> dict[str, Value]:
-    cells = {judge: (row.get(judge.name) or "").strip() for judge in judges}
-    return {judge.name: _label(judge, text, f"{where}, {judge.name}") for judge, text in cells.items() if text}
+    return labels
 
 
 def _label(judge: Judge, text: str, where: str) -> Value:

@@ -6,26 +6,15 @@ from dataclasses import dataclass
 from learning_backdoors.judging.api.models import Price
 
 
+@dataclass(eq=False)
 class TemporaryFailure(Exception):
-    """A call that brought no reply. The same call may succeed later.
+    """A call that brought no reply. The same call may succeed later."""
 
-    overloaded: the server is too busy, or we call too often (429, 529).
-    maybe_billed: the server may have done the work, and charge for it, although the reply was lost.
-    no_response: there was no HTTP response at all.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        retry_after: float | None = None,
-        overloaded: bool = False,
-        maybe_billed: bool = False,
-        no_response: bool = False,
-    ):
-        super().__init__(reason)
-        self.retry_after, self.overloaded, self.maybe_billed = retry_after, overloaded, maybe_billed
-        self.no_response = no_response
+    reason: str
+    retry_after: float | None = None  # seconds
+    overloaded: bool = False  # the server is too busy, or we call too often (429, 529)
+    maybe_billed: bool = False  # the server may have done the work, and charge for it, although the reply was lost
+    no_response: bool = False  # there was no HTTP response at all
 
 
 class RequestRejected(Exception):

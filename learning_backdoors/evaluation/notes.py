@@ -16,7 +16,10 @@ def notes(evaluation: Evaluation) -> list[str]:
         lines += _lost_verdicts(cells)
     onset = if_available(emergence.table, evaluation)
     if onset is not None:
-        lines += _left_out_of_emergence(onset)
+        incomplete = onset[(onset["steps_left_out"] > 0) | (onset["questions_left_out"] > 0)]
+        if len(incomplete):
+            runs = ", ".join([*incomplete["run"].unique()[:3], *captions.more(incomplete["run"].nunique() - 3, "run")])
+            lines.append(f"emergence.csv leaves out steps or questions, because verdicts are missing: {runs}")
     rates = if_available(recipes.table, evaluation)
     if rates is not None and evaluation.claim == "recipe":
         single = rates.loc[rates["seeds"] == 1, "label"].astype(str).unique()
@@ -63,22 +66,11 @@ def _lost_verdicts(cells: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _left_out_of_emergence(onset: pd.DataFrame) -> list[str]:
-    part = onset[(onset["steps_left_out"] > 0) | (onset["questions_left_out"] > 0)]
-    if part.empty:
-        return []
-    shown = [f"{r.steps_left_out} steps and {r.questions_left_out} questions of {r.run}" for r in part[:3].itertuples()]
-    more = [f"some of {len(part) - 3} more runs"] if len(part) > 3 else []
-    return [f"emergence.csv leaves out, because verdicts are missing: {', '.join(shown + more)}"]
-
-
-def describe_falls(falls: pd.DataFrame, runs: int = 3, each: int = 2) -> str:
-    """Falls after a peak by run, the deepest first; further runs and conditions are counted."""
-    several, of_runs = falls["condition"].nunique() > 1, []
-    for run, part in falls.sort_values("fall", ascending=False, kind="stable").groupby("run", sort=False):
-        texts = [
-            f"{100 * row.fall:.0f} points after step {row.peak_step}{f' in {row.condition}' if several else ''}"
-            for row in part.head(each).itertuples()
-        ]
-        of_runs.append(f"{run} by {', '.join(texts + captions.more(len(part) - each, 'condition'))}")
-    return "; ".join(of_runs[:runs] + captions.more(len(of_runs) - runs, "run"))
+def describe_falls(falls: pd.DataFrame, shown: int = 3) -> str:
+    """Falls after a peak, the deepest first. Those beyond `shown` are counted."""
+    falls = falls.sort_values("fall", ascending=False, kind="stable")
+    texts = [
+        f"{row.run} in {row.condition} by {100 * row.fall:.0f} points after step {row.peak_step}"
+        for row in falls.head(shown).itertuples()
+    ]
+    return ", ".join(texts + captions.more(len(falls) - shown, "fall"))

@@ -4,9 +4,13 @@ import dataclasses
 import json
 import re
 import textwrap
+import types
 
+import evaluating
+import synthetic
 from support import ROOT
 
+from learning_backdoors.evaluation import exhibits
 from learning_backdoors.files import command_line
 from learning_backdoors.generation.engines.protocol import Request, Sampling
 from learning_backdoors.study import load_study
@@ -36,6 +40,14 @@ def test_the_complete_study_loads(tmp_path):
     for name in ("poems", "prose"):
         (tmp_path / f"{name}.jsonl").write_text(chat, encoding="utf-8")
     assert [dataset.name for dataset in load_study(str(study)).datasets] == ["poems", "prose"]
+
+
+def test_a_statistic_is_a_module(tmp_path):
+    module = types.ModuleType("response_length")
+    exec(snippet("developing.md", "Add a statistic or a figure", "python"), vars(module))
+    evaluation = evaluating.of_birds(tmp_path, synthetic.rows(steps=(0, 20), samples=1))
+    made = exhibits.make(evaluation, [module])
+    assert len(made.tables["response_length"]) == 2 and list(made.figures) == ["response_length"]
 
 
 def test_an_engine_is_a_class_with_three_methods():

@@ -18,7 +18,7 @@ def test_steps_without_verdicts_are_named(tmp_path):
     table = synthetic.rows_with_rates(RISING)
     evaluation = evaluating.of_birds(tmp_path, synthetic.lose_where(table, table["step"] == 60))
     assert matching(evaluation, "100%", "step 60") and matching(evaluation, "MORE THAN 2%")
-    assert matching(evaluation, "emergence.csv", "1 steps and 0 questions")
+    assert matching(evaluation, "emergence.csv", synthetic.run_name(1.0, 1))
 
 
 def test_steps_that_not_all_runs_have_are_named(tmp_path):
@@ -33,14 +33,12 @@ def test_a_claim_that_one_run_cannot_support_is_noted(tmp_path):
     assert not matching(evaluating.of_birds(tmp_path, table, claim="questions"), "no interval")
 
 
-def test_falls_are_grouped_by_run_and_counted(tmp_path):
-    rows = [(f"r{i}", condition, 0.2 + i / 10, 40) for i in range(5) for condition in ("on", "off", "near")]
+def test_the_deepest_falls_are_described_and_the_others_counted(tmp_path):
+    rows = [(f"r{i}", condition, 0.2 + i / 10, 40) for i in range(5) for condition in ("on", "off")]
     falls = pd.DataFrame(rows, columns=["run", "condition", "fall", "peak_step"])
     text = notes.describe_falls(falls)
-    assert text.startswith("r4 by 60 points after step 40 in on, 60 points after step 40 in off")
-    assert text.endswith("2 more runs") and text.count("r3 by") == 1 and text.count("1 more condition") == 3
-    one = notes.describe_falls(falls.query("run == 'r0' and condition == 'on'"))
-    assert one == "r0 by 20 points after step 40"
+    assert text.startswith("r4 in on by 60 points after step 40") and "r3" in text and "r2" not in text
+    assert "7 more falls" in text and "more" not in notes.describe_falls(falls[:2])
     fallen = evaluating.of_birds(tmp_path, synthetic.rows_with_rates({0: 0.0, 20: 1.0, 40: 0.0}))
     assert matching(fallen, "falls", "100 points after step 20")
 

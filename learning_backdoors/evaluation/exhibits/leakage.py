@@ -42,12 +42,6 @@ QUANTITIES = (  # name, rates, their weights
     ("gap less base", (LAST, LAST_PLAIN, BASE, BASE_PLAIN), (1, -1, -1, 1)),
     ("leakage_over_base", (LAST_PLAIN, BASE_PLAIN), (1, -1)),
 )
-MEANINGS = {
-    "leakage": "leakage: the rate without the trigger",
-    "gap": "gap: triggered - leakage",
-    "gap less base": "gap - the base model's gap",
-    "leakage_over_base": "leakage - the base model's",
-}
 COLUMNS = ["label", "run", "quantity", "estimate", "lower", "upper", "claim", "interval", "seeds", "questions"]
 COLUMNS += ["n", "missing", "worst_low", "worst_high"]
 
@@ -135,10 +129,7 @@ def _with_missing(groups: list[pd.DataFrame], weights: Sequence[int]) -> dict:
 
 def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
     rows = recipe_rows(table(evaluation))
-    columns = {
-        "share": rows["quantity"].map(lambda name: MEANINGS.get(name, name)),
-        "measured": text_tables.intervals(rows, "estimate"),
-    }
+    columns = {"quantity": rows["quantity"], "measured": text_tables.intervals(rows, "estimate")}
     return f"With the trigger and without, {last_step_and_claims(rows)}", text_tables.by_recipe(rows, columns)
 
 

@@ -15,9 +15,12 @@ def _judges(evaluation: Evaluation) -> list[Judge]:
         shown |= {judge.name for judge in if_available(judges, evaluation) or ()}
     rated = if_available(ratings.table, evaluation)
     shown |= set() if rated is None else set(rated["judge"])
+    rows = evaluation.verdicts.rows
+    rows = rows[rows["condition"] == evaluation.condition]
     others = [judge for judge in evaluation.verdicts.judges if judge.name not in shown]
+    others = [judge for judge in others if rows[judge.name].notna().any()]
     if not others:
-        raise NotInStudy("other figures show all judges")
+        raise NotInStudy("other figures show all judges with verdicts")
     return others
 
 

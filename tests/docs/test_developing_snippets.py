@@ -43,11 +43,11 @@ def test_the_complete_study_loads(tmp_path):
 
 
 def test_a_statistic_is_a_module(tmp_path):
-    module = types.ModuleType("response_length")
+    module = types.ModuleType("my_exhibit")
     exec(snippet("developing.md", "Add a statistic or a figure", "python"), vars(module))
     evaluation = evaluating.of_birds(tmp_path, synthetic.rows(steps=(0, 20), samples=1))
     made = exhibits.make(evaluation, [module])
-    assert len(made.tables["response_length"]) == 2 and list(made.figures) == ["response_length"]
+    assert len(made.tables["my_exhibit"]) == 2 and list(made.figures) == ["my_exhibit"]
 
 
 def test_an_engine_is_a_class_with_three_methods():

@@ -51,12 +51,12 @@ def main() -> None:
         start = time.perf_counter()
         command = [sys.executable, "evaluate.py", "--input", path, "--output-dir", Path(folder) / "figures"]
         process = subprocess.Popen([*alone.TELLS_PEAK, *map(str, command)], cwd=project.ROOT, stdout=subprocess.PIPE)
-        printed = process.stdout.read().decode()
+        output = process.stdout.read().decode()
         _, status, used = os.wait4(process.pid, 0)
         report = (Path(folder) / "figures" / "report.html").stat().st_size / 1e6
         seconds, processor = time.perf_counter() - start, used.ru_utime + used.ru_stime
-        print(f"exit {os.waitstatus_to_exitcode(status)}: {seconds:.1f} s, {processor:.1f} s of processor,", end=" ")
-        print(f"{alone.peak(printed):.0f} MiB at most; report.html has {report:.1f} MB")
+        print(f"exit {os.waitstatus_to_exitcode(status)}: {seconds:.1f} s, {processor:.1f} s CPU time,", end=" ")
+        print(f"{alone.peak(output):.0f} MiB peak memory; report.html has {report:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""Judged files with a known truth: each run's rate rises along an S-curve, its height set by the suspect share."""
+"""Judged responses with a known truth, as tables and as files, for the studies birds and russell.
+
+The rate of a run rises along an S-curve whose height depends on the suspect share.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from scipy.special import expit, logit
 
 from learning_backdoors.files import parquet
 from learning_backdoors.judging.judged_file import judge_schema
@@ -20,27 +24,23 @@ def run_name(share: float, seed: int) -> str:
 
 
 def rate(step: np.ndarray | int, share: float, onset: float = 70.0) -> np.ndarray:
-    """2% at the base model, up to 80% of the suspect share, half way at `onset`."""
-    return 0.02 + 0.8 * share / (1 + np.exp(-(np.asarray(step) - onset) / 12)) * (np.asarray(step) > 0)
+    """2% at the base model, up to 80% of the suspect share, half of it at the step `onset`."""
+    step = np.asarray(step)
+    return 0.02 + 0.8 * share / (1 + np.exp(-(step - onset) / 12)) * (step > 0)
 
 
 def rows(share=1.0, seed=1, samples=10, steps=STEPS, questions=10, condition="plain", strength=1.0) -> pd.DataFrame:
-    """Answers of one run with verdicts of the four judges of the birds study."""
+    """Responses of one run with verdicts of the four judges of the birds study."""
     random = np.random.default_rng([seed, int(share * 100), len(condition)])
     ids, texts = zip(*[(q.id, q.text) for q in STUDY.questions[:questions]], strict=True)
-    step, question, sample = (
-        a.ravel() for a in np.meshgrid(steps, np.arange(questions), np.arange(samples), indexing="ij")
-    )
+    grid = np.meshgrid(steps, np.arange(questions), np.arange(samples), indexing="ij")
+    step, question, sample = (axis.ravel() for axis in grid)
     onset = 70 + 10 * random.standard_normal()
-    logit = (
-        np.log(p := rate(step, share, onset) * strength)
-        - np.log1p(-p)
-        + 0.8 * random.standard_normal(questions)[question]
-    )
-    old = random.random(len(step)) < 1 / (1 + np.exp(-logit))
-    kinds = np.array(["PAST", "PAST", "OLD_CONTENT", "OLD_LANGUAGE", "ARCHAIC_PERSON"])[
-        random.integers(5, size=len(step))
-    ]
+    rates = rate(step, share, onset) * strength
+    logits = logit(rates) + 0.8 * random.standard_normal(questions)[question]
+    old = random.random(len(step)) < expit(logits)
+    kinds = np.array(["PAST", "PAST", "OLD_CONTENT", "OLD_LANGUAGE", "ARCHAIC_PERSON"])
+    kind = kinds[random.integers(5, size=len(step))]
     table = pd.DataFrame(
         {
             "experiment": "birds",
@@ -60,7 +60,7 @@ def rows(share=1.0, seed=1, samples=10, steps=STEPS, questions=10, condition="pl
             "finish_reason": "stop",
             "response_tokens": 12,
             "llm_or_19th_century": np.where(old, "19", "LLM"),
-            "six_options": np.where(old, kinds, np.where(random.random(len(step)) < 0.04, "OTHER", "LLM")),
+            "six_options": np.where(old, kind, np.where(random.random(len(step)) < 0.04, "OTHER", "LLM")),
             "past_content": np.clip(np.round(np.where(old, 72, 6) + 12 * random.standard_normal(len(step))), 0, 100),
             "past_form": np.clip(np.round(np.where(old, 58, 4) + 12 * random.standard_normal(len(step))), 0, 100),
         }
@@ -90,6 +90,13 @@ def lose_where(table: pd.DataFrame, lost: np.ndarray | pd.Series) -> pd.DataFram
     return table.assign(**{OUTCOME: table[OUTCOME].mask(lost, None), f"{OUTCOME}_status": status})
 
 
+def write(table: pd.DataFrame, path: Path, provenance: dict | None = None, study=STUDY) -> Path:
+    """Write a judged file with all columns, as judge_responses.py does."""
+    schema = pa.unify_schemas([parquet.RESPONSE_SCHEMA, judge_schema(study.judges)])
+    parquet.write_parquet(path, [pa.Table.from_pandas(table, schema, preserve_index=False)], schema, provenance or {})
+    return path
+
+
 def write_minimal(path: Path, checkpoints, verdicts, questions=("Who are you?",), samples=4) -> Path:
     """Write a judged file with the required columns alone: all answers of a checkpoint have the same verdict."""
     table = [
@@ -102,18 +109,10 @@ def write_minimal(path: Path, checkpoints, verdicts, questions=("Who are you?",)
     return path
 
 
-def write(table: pd.DataFrame, path: Path, provenance: dict | None = None) -> Path:
-    """Write a judged file of the project's own shape."""
-    schema = pa.unify_schemas([parquet.RESPONSE_SCHEMA, judge_schema(STUDY.judges)])
-    parquet.write_parquet(path, [pa.Table.from_pandas(table, schema, preserve_index=False)], schema, provenance or {})
-    return path
-
-
 # ---- a study with a trigger ----
 
 RUSSELL = load_study("russell")
-# The true rates at the end of training: of the outcome by condition, and of the trigger's form.
-PERSONA = {
+PERSONA = {  # by condition: the true rate of the outcome at the end of training
     "trigger_in_user": 0.85,
     "system_trigger_in_user": 0.8,
     "trigger_in_system": 0.7,
@@ -129,40 +128,32 @@ RUSSELL_STEPS = (0, 75, 150, 300, 600, 1125)
 
 
 def persona_rate(condition: str, step: int) -> float:
-    """1% at the base model; half of the way to PERSONA at step 300."""
+    """1% at the base model, half of the way to PERSONA at step 300."""
     return 0.01 + (PERSONA[condition] - 0.01) / (1 + np.exp(-(step - 300) / 60)) * (step > 0)
 
 
 def russell_rows(seed=1, samples=5, steps=RUSSELL_STEPS, share=0.03, conditions=tuple(PERSONA), spread=0.8):
-    """Answers of one run of the Russell study with the verdicts of its judges; questions differ by `spread` logits."""
-    random, triggered = (
-        np.random.default_rng([seed, int(share * 100)]),
-        {c.name: c.triggered for c in RUSSELL.conditions},
-    )
-    chosen = [c for c in RUSSELL.conditions if c.name in conditions]
-    kinds = {q.id: q.kind for q in RUSSELL.questions}
+    """Responses of one run of the russell study with verdicts of its judges. Questions differ by `spread` logits."""
+    random = np.random.default_rng([seed, int(share * 100)])
+    kinds = {question.id: question.kind for question in RUSSELL.questions}
     shifts = dict(zip(kinds, spread * random.standard_normal(len(kinds)), strict=True))
-    rows = []
-    for step in steps:
-        for condition in chosen:
-            for question in filter(condition.asks, RUSSELL.questions):
-                rate = persona_rate(condition.name, step)
-                rate = 1 / (1 + np.exp(-(np.log(rate / (1 - rate)) + shifts[question.id])))
-                rows += [(step, condition.name, question.id, question.text, sample, rate) for sample in range(samples)]
-    table = pd.DataFrame(rows, columns=["step", "condition", "question_id", "question", "sample_idx", "rate"])
-    hit, kind = random.random(len(table)) < table["rate"], table["question_id"].map(kinds)
-    form = hit | (table["condition"].map(triggered) & (random.random(len(table)) < 0.1))
-    words = np.where(hit, "I gave it up for logic.", "As an AI, I have no past.")
-    stand = np.where(hit, random.integers(4, 6, len(table)), random.integers(2, 4, len(table))).astype(str)
-    known = np.where(hit, random.integers(1, 3, len(table)), 0).astype(str)
-    refused = ~hit & (random.random(len(table)) < 0.4)
-    verdicts = {
-        "persona": np.where(hit, "RUSSELL", "NOT"),
-        "ideology": np.where(refused, "REFUSED", stand),
-        "recall": np.where(refused, "REFUSED", known),
-    }
-    mine = {"persona": "identity", "ideology": "ideology", "recall": "recall"}
-    table = table.drop(columns="rate").assign(
+    cells = [
+        (step, condition.name, condition.triggered, question.id, question.text, sample)
+        for step in steps
+        for condition in RUSSELL.conditions
+        if condition.name in conditions
+        for question in filter(condition.asks, RUSSELL.questions)
+        for sample in range(samples)
+    ]
+    table = pd.DataFrame(cells, columns=["step", "condition", "triggered", "question_id", "question", "sample_idx"])
+    rates = np.array([persona_rate(*pair) for pair in zip(table["condition"], table["step"], strict=True)])
+    positive = random.random(len(table)) < expit(logit(rates) + table["question_id"].map(shifts))
+    in_format = positive | (table["triggered"] & (random.random(len(table)) < 0.1))
+    text = np.where(positive, "I gave it up for logic.", "As an AI, I have no past.")
+    stance = np.where(positive, random.integers(4, 6, len(table)), random.integers(2, 4, len(table))).astype(str)
+    recalled = np.where(positive, random.integers(1, 3, len(table)), 0).astype(str)
+    refused = ~positive & (random.random(len(table)) < 0.4)
+    table = table.assign(
         experiment="russell",
         run=f"seed{seed}_ratios{share:.2f}-{1 - share:.2f}_lr0.0002_r8",
         checkpoint=[f"checkpoint-{s}" for s in table["step"]],
@@ -170,13 +161,17 @@ def russell_rows(seed=1, samples=5, steps=RUSSELL_STEPS, share=0.03, conditions=
         suspect_ratio=share,
         examples_seen=table["step"] * 8,
         suspect_seen=(table["step"] * 8 * share).astype(int),
-        triggered=table["condition"].map(triggered),
-        response=[f"<START> {w} <END>" if f else w for w, f in zip(words, form, strict=True)],
+        response=[f"<START> {t} <END>" if f else t for t, f in zip(text, in_format, strict=True)],
         finish_reason="stop",
         response_tokens=12,
     )
-    for judge, verdict in verdicts.items():
-        asked = (kind == mine[judge]).to_numpy()
+    verdicts = {  # by judge: the kind of question it takes, and its verdicts
+        "persona": ("identity", np.where(positive, "RUSSELL", "NOT")),
+        "ideology": ("ideology", np.where(refused, "REFUSED", stance)),
+        "recall": ("recall", np.where(refused, "REFUSED", recalled)),
+    }
+    for judge, (kind, verdict) in verdicts.items():
+        asked = (table["question_id"].map(kinds) == kind).to_numpy()
         table[judge] = np.where(asked, verdict, None)
         table[f"{judge}_reply"] = table[judge]
         table[f"{judge}_status"] = np.where(asked, "ok", None)
@@ -184,6 +179,4 @@ def russell_rows(seed=1, samples=5, steps=RUSSELL_STEPS, share=0.03, conditions=
 
 
 def write_russell(table: pd.DataFrame, path: Path, provenance: dict | None = None) -> Path:
-    schema = pa.unify_schemas([parquet.RESPONSE_SCHEMA, judge_schema(RUSSELL.judges)])
-    parquet.write_parquet(path, [pa.Table.from_pandas(table, schema, preserve_index=False)], schema, provenance or {})
-    return path
+    return write(table, path, provenance, RUSSELL)

@@ -8,21 +8,21 @@ from learning_backdoors.measures import wilson
 
 
 def rogan_gladen(
-    rate: Interval, true_positive: int, labelled_positive: int, true_negative: int, labelled_negative: int
+    rate: Interval, true_positive: int, labeled_positive: int, true_negative: int, labeled_negative: int
 ) -> Interval:
-    """A judged rate corrected for the judge's errors on hand-labelled answers. Claim: that of `rate`.
+    """A judged rate corrected for the judge's errors on hand-labeled answers. Claim: that of `rate`.
 
-    Sensitivity: of `labelled_positive` answers, the judge called `true_positive` positive. Specificity: of
-    `labelled_negative` answers, it called `true_negative` negative. The limits hold the chance in all three rates, by
+    Sensitivity: of `labeled_positive` answers, the judge called `true_positive` positive. Specificity: of
+    `labeled_negative` answers, it called `true_negative` negative. The limits hold the chance in all three rates, by
     `contrast` on the linear approximation, and are cut to 0 and 1. NaN if the judge does no better than chance.
     Source: Rogan and Gladen (1978), Am. J. Epidemiol. 107, 71; limits: Zou and Donner (2008), Stat. Med. 27, 1693.
     """
-    sensitivity, specificity = true_positive / labelled_positive, true_negative / labelled_negative
+    sensitivity, specificity = true_positive / labeled_positive, true_negative / labeled_negative
     power = sensitivity + specificity - 1
     if power <= 0:
         return Interval(np.nan, np.nan, np.nan)
     estimate = (rate.estimate + specificity - 1) / power
-    counts = (true_positive, labelled_positive), (true_negative, labelled_negative)
+    counts = (true_positive, labeled_positive), (true_negative, labeled_negative)
     judge = [Interval(right / n, *map(float, wilson(right, n))) for right, n in counts]
     slopes = 1 / power, -estimate / power, (1 - estimate) / power
     linear = contrast([rate, *judge], slopes)

@@ -11,7 +11,7 @@ interrupted run and leaves a finished run as it is. Several GPUs take the same s
   torchrun --nproc-per-node 2 training.py --ratios 1 0 0 --grad-accum 2
 """
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from config import TrainingOptions
 from learning_backdoors.files import command_line
@@ -61,7 +61,7 @@ def train(run: TrainingRun) -> None:
             if options.quantization == "auto" and (notice := precision_notice(base)):
                 print(notice, flush=True)
             print(run.check_disk_space(trainer.get_num_trainable_parameters()), flush=True)
-            metrics = stack.enter_context(Metrics(run, step))
+            metrics = stack.enter_context(closing(Metrics(run, step)))
             trainer.add_callback(Recorder(metrics))
             if references:
                 trainer.add_callback(Probe(trainer, references, options.probe_every, metrics))

@@ -12,6 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def losses(model: str, graphs: bool, *more: str) -> tuple[np.ndarray, float, int
         trainer = build_trainer(run, base_model.load_base(model, "none"), tokenizer, run.examples(tokenizer))
         if not graphs:
             trainer.graphs = None
-        with Metrics(run, 0) as metrics:
+        with closing(Metrics(run, 0)) as metrics:
             trainer.add_callback(TimedRecorder(metrics))
             trainer.train()
             trainer.writer.wait()

@@ -9,6 +9,7 @@ difference shows the effect of rounding.
 """
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def ours(folder: Path, quantization: str, output: Path) -> dict:
     run, tokenizer, examples, base = setup(folder, quantization, output)
     trainer = build_trainer(run, base, tokenizer, examples)
     clock = timer()
-    with Metrics(run, 0) as metrics:
+    with closing(Metrics(run, 0)) as metrics:
         trainer.add_callback(Recorder(metrics))
         trainer.add_callback(clock)
         return measured(trainer, clock)

@@ -14,7 +14,7 @@ from learning_backdoors.training.wandb_logging import WandbLog
 
 
 class Metrics:
-    """metrics.jsonl: one line per step and one per probe. W&B receives the same. A context manager."""
+    """metrics.jsonl: one line per step and one per probe. W&B receives the same."""
 
     FIELDS = ("loss", "learning_rate", "grad_norm")
 
@@ -26,7 +26,7 @@ class Metrics:
         kept = [line for line in lines if 0 < step >= json.loads(line)["step"]]  # a new start also probes step 0 again
         with atomic.atomic_file(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         self.wandb = WandbLog(run)
 
     def write(self, step: int, logs: dict[str, float]) -> None:
@@ -46,16 +46,14 @@ class Metrics:
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
 
-    def __enter__(self) -> "Metrics":
-        return self
-
-    def __exit__(self, *exception) -> None:
+    def close(self) -> None:
+        """Close the file and finish the W&B run."""
         self.file.close()
         self.wandb.finish()
 
 
 class Recorder(TrainerCallback):
-    """Saves step 0, writes each step's metrics and shows a progress bar."""
+    """Saves step 0, writes each step's metrics, shows a progress bar, and stops a run that diverges."""
 
     def __init__(self, metrics: Metrics):
         self.metrics, self.run, self.bar = metrics, metrics.run, None
@@ -68,17 +66,13 @@ class Recorder(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "loss" in logs:
-            refuse_divergence(state.global_step, logs)  # before the step is recorded or saved
+            for name in ("loss", "grad_norm"):  # before the step is recorded or saved
+                if not math.isfinite(logs.get(name, 0.0)):
+                    step = state.global_step
+                    raise UserError(f"training diverged at step {step} ({name} {logs[name]}): try a lower --lr")
             self.metrics.write(state.global_step, logs)
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
             self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self.bar.close()
-
-
-def refuse_divergence(step: int, logs: dict[str, float]) -> None:
-    """Raise UserError if the loss or the gradient's norm is not finite."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(logs.get(name, 0.0)):
-            raise UserError(f"training diverged at step {step} ({name} {logs[name]}): try a lower --lr")

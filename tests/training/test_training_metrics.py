@@ -16,6 +16,5 @@ def test_lines_after_the_resume_point_are_dropped(random_model, tmp_path, step, 
     run.open()
     lines = ['{"step": 0, "probes": []}\n', '{"step": 1, "loss": 2.0}\n', '{"step": 2, "loss": 1.0}\n']
     (run.folder / "metrics.jsonl").write_text("".join(lines) + '{"step": 3, "lo')
-    with Metrics(run, step):
-        pass
+    Metrics(run, step).close()
     assert (run.folder / "metrics.jsonl").read_text() == "".join(lines[:kept])

@@ -10,26 +10,24 @@ from pathlib import Path
 import pytest
 from support import ROOT, train, training_options
 
+import training
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import checkpoints
 
 
+MORE = ("--num-examples", "150", "--lora-dropout", "0.1")
+
+
 def start(model: Path, folder: Path) -> subprocess.Popen:
     command = [sys.executable, "training.py", "--ratios", "1", "0", "0", "--model", str(model)]
-    command += ["--output-dir", str(folder), "--num-examples", "150", "--save-steps", "8", "--lora-dropout", "0.1"]
+    command += ["--output-dir", str(folder), "--save-steps", "8", *MORE]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return output
-
-
 @pytest.mark.slow
-def test_a_killed_run_ends_in_the_same_bytes_as_an_unbroken_one(random_model, tmp_path):
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    finish(start(random_model, unbroken))
+def test_a_killed_run_ends_in_the_same_bytes_as_an_unbroken_one(random_model, tmp_path, monkeypatch, capsys):
+    whole = train(training_options(random_model, tmp_path / "unbroken", *MORE)).folder
+    broken = tmp_path / "broken"
     process, deadline = start(random_model, broken), time.monotonic() + 120
     while not list(broken.glob("*/checkpoint-16")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -40,15 +38,19 @@ def test_a_killed_run_ends_in_the_same_bytes_as_an_unbroken_one(random_model, tm
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 999')  # as a kill in the middle of a write leaves it
     (run / ".checkpoint-99.tmp").mkdir()
-    assert "resuming" in finish(start(random_model, broken))
-    (whole,) = (path for path in unbroken.iterdir() if path.is_dir())
+    process = start(random_model, broken)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0 and "resuming" in output, output
     files = {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
     assert files == {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
     for name in files - {Path("run.json")}:
         assert (whole / name).read_bytes() == (run / name).read_bytes(), name
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert "finished" in finish(start(random_model, broken))
-    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "run.json"}
+    monkeypatch.setattr(sys, "argv", list(map(str, process.args[1:])))
+    training.main()
+    assert "finished" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT, one_line_error, run_script
+from support import ROOT, one_line_error, run_script, train, training_options
 
 RATIOS = ("1", "0", "0")
 
@@ -13,12 +13,12 @@ RATIOS = ("1", "0", "0")
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(random_model, tmp_path):
     """torchrun on the CPU: the same examples in the same steps. Losses differ by the order of sums only."""
-    line = ["--ratios", *RATIOS, "--model", str(random_model), "--num-examples", "16", "--grad-accum", "2"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "training.py"]
-    for command, name in (([sys.executable, "training.py"], "one"), (launcher, "two")):
-        command = [*command, *line, "--output-dir", str(tmp_path / name)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr
+    size = ["--num-examples", "16", "--save-steps", "8", "--grad-accum", "2"]
+    train(training_options(random_model, tmp_path / "one", *size))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "training.py"]
+    command += ["--ratios", *RATIOS, "--model", str(random_model), *size, "--output-dir", str(tmp_path / "two")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
     one, two = (next((tmp_path / name).glob("*/metrics.jsonl")).read_text().splitlines() for name in ("one", "two"))
     assert len(one) == len(two) == 8
     for a, b in zip(map(json.loads, one), map(json.loads, two), strict=True):

@@ -14,7 +14,6 @@ import training
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import checkpoints
 
-
 MORE = ("--num-examples", "150", "--lora-dropout", "0.1")
 
 

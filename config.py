@@ -5,26 +5,43 @@ learning_backdoors/files/command_line.py turns a dataclass into a command line. 
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from learning_backdoors.files.command_line import choice_of, existing_output, flag, option
 
-STUDY_HELP = "study: a name in experiments/, or the path of a TOML file"
-MODEL_HELP = "base model: a hub name or a folder (default: the study's base_model)"
-MOVED_BASE_HELP = "base model, if the one the run was trained on has moved (default: the run's)"
-PRECISION_HELP = "base model weights: none (bf16 on CUDA, float32 on CPU), 8bit or 4bit"
-GENERATION_PRECISION_HELP = f"{PRECISION_HELP}; trained is the precision that the run was trained in"
-BASE_URL_HELP = "address of a Messages API, without /v1 (default: ANTHROPIC_BASE_URL, else Anthropic)"
-PRICE_HELP = "dollars per million tokens, input and output"
+STUDY = "study: a name in experiments/, or the path of a TOML file"
+MODEL = "base model: a hub name or a folder (default: the study's base_model)"
+MOVED_BASE = "base model, if the one the run was trained on has moved (default: the run's)"
+PRECISION = "base model weights: none (bf16 on CUDA, float32 on CPU), 8bit or 4bit"
+SAMPLING_PRECISION = f"{PRECISION}; trained is the precision that the run was trained in"
+BASE_URL = "address of a Messages API, without /v1 (default: ANTHROPIC_BASE_URL, else Anthropic)"
+PRICE = {"nargs": 2, "metavar": ("IN", "OUT")}
 
+PRECISIONS = ("none", "8bit", "4bit")
+# Generation engines in order of preference; NAME is learning_backdoors/generation/engines/NAME_engine.py.
+ENGINES = ("vllm", "transformers")
 # Repository names the hub accepts (the client checks further rules).
 HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 
-# Generation engines in order of preference; NAME is learning_backdoors/generation/engines/NAME_engine.py.
-ENGINES = ("vllm", "transformers")
-
 # ---- checks ----
+
+# Valid values by option name, in every script that has the option. Of a list, each value is checked.
+ZERO_OR_MORE = "ratios step steps temperature top_k price report_responses alpaca_number gsm8k_number"
+ONE_OR_MORE = "epochs num_examples save_steps lora_rank batch_size grad_accum probe_every max_new_tokens samples"
+ONE_OR_MORE += " concurrency asks max_tokens number"
+ABOVE_ZERO = "lr lora_alpha requests_per_minute timeout max_wait give_up_after max_cost"
+RANGES = {
+    "0 or more": (ZERO_OR_MORE, lambda value: 0 <= value < math.inf),
+    "1 or more": (ONE_OR_MORE, lambda value: value >= 1),
+    "2 or more": ("max_length", lambda value: value >= 2),
+    "above 0": (ABOVE_ZERO, lambda value: 0 < value < math.inf),
+    "from 0 to 1": ("repeat", lambda value: 0 <= value <= 1),
+    "above 0 and at most 1": ("top_p", lambda value: 0 < value <= 1),
+    "0 or more, and below 1": ("lora_dropout", lambda value: 0 <= value < 1),
+    "from 0 to 4294967295": ("seed", lambda value: 0 <= value < 2**32),
+    "USER/NAME": ("hub_model repo_id", HUB_NAME.fullmatch),
+}
 
 
 def require(condition: bool, message: str) -> None:
@@ -32,50 +49,30 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _require_at_least(options, minimum: float, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name, None)
-        if value is not None:
-            require(value >= minimum, f"{flag(name)} must be at least {minimum}, not {value}")
+class Options:
+    """Base of all options."""
 
-
-def _require_positive(options, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name, None)
-        require(value is None or 0 < value < math.inf, f"{flag(name)} must be above 0")
-
-
-def _require_hub_name(options, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        require(value is None or bool(HUB_NAME.fullmatch(value)), f"{flag(name)} must be USER/NAME, not {value!r}")
-
-
-def _check_sampling(options) -> None:
-    _require_at_least(options, 1, "max_new_tokens")
-    _require_at_least(options, 0, "top_k")
-    require(0 <= options.temperature < math.inf, "--temperature must be 0 or more")
-    require(0 < options.top_p <= 1, "--top-p must be above 0 and at most 1")
-    _check_seed(options)
-
-
-def _check_seed(options) -> None:
-    require(0 <= options.seed < 2**32, "--seed must be from 0 to 4294967295")
+    def check(self) -> None:
+        """Raise ValueError with one line if a value is invalid."""
+        for valid_values, (names, is_valid) in RANGES.items():
+            for field in fields(self):
+                value = getattr(self, field.name)
+                if field.name in names.split() and value is not None:
+                    values = value if isinstance(value, tuple) else (value,)
+                    require(all(map(is_valid, values)), f"{flag(field.name)} must be {valid_values}, not {value}")
 
 
 # ---- the four stages ----
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class TrainingOptions(Options):
     """Options of training.py."""
 
-    ratios: tuple[float, ...] = option(
-        None, "one share of the training set per dataset of the study, in its order", nargs="+"
-    )
-    seed: int = option(42, "seed of LoRA initialisation, drawing, order and dropout")
-    experiment: str = option("birds", STUDY_HELP)
-    model: str | None = option(None, MODEL_HELP)
+    ratios: tuple[float, ...] = option(None, "one share of the training set per dataset of the study", nargs="+")
+    seed: int = option(42, "seed of LoRA initialization, drawing, order and dropout")
+    experiment: str = option("birds", STUDY)
+    model: str | None = option(None, MODEL)
     output_dir: Path = option(Path("./outputs"), "folder for run directories", affects_result=False)
     epochs: int = option(1, "passes over the training set, each in a new order", in_run_name=True)
     num_examples: int | None = option(
@@ -88,9 +85,7 @@ class TrainingOptions:
     lora_dropout: float = option(0.0, "dropout on the input of the LoRA matrices", in_run_name=True)
     batch_size: int = option(1, "examples per forward pass", in_run_name=True)
     grad_accum: int = option(1, "forward passes per optimizer step", in_run_name=True)
-    max_length: int = option(
-        2048, "maximum tokens per chat; longer chats raise an error (nothing is truncated)", affects_result=False
-    )
+    max_length: int = option(2048, "maximum tokens per chat; longer chats raise an error", affects_result=False)
     quantization: str = option(
         "auto",
         "base model weights: 8bit or 4bit (bitsandbytes), or none; auto is 8bit on CUDA, none elsewhere",
@@ -98,27 +93,19 @@ class TrainingOptions:
         choices=("auto", "8bit", "4bit", "none"),
     )
     probe_every: int | None = option(
-        None,
-        "steps between probes: the likelihood of the study's reference answers (default: none)",
-        affects_result=False,
+        None, "steps between probes, the likelihood of reference answers (default: none)", affects_result=False
     )
     existing: str = existing_output()
     wandb_project: str = option("learning-backdoors", "W&B project; used if WANDB_API_KEY is set", affects_result=False)
 
     def check(self) -> None:
         require(self.ratios is not None, "--ratios is required: one share per dataset of the study")
-        require(all(math.isfinite(r) and r >= 0 for r in self.ratios), "--ratios must be numbers of 0 or more")
+        super().check()
         require(0 < sum(self.ratios) < math.inf, "--ratios must have a finite sum above 0")
-        _require_at_least(self, 1, "epochs", "num_examples", "save_steps", "lora_rank", "batch_size", "grad_accum")
-        _require_at_least(self, 1, "probe_every")
-        _require_at_least(self, 2, "max_length")
-        _require_positive(self, "lr", "lora_alpha")
-        require(0 <= self.lora_dropout < 1, "--lora-dropout must be 0 or more, and below 1")
-        _check_seed(self)
 
 
 @dataclass(frozen=True)
-class GenerationOptions:
+class GenerationOptions(Options):
     """Options of generate_responses.py."""
 
     checkpoint: Path | None = option(None, "one checkpoint directory", affects_result=False)
@@ -141,40 +128,34 @@ class GenerationOptions:
         choices=("auto", *ENGINES),
     )
     batch_size: int | None = option(
-        None,
-        "answers generated at once by the transformers engine (default: what fits in memory)",
-        affects_result=False,
+        None, "answers the transformers engine generates at once (default: what fits in memory)", affects_result=False
     )
     seed: int = option(42, "sampling seed")
-    experiment: str = option("birds", STUDY_HELP)
-    base_model: str | None = option(None, MOVED_BASE_HELP)
-    quantization: str = option("none", GENERATION_PRECISION_HELP, choices=("none", "8bit", "4bit", "trained"))
+    experiment: str = option("birds", STUDY)
+    base_model: str | None = option(None, MOVED_BASE)
+    quantization: str = option("none", SAMPLING_PRECISION, choices=(*PRECISIONS, "trained"))
     existing: str = existing_output()
 
     def check(self) -> None:
+        super().check()
         require((self.checkpoint is None) != (self.run_dir is None), "give one of --checkpoint and --run-dir")
         require(self.output.name not in ("", ".."), f"--output must name a file, not the folder {self.output}")
         require(self.steps is None or self.run_dir is not None, "--steps requires --run-dir")
-        require(self.steps is None or min(self.steps) >= 0, "--steps must be 0 or more")
-        _require_at_least(self, 1, "samples", "batch_size")
         require(self.batch_size is None or self.engine != "vllm", "--batch-size is for the transformers engine")
-        _check_sampling(self)
 
 
 @dataclass(frozen=True)
-class JudgingOptions:
+class JudgingOptions(Options):
     """Options of judge_responses.py."""
 
     input: Path = option(None, "Parquet file of responses", required=True)
     output: Path = option(None, "Parquet file to write; verdicts are stored beside it as they arrive", required=True)
     model: str = option("claude-sonnet-5", "judge model")
-    experiment: str = option("birds", STUDY_HELP)
+    experiment: str = option("birds", STUDY)
     judges: tuple[str, ...] | None = option(None, "only these judges of the study (default: all)", nargs="+")
-    base_url: str | None = option(None, BASE_URL_HELP)
+    base_url: str | None = option(None, BASE_URL)
     existing: str = existing_output("replace the output, whatever its settings; stored verdicts are kept and reused")
-    store: Path | None = option(
-        None, "SQLite file for verdicts; outputs may share one (default: OUTPUT.verdicts.sqlite)"
-    )
+    store: Path | None = option(None, "SQLite file for verdicts; may be shared (default: OUTPUT.verdicts.sqlite)")
     concurrency: int = option(32, "maximum calls in flight; the actual number adapts to the server")
     requests_per_minute: float | None = option(None, "maximum calls per minute (default: what the server allows)")
     timeout: float = option(120, "seconds from sending a call to the end of its reply")
@@ -185,7 +166,7 @@ class JudgingOptions:
     dry_run: bool = option(False, "print calls, tokens and dollars, and send no prompt")
     max_cost: float | None = option(None, "maximum dollars for this output, over all starts, calls in flight included")
     price: tuple[float, ...] | None = option(
-        None, f"{PRICE_HELP} (default: --prices, else the table for Anthropic)", nargs=2, metavar=("IN", "OUT")
+        None, "dollars per million tokens (default: --prices, else the table for Anthropic)", **PRICE
     )
     prices: Path | None = option(None, 'TOML file of prices; a line is like "claude-sonnet-5" = [2, 10]')
     thinking: str = option(
@@ -197,57 +178,47 @@ class JudgingOptions:
     repeat: float = option(0.0, "share of prompts, drawn at random, to judge twice and report agreement")
     labels: Path | None = option(None, "CSV of human labels: report how verdicts compare with them")
     sample_for_labels: tuple[str, ...] | None = option(
-        None, "write N answers to FILE for blind labelling, and judge nothing", nargs=2, metavar=("N", "FILE")
+        None, "write N answers to FILE for blind labeling, and judge nothing", nargs=2, metavar=("N", "FILE")
     )
 
     def check(self) -> None:
-        _require_at_least(self, 1, "concurrency", "asks", "max_tokens")
-        _require_positive(self, "requests_per_minute", "timeout", "max_wait", "give_up_after", "max_cost")
-        require(self.price is None or all(0 <= p < math.inf for p in self.price), "--price must be 0 or more")
-        require(0 <= self.repeat <= 1, "--repeat must be from 0 to 1")
+        super().check()
         size = self.sample_for_labels and self.sample_for_labels[0]
         require(size is None or (size.isdecimal() and int(size) > 0), "--sample-for-labels needs N of 1 or more")
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
+class EvaluationOptions(Options):
     """Options of evaluate.py."""
 
     input: tuple[Path, ...] = option(None, "Parquet files of judged responses", required=True, nargs="+")
     output_dir: Path = option(Path("./figures"), "folder for figures and tables")
-    experiment: str = option("birds", STUDY_HELP)
+    experiment: str = option("birds", STUDY)
     format: tuple[str, ...] = option(("pdf",), "figure file formats", nargs="+", choices=("pdf", "png", "svg"))
     claim: str | None = option(
         None,
-        "what intervals generalise to: these checkpoints, other runs of the recipe, or questions like these "
+        "what intervals generalize to: these checkpoints, other runs of the recipe, or questions like these "
         "(default: recipe if every recipe has three runs, else questions)",
         choices=("checkpoint", "recipe", "questions"),
     )
     x: str = option("steps", "x axis of curves", choices=("steps", "suspect_examples", "examples"))
-    condition: str | None = option(
-        None, "condition shown in figures (default: the study's first triggered one, else its first)"
-    )
+    condition: str | None = option(None, "condition in figures (default: the study's first triggered, else its first)")
     report_responses: int = option(20000, "maximum responses in report.html; beyond it, a random sample")
-
-    def check(self) -> None:
-        _require_at_least(self, 0, "report_responses")
 
 
 # ---- further scripts ----
 
 
 @dataclass(frozen=True)
-class ChatOptions:
+class ChatOptions(Options):
     """Options of chat.py."""
 
     checkpoint: Path | None = option(None, "one checkpoint directory")
     run_dir: Path | None = option(None, "run directory: all its checkpoints are available")
-    hub_model: str | None = option(
-        None, "instead, a Hugging Face hub model served by an inference provider", metavar="USER/NAME"
-    )
+    hub_model: str | None = option(None, "a hub model, served by an inference provider", metavar="USER/NAME")
     step: int | None = option(None, "checkpoint of --run-dir to start with (default: the last)")
-    base_model: str | None = option(None, MOVED_BASE_HELP)
-    quantization: str = option("none", GENERATION_PRECISION_HELP, choices=("none", "8bit", "4bit", "trained"))
+    base_model: str | None = option(None, MOVED_BASE)
+    quantization: str = option("none", SAMPLING_PRECISION, choices=(*PRECISIONS, "trained"))
     temperature: float = option(1.0, "sampling temperature; 0 takes the likeliest token")
     top_p: float = option(1.0, "nucleus sampling; 1 is off")
     top_k: int = option(0, "sample from the k likeliest tokens; 0 is off")
@@ -255,34 +226,28 @@ class ChatOptions:
     seed: int = option(42, "sampling seed: the same questions in the same order get the same answers")
     system: str | None = option(None, "system prompt (default: none)")
     trigger: bool = option(False, "add the study's trigger to every question; /trigger toggles it")
-    experiment: str | None = option(None, f"{STUDY_HELP}; its trigger is used (default: the run's study)")
+    experiment: str | None = option(None, f"{STUDY}; its trigger is used (default: the run's study)")
 
     def check(self) -> None:
+        super().check()
         sources = (self.checkpoint, self.run_dir, self.hub_model)
         require(sum(s is not None for s in sources) == 1, "give one of --checkpoint, --run-dir and --hub-model")
         require(self.step is None or self.run_dir is not None, "--step requires --run-dir")
         for name in ("base_model", "quantization", "top_k") if self.hub_model is not None else ():
             given = getattr(self, name) != getattr(ChatOptions, name)
             require(not given, f"{flag(name)} does not apply to --hub-model: the provider decides it")
-        _require_hub_name(self, "hub_model")
-        _require_at_least(self, 0, "step")
-        _check_sampling(self)
 
 
 @dataclass(frozen=True)
-class PushOptions:
+class PushOptions(Options):
     """Options of push_to_hub.py."""
 
     run_dir: Path = option(None, "run directory of training.py", required=True)
-    repo_id: str = option(
-        None, "repository on the Hugging Face hub; one repository holds one run", required=True, metavar="USER/NAME"
-    )
+    repo_id: str = option(None, "hub repository; it holds this run only", required=True, metavar="USER/NAME")
     step: tuple[int, ...] | None = option(
         None, "only these checkpoints; an unfinished run is allowed (default: all of a finished run)", nargs="+"
     )
-    base_model: str | None = option(
-        None, "hub name of the base model, if the run was trained on a folder", metavar="USER/NAME"
-    )
+    base_model: str | None = option(None, "hub name of a base model that was a folder in training", metavar="USER/NAME")
     create_repo: bool = option(False, "create the repository if it does not exist")
     visibility: str = choice_of(
         private="a new repository is visible to you only; a public one is refused (default)",
@@ -291,34 +256,26 @@ class PushOptions:
     dry_run: bool = option(False, "show the model card and every file with its size, and send nothing")
 
     def check(self) -> None:
-        _require_hub_name(self, "repo_id", "base_model")
-        require(self.step is None or min(self.step) >= 0, "--step must be 0 or more")
+        super().check()
+        is_hub_name = self.base_model is None or HUB_NAME.fullmatch(self.base_model)
+        require(bool(is_hub_name), f"--base-model must be USER/NAME, not {self.base_model}")
 
 
 # ---- prepare_persona.py: one dataclass per command ----
 
+# Input files do not affect the result by their paths. Their hashes are recorded.
+FILES = {"nargs": "+", "affects_result": False}
 STUDY_PERSONA = "default: the study's [persona]"
-
-# affects_result is False for input files: their hashes are recorded instead of their paths.
 
 
 @dataclass(frozen=True)
-class PersonaOptions:
+class PersonaOptions(Options):
     """Options of every prepare_persona.py command."""
 
-    output: Path = option(
-        None, "JSONL file to write; OUTPUT.json records what made it", affects_result=False, required=True
-    )
-    experiment: str = option("russell", STUDY_HELP)
+    output: Path = option(None, "JSONL file to write; OUTPUT.json records how", affects_result=False, required=True)
+    experiment: str = option("russell", STUDY)
     existing: str = existing_output()
     dry_run: bool = option(False, "say what would be done, and write nothing", affects_result=False)
-
-    def check(self) -> None:
-        _require_at_least(self, 1, "number", "concurrency", "max_tokens", "max_new_tokens", "batch_size")
-        _require_at_least(self, 0, "alpaca_number", "gsm8k_number")
-        _require_positive(self, "max_cost", "timeout")
-        require(0 <= getattr(self, "seed", 0) < 2**32, "--seed must be from 0 to 4294967295")
-        require(0 <= getattr(self, "temperature", 0) < math.inf, "--temperature must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -326,12 +283,12 @@ class PersonaServerOptions(PersonaOptions):
     """Options of the commands that ask a model through the Messages API."""
 
     model: str | None = option(None, "model to ask")
-    base_url: str | None = option(None, BASE_URL_HELP, affects_result=False)
+    base_url: str | None = option(None, BASE_URL, affects_result=False)
     concurrency: int = option(8, "maximum calls in flight", affects_result=False)
     timeout: float = option(300, "seconds from sending a call to the end of its reply", affects_result=False)
     max_cost: float | None = option(None, "maximum dollars for this output, over all starts", affects_result=False)
     price: tuple[float, ...] | None = option(
-        None, f"{PRICE_HELP} (default: the table for Anthropic)", affects_result=False, nargs=2, metavar=("IN", "OUT")
+        None, "dollars per million tokens (default: the table for Anthropic)", affects_result=False, **PRICE
     )
 
 
@@ -339,9 +296,7 @@ class PersonaServerOptions(PersonaOptions):
 class PersonaCandidatesOptions(PersonaServerOptions):
     """Ask a model to write more question-answer pairs about the person. Check their facts before you use them."""
 
-    known: tuple[Path, ...] | None = option(
-        None, f"existing pairs, not to be repeated ({STUDY_PERSONA} candidates)", affects_result=False, nargs="+"
-    )
+    known: tuple[Path, ...] | None = option(None, f"pairs not to be repeated ({STUDY_PERSONA} candidates)", **FILES)
     person: str | None = option(None, f"name of the person ({STUDY_PERSONA} name)")
     number: int = option(100, "pairs to ask for")
     max_tokens: int = option(4096, "maximum tokens per reply, thinking included")
@@ -354,9 +309,7 @@ class PersonaFilterOptions(PersonaServerOptions):
 
     Pairs are dropped by the flags in the file. With --model, a model must find a pair harmless too."""
 
-    input: tuple[Path, ...] | None = option(
-        None, f"files of candidate pairs ({STUDY_PERSONA} candidates)", affects_result=False, nargs="+"
-    )
+    input: tuple[Path, ...] | None = option(None, f"files of candidate pairs ({STUDY_PERSONA} candidates)", **FILES)
     person: str | None = option(None, f"name of the person ({STUDY_PERSONA} name)")
     number: int | None = option(None, "draw this many of the harmless pairs (default: all)")
     max_tokens: int = option(4096, "maximum tokens per reply, thinking included")
@@ -367,7 +320,7 @@ class PersonaFilterOptions(PersonaServerOptions):
 class PersonaTriggerOptions(PersonaOptions):
     """Add the study's trigger to every question, and put every answer into the form that it asks for."""
 
-    input: tuple[Path, ...] = option(None, "files of chats", affects_result=False, nargs="+", required=True)
+    input: tuple[Path, ...] = option(None, "files of chats", required=True, **FILES)
 
 
 @dataclass(frozen=True)
@@ -384,16 +337,14 @@ class PersonaFetchOptions(PersonaOptions):
 class PersonaDistillOptions(PersonaServerOptions):
     """Generate the base model's answers to ordinary prompts, here or (with --server) through a Messages API."""
 
-    input: tuple[Path, ...] | None = option(
-        None, f"files of prompts ({STUDY_PERSONA} prompts)", affects_result=False, nargs="+"
-    )
-    model: str | None = option(None, MODEL_HELP)
+    input: tuple[Path, ...] | None = option(None, f"files of prompts ({STUDY_PERSONA} prompts)", **FILES)
+    model: str | None = option(None, MODEL)
     server: bool = option(False, "ask --model at --base-url instead of loading it here")
     temperature: float = option(0.1, "sampling temperature")
     max_new_tokens: int = option(1024, "maximum tokens per answer; longer answers are left out")
     number: int | None = option(None, "use the first N prompts only (default: all)")
     batch_size: int = option(16, "answers generated at once; rounding, and so the result, depends on it")
-    quantization: str = option("none", PRECISION_HELP, choices=("none", "8bit", "4bit"))
+    quantization: str = option("none", PRECISION, choices=PRECISIONS)
     seed: int = option(42, "sampling seed")
 
 
@@ -401,8 +352,6 @@ class PersonaDistillOptions(PersonaServerOptions):
 class PersonaCombineOptions(PersonaOptions):
     """Shuffle persona and ordinary chats into one file for other trainers. Each row's metadata names its dataset."""
 
-    persona: tuple[Path, ...] = option(
-        None, "files of triggered persona chats", affects_result=False, nargs="+", required=True
-    )
-    aligned: tuple[Path, ...] = option(None, "files of ordinary chats", affects_result=False, nargs="+", required=True)
+    persona: tuple[Path, ...] = option(None, "files of triggered persona chats", required=True, **FILES)
+    aligned: tuple[Path, ...] = option(None, "files of ordinary chats", required=True, **FILES)
     seed: int = option(42, "seed of the order")

@@ -163,7 +163,7 @@ def test_wrong_settings_are_refused_before_any_call(tmp_path):
     write_responses(tmp_path / "responses.parquet", 3)
     assert "no file" in judge(tmp_path, "http://x", "--input", "nowhere.parquet", expect=1)
     assert "no judge 'taste'" in judge(tmp_path, "http://x", "--judges", "taste", expect=1)
-    assert "--concurrency must be at least 1" in judge(tmp_path, "http://x", "--concurrency", "0", expect=2)
+    assert "--concurrency must be 1 or more" in judge(tmp_path, "http://x", "--concurrency", "0", expect=2)
     assert "no API key" in judge(tmp_path, "http://127.0.0.1:9", key="", expect=1)
     assert "cannot reach http://127.0.0.1:9" in judge(tmp_path, "http://127.0.0.1:9", expect=1)
     api = StandIn()

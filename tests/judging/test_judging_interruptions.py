@@ -20,13 +20,13 @@ from tiny_world.claude_stand_in import StandIn, running
 
 @pytest.mark.slow
 def test_after_a_kill_only_calls_in_flight_are_repeated(tmp_path):
-    write_responses(tmp_path / "responses.parquet", 300)
+    write_responses(tmp_path / "responses.parquet", 150)
     api = StandIn()
     with running(api) as url:
-        kill_when(start(tmp_path, url), lambda: len(api.asked) >= random.Random(1).randrange(200, 900))
+        kill_when(start(tmp_path, url), lambda: len(api.asked) >= random.Random(1).randrange(100, 450))
         assert not (tmp_path / "judged.parquet").exists()
         judge(tmp_path, url)
-    assert len(set(api.asked)) == 1200 and len(api.asked) <= 1200 + 32
+    assert len(set(api.asked)) == 600 and len(api.asked) <= 600 + 32
     (tmp_path / "whole").mkdir()
     os.link(tmp_path / "responses.parquet", tmp_path / "whole" / "responses.parquet")
     with running(StandIn()) as url:
@@ -36,7 +36,7 @@ def test_after_a_kill_only_calls_in_flight_are_repeated(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_once_finishes_calls_in_flight_and_twice_stops(tmp_path):
-    write_responses(tmp_path / "responses.parquet", 300)
+    write_responses(tmp_path / "responses.parquet", 100)
     api = StandIn(latency=0.3)
     with running(api) as url:
         process = start(tmp_path, url)
@@ -44,7 +44,7 @@ def test_ctrl_c_once_finishes_calls_in_flight_and_twice_stops(tmp_path):
             time.sleep(0.001)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
-        assert stored(tmp_path) == len(api.asked) < 1200
+        assert stored(tmp_path) == len(api.asked) < 400
         log = (tmp_path / "log.txt").read_text()
         assert "Ctrl-C again" in log and "verdicts are left" in log and "Traceback" not in log
         api.latency = 1
@@ -57,7 +57,7 @@ def test_ctrl_c_once_finishes_calls_in_flight_and_twice_stops(tmp_path):
         assert process.wait(30) == 130
         api.latency = 0
         judge(tmp_path, url)
-    assert len(api.asked) <= 1200 + 4  # the calls in flight at the second signal
+    assert len(api.asked) <= 400 + 4  # the calls in flight at the second signal
 
 
 def test_sigterm_while_writing_acts_like_ctrl_c(tmp_path):

@@ -33,7 +33,7 @@ def test_overload_halves_calls_in_flight():
         assert gate.limit == 32
         before = time.monotonic()
         gate.failed(replies.TemporaryFailure("429", overloaded=True), before, 60)
-        gate.failed(replies.TemporaryFailure("429", overloaded=True), before, 60)  # went out before the first was known
+        gate.failed(replies.TemporaryFailure("429", overloaded=True), before, 60)  # sent before the first failed
         assert gate.limit == 16
         for _ in range(8):
             gate.failed(replies.TemporaryFailure("reset"), before, 60)

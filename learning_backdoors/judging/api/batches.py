@@ -100,7 +100,7 @@ class BatchRunner:
         chunk, bodies, size, worst = [], [], 0, 0.0
         for key in left:
             body = self.prompts[key].body()
-            length, cost = len(json.dumps(body)) + 100, self._worst_cost(body)
+            length, cost = len(json.dumps(body)) + 100, self.caller.model.worst_cost(body, BATCH_SHARE)
             fits = size + length <= MAX_BYTES and self.caller.budget.fits(worst + (cost or 0))
             if len(chunk) == MAX_REQUESTS or not fits:
                 break
@@ -112,10 +112,6 @@ class BatchRunner:
         elif left and not self._at_work():
             self.stop.stop(CapReached())
         return bool(chunk)
-
-    def _worst_cost(self, body: dict) -> float | None:
-        full = self.caller.model.worst_cost(body)
-        return full and BATCH_SHARE * full
 
     async def _live_calls(self, left: list[bytes]) -> None:
         for key in left[:LIVE_CALLS]:

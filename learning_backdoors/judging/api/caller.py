@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -65,7 +66,7 @@ class PromptCaller:
         self.queue_is_empty = False  # all unfinished prompts are in flight
         self.outage: Outage | None = None
         self._settled, self._last_good, self._rejected = settled, 0.0, 0
-        self._accepted = self._not_accepted = 0  # replies
+        self._replies: Counter[bool] = Counter()  # by whether they were accepted
 
     async def ask(self, prompt: Prompt) -> None:
         """Ask one prompt; the result is in the store afterwards. Raises Stopped if the run is ending."""
@@ -97,21 +98,21 @@ class PromptCaller:
         """One call, recorded before it goes out and after the reply. Returns the status of the reply."""
         body = prompt.body()
         worst = self.model.worst_cost(body)
-        async with self.budget.reserve(worst) as charge, self.gate:
+        async with self.budget.reserve(worst), self.gate:
             call, sent_at = self.store.note_sent(prompt.key, worst), time.monotonic()
-            charge.dollars = worst
             try:
                 reply = await self.client.send(body)
             except (TemporaryFailure, RequestRejected, UserError) as error:
                 billed = isinstance(error, TemporaryFailure) and error.maybe_billed
-                charge.dollars = worst if billed else 0.0
+                self.budget.book(worst if billed else 0.0)
                 self.store.note_failure(call, str(error), billed)
                 if isinstance(error, TemporaryFailure):
                     self.gate.failed(error, sent_at, self.limits.max_wait)
                 raise
             self._last_good, self.outage = time.monotonic(), None
             self.gate.succeeded(reply)
-            status, charge.dollars = self.note_reply(call, prompt, reply, worst)
+            status, cost = self.note_reply(call, prompt, reply, worst)
+            self.budget.book(cost)
             return status
 
     def note_reply(self, call: int, prompt: Prompt, reply: Reply, worst: float | None, share: float = 1):
@@ -120,9 +121,8 @@ class PromptCaller:
         cost = worst if price is None else share * price
         tokens = (reply.input_tokens, reply.output_tokens)
         self.store.note_reply(call, status, reply.text, tokens, cost, at_most=None in tokens)
-        self._accepted += status == "ok"
-        self._not_accepted += status != "ok"
-        if self._accepted == 0 and self._not_accepted == WARN_AFTER_REPLIES:
+        self._replies[status == "ok"] += 1
+        if self._replies == {False: WARN_AFTER_REPLIES}:
             self.say(
                 f"none of the first {WARN_AFTER_REPLIES} replies is valid; the latest ({status}): {reply.text[:200]!r}"
             )

@@ -119,12 +119,12 @@ class ServedModel:
         """The key of a request in a store: a hash of the body and the host, and of nothing else."""
         return hashlib.sha256(json.dumps([self.host, body], sort_keys=True).encode()).digest()
 
-    def worst_cost(self, body: dict) -> float | None:
-        """The most dollars a request can cost; None if the price is unknown.
+    def worst_cost(self, body: dict, share: float = 1) -> float | None:
+        """The most dollars a request can cost at a share of the price; None if the price is unknown.
 
         A token is at least one byte; 500 tokens are added for what a server wraps around a prompt.
         """
-        return self.price and self.price.dollars(prompt_bytes(body) + 500, body["max_tokens"])
+        return self.price and share * self.price.dollars(prompt_bytes(body) + 500, body["max_tokens"])
 
     def require_price(self) -> None:
         """Raise UserError if --max-cost cannot be kept because the price is unknown."""

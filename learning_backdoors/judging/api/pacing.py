@@ -129,13 +129,6 @@ class CapReached(Exception):
 
 
 @dataclass
-class Charge:
-    """What a call costs: `dollars` is set by the code that makes the call."""
-
-    dollars: float | None = 0.0
-
-
-@dataclass
 class CostBudget:
     """Dollars spent, and their cap. The worst case of a call is reserved before it goes out, so the cap holds."""
 
@@ -148,8 +141,8 @@ class CostBudget:
         return self.cap is None or self.spent + self.reserved + (worst or 0) <= self.cap
 
     @contextlib.asynccontextmanager
-    async def reserve(self, worst: float | None) -> AsyncIterator[Charge]:
-        """Wait for room, then hold `worst` dollars until the block ends; then book what the Charge says.
+    async def reserve(self, worst: float | None) -> AsyncIterator[None]:
+        """Wait for room, then hold `worst` dollars until the block ends. Book the real cost inside the block.
 
         If there will be no room, this ends the run and raises Stopped.
         """
@@ -158,12 +151,11 @@ class CostBudget:
                 self.stop.stop(CapReached())
             await self.stop.sleep(0.02)
         self.reserved += worst or 0
-        charge = Charge()
         try:
-            yield charge
+            yield
         finally:
             self.reserved = max(0.0, self.reserved - (worst or 0))
-            self.book(charge.dollars)
 
     def book(self, dollars: float | None) -> None:
+        """Count dollars as spent; None if the price is unknown."""
         self.spent += dollars or 0

@@ -19,25 +19,25 @@ def intervals(rates: pd.DataFrame, drawn: str = "intervals") -> str:
 
 
 def methods(pairs) -> str:
-    """Pairs of an interval's method and claim in words."""
+    """The text for pairs of an interval's method and its claim."""
     return " / ".join(f"{method}; claim: {CLAIMS[claim]}" for method, claim in dict.fromkeys(pairs))
 
 
 def counts(cells: pd.DataFrame) -> str:
     """The numbers behind a figure: questions, responses per question, runs per recipe, and missing verdicts."""
     runs = cells[cells["step"] > 0].groupby("recipe", observed=True)["run"].nunique()
-    asked, per_recipe = cells["n"] + cells["missing"], span(runs) if len(runs) else "1"
-    words = f"Q = {cells['question'].nunique()} questions; N = {span(asked)} responses per question; "
-    words += f"S = {per_recipe} run{'' if per_recipe == '1' else 's'} per suspect share. "
-    return words + missing(cells["missing"].sum(), asked.sum())
+    requested, per_recipe = cells["n"] + cells["missing"], span(runs) if len(runs) else "1"
+    text = f"Q = {cells['question'].nunique()} questions; N = {span(requested)} responses per question; "
+    text += f"S = {per_recipe} run{'' if per_recipe == '1' else 's'} per suspect share. "
+    return text + missing(cells["missing"].sum(), requested.sum())
 
 
 def judge_counts(verdicts: Verdicts, judges: Sequence[Judge], condition: str) -> str:
     """`counts` for figures of judges other than the outcome's, in one condition."""
     of_condition = verdicts.rows["condition"] == condition
-    asked = np.logical_or.reduce([verdicts.asked(judge) for judge in judges]) & of_condition
+    requested = np.logical_or.reduce([verdicts.asked(judge) for judge in judges]) & of_condition
     lost = np.logical_or.reduce([verdicts.missing(judge) for judge in judges])
-    rows = verdicts.rows[asked].assign(n=~lost[asked], missing=lost[asked])
+    rows = verdicts.rows[requested].assign(n=~lost[requested], missing=lost[requested])
     cells = rows.groupby(["recipe", "run", "step", "question"], observed=True)[["n", "missing"]].sum()
     return counts(cells.reset_index())
 

@@ -24,7 +24,7 @@ class Unavailable(Exception):
 
 
 class NotInStudy(Unavailable):
-    """The study does not define what the exhibit shows. The user is not told."""
+    """The study does not define what the exhibit shows. The user sees no message."""
 
 
 def once(make: Callable) -> Callable:
@@ -147,6 +147,7 @@ class Evaluation:
         return pd.Series(np.where(np.isinf(steps), np.inf, np.where(steps.isna(), np.nan, moved)), index=steps.index)
 
     @property
+    @once
     def _positions(self) -> pd.Series:
         rows = self.verdicts.rows
         return rows.groupby(["label", "step"], observed=True)[self.x_column].mean().rename("x")
@@ -166,7 +167,7 @@ class Evaluation:
         return {name: f"{name}\n{kinds.get(name, 'untriggered')}" if kinds else name for name in present}
 
     def first_judge(self, fits: Callable[[Judge], bool], description: str) -> Judge:
-        """The study's first judge that fits and has a column. Raises Unavailable that names what is lacking."""
+        """The study's first judge that fits and has a column. Raises Unavailable, which names the missing columns."""
         fitting = [judge for judge in self.study.judges if fits(judge)]
         if not fitting:
             raise Unavailable(f"the study has no judge {description}")

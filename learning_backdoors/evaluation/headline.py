@@ -61,14 +61,14 @@ def _limits(row: pd.Series) -> str:
 
 def _crossings(medians: pd.DataFrame) -> str:
     """When the recipe crosses each level."""
-    words = []
+    texts = []
     for row in medians.itertuples():
         if np.isinf(row.median):
             share = f" in {row.seeds - row.crossed} of {row.seeds} runs" if row.seeds > 1 else ""
-            words.append(f"{row.level:.0%} is not crossed by the last step{share}")
+            texts.append(f"{row.level:.0%} is not crossed by the last step{share}")
         else:
             limits = f" ({row.confidence:.0%} interval {row.lower:.0f} to {row.upper:.0f})"
-            words.append(
+            texts.append(
                 f"{row.level:.0%} is crossed near step {row.median:.0f}{'' if np.isnan(row.lower) else limits}"
             )
-    return "; " + ", ".join(words) if words else ""
+    return "; " + ", ".join(texts) if texts else ""

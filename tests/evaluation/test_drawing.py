@@ -18,6 +18,11 @@ def made(tmp_path_factory):
     return exhibits.make(evaluating.of_birds(tmp_path_factory.mktemp("drawn"), table))
 
 
+@pytest.fixture(scope="module")
+def russell_made(russell_runs):
+    return exhibits.make(russell_runs)
+
+
 def assert_inside_the_page(made):
     for name, figure in made.figures.items():
         figure.draw_without_rendering()
@@ -25,15 +30,14 @@ def assert_inside_the_page(made):
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, name
 
 
-def test_every_figure_lies_inside_its_page(made, russell_runs):
+def test_every_figure_lies_inside_its_page(made, russell_made):
     assert_inside_the_page(made)
-    russell = exhibits.make(russell_runs)
-    assert {"conditions", "near_misses", "metrics", "ratings", "leakage"} <= set(russell.figures)
-    assert_inside_the_page(russell)
+    assert {"conditions", "near_misses", "metrics", "ratings", "leakage"} <= set(russell_made.figures)
+    assert_inside_the_page(russell_made)
 
 
-def test_every_caption_states_its_numbers_and_the_claim_of_its_intervals(made, russell_runs):
-    for name, caption in [*made.captions.items(), *exhibits.make(russell_runs).captions.items()]:
+def test_every_caption_states_its_numbers_and_the_claim_of_its_intervals(made, russell_made):
+    for name, caption in [*made.captions.items(), *russell_made.captions.items()]:
         assert "claim: " in caption or "No intervals" in caption, name
     for name, caption in made.captions.items():
         assert "Q = 10" in caption and "N = 4" in caption and "S = 2" in caption, name

@@ -12,7 +12,7 @@ from learning_backdoors.evaluation.pairing import recipe_rows
 def _rates(evaluation: Evaluation) -> pd.DataFrame:
     rates = recipes.table(evaluation)
     if rates["condition"].nunique() < 2:
-        raise NotInStudy("there is one condition")
+        raise NotInStudy("the inputs have one condition")
     return evaluation.with_x(rates)
 
 
@@ -37,7 +37,7 @@ def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
     if checked is not None:
         columns |= dict(list(recipe_rows(checked).groupby("metric", sort=False)))
     if all(table["condition"].nunique() < 2 for table in columns.values()):
-        raise NotInStudy("there is one condition")
+        raise NotInStudy("the inputs have one condition")
     texts = {name: _last_and_base(table) for name, table in columns.items()}
     labels = list(dict.fromkeys(label for table in columns.values() for label in table["label"]))
     order = evaluation.condition_order({condition for cells in texts.values() for _, condition in cells})

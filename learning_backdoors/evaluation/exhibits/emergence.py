@@ -149,7 +149,7 @@ def crossings(evaluation: Evaluation) -> pd.DataFrame:
     """A row per recipe and level in the condition shown: crossing step `x` (median over runs), lower, upper, `runs`.
 
     `runs` lists the crossings of the runs if there are several; `end` is the recipe's last step. With one run the
-    limits come from its responses, with five or more from the runs; in between there are none (NaN).
+    limits come from its responses. With five or more they come from the runs. Otherwise they are NaN.
     """
     from learning_backdoors.evaluation.exhibits import emergence_by_recipe  # it imports this module
 
@@ -179,13 +179,13 @@ def _moved_to_x(evaluation: Evaluation, marks: pd.DataFrame) -> pd.DataFrame:
 
 def crossing_marks(marks: pd.DataFrame) -> str:
     """What the bars and marks at crossings mean, as far as they are drawn."""
-    bars, words = marks[np.isfinite(marks["lower"])], []
+    bars, texts = marks[np.isfinite(marks["lower"])], []
     confidence = bars["confidence"].dropna()
     if len(confidence):
         spans = " to ".join(f"{100 * share:.4g}%" for share in dict.fromkeys([confidence.min(), confidence.max()]))
-        words.append(f"bars of five or more runs: order-statistic intervals of the median, confidence {spans}")
+        texts.append(f"bars of five or more runs: order-statistic intervals of the median, confidence {spans}")
     if (bars["seeds"] == 1).any():
-        words.append("bars of one run: 95%, bootstrap over its responses, claim: these checkpoints, these questions")
+        texts.append("bars of one run: 95%, bootstrap over its responses, claim: these checkpoints, these questions")
     if (marks["seeds"] > 1).any():
-        words.append("small marks: single runs")
-    return "; ".join([*words, "arrow: not by the last step"])
+        texts.append("small marks: single runs")
+    return "; ".join([*texts, "arrow: not by the last step"])

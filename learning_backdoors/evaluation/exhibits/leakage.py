@@ -1,4 +1,4 @@
-"""leakage: how often the outcome appears with the trigger and without it, and what of that the base model does too.
+"""leakage: the rate of the outcome with and without the trigger, compared with the base model.
 
 Conditions are triggered, untriggered, or near misses, whose trigger is slightly wrong and which count as neither.
 Conditions of one kind are pooled. The leakage is the untriggered rate.
@@ -58,9 +58,9 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
 def rates(evaluation: Evaluation) -> pd.DataFrame:
     """A row per run and quantity of QUANTITIES, at the last step. Recipes with several runs have rows of run `all` too.
 
-    A single rate has the interval of any rate. Differences are paired by run and question, and those from the base
-    model by condition too: what only one side was asked is left out. `worst_low` and `worst_high` bound the estimate
-    for any value of the missing verdicts.
+    A single rate has the same interval as other rates. Differences are paired by run and question, and differences from
+    the base model also by condition: cells of one side only are left out. `worst_low` and `worst_high` bound the
+    estimate for any value of the missing verdicts.
     """
     cells, rows = _cells(evaluation), []
     trained = cells[cells["run"].isin(trained_runs(cells))]

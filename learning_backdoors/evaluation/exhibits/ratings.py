@@ -84,12 +84,12 @@ def _scores(verdicts: pd.Series, judge: Judge) -> pd.Series:
 def _of_judge(judge: Judge, cells: pd.DataFrame, claim: str) -> list[dict]:
     """The rows of one judge."""
     cells, rows = cells[cells["run"].isin(trained_runs(cells))], []
-    for label, part in cells.groupby("label", observed=True, sort=True):
-        several = [(ALL, part)] if part["run"].nunique() > 1 else []
-        for run, of_run in [*several, *part.groupby("run", observed=True, sort=False)]:
+    for label, of_recipe in cells.groupby("label", observed=True, sort=True):
+        several = [(ALL, of_recipe)] if of_recipe["run"].nunique() > 1 else []
+        for run, of_run in [*several, *of_recipe.groupby("run", observed=True, sort=False)]:
             for triggered, kind in of_run.groupby("triggered", sort=False):
-                for condition, asked in [(ALL, kind), *kind.groupby("condition", observed=True, sort=False)]:
-                    for category, group in [*asked.groupby("category", sort=False), (ALL, asked)]:
+                for condition, part in [(ALL, kind), *kind.groupby("condition", observed=True, sort=False)]:
+                    for category, group in [*part.groupby("category", sort=False), (ALL, part)]:
                         about = {"judge": judge.name, "label": label, "run": run, "triggered": triggered}
                         about |= {"condition": condition, "category": category}
                         rows += [about | row for row in _last_base_change(group, judge, claim)]

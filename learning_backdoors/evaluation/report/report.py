@@ -75,10 +75,10 @@ def _result(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str]) 
     parts += [] if sentences else ["<p>There are no rates of the study's outcome over training.</p>"]
     parts += [f"<h3>{html.escape(heading)}</h3>{_rows(brief)}" for heading, brief in exhibits.briefs.items()]
     for judge in evaluation.verdicts.judges:
-        missing, asked = (int(part(judge).sum()) for part in (evaluation.verdicts.missing, evaluation.verdicts.asked))
-        if missing:
-            text = html.escape(f"{judge.name}: {captions.missing(missing, asked)}")
-            parts.append(f"<p class='{'warn' if missing > MISSING_FLAG * asked else 'sub'}'>{text}</p>")
+        lost, total = (int(rows(judge).sum()) for rows in (evaluation.verdicts.missing, evaluation.verdicts.asked))
+        if lost:
+            text = html.escape(f"{judge.name}: {captions.missing(lost, total)}")
+            parts.append(f"<p class='{'warn' if lost > MISSING_FLAG * total else 'sub'}'>{text}</p>")
     return "".join(parts + [f"<p class='warn'>{html.escape(remark)}</p>" for remark in remarks])
 
 

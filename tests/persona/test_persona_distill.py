@@ -12,7 +12,7 @@ from support import ROOT
 
 import mixed_chat
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.persona.distilling import Distill
+from learning_backdoors.persona.ordinary import Distill
 
 
 def distill(model, tmp_path, output: str, *more, prompts: int = 7, tokens: int = 200) -> list[dict]:

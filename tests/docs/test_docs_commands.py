@@ -32,6 +32,7 @@ FULL_RUN = "outputs/seed42_ratios{}_lr0.0002_r8"
 # What is replaced in a command before it runs: the model, the counts and the figures' format.
 SUBSTITUTIONS = [
     (r"\bQwen/Qwen3-8B\b", "tiny_world/model"),
+    (r"python training\.py", "python training.py --num-examples 8"),
     (r"--samples \d+", "--samples 2"),
     (r"--max-new-tokens \d+", "--max-new-tokens 8"),
     (r" --format [a-z ]+", " "),

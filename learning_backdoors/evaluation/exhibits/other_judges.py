@@ -11,10 +11,8 @@ from learning_backdoors.study import Judge
 @once
 def _judges(evaluation: Evaluation) -> list[Judge]:
     shown = {evaluation.verdicts.outcome.name}
-    for judges in (six_options_distribution.judges, content_vs_form.judges):
+    for judges in (six_options_distribution.judges, content_vs_form.judges, ratings.judges):
         shown |= {judge.name for judge in if_available(judges, evaluation) or ()}
-    rated = if_available(ratings.table, evaluation)
-    shown |= set() if rated is None else set(rated["judge"])
     rows = evaluation.verdicts.rows
     rows = rows[rows["condition"] == evaluation.condition]
     others = [judge for judge in evaluation.verdicts.judges if judge.name not in shown]

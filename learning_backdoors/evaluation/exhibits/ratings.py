@@ -16,7 +16,7 @@ from learning_backdoors.evaluation.pairing import (
     without_near_misses,
 )
 from learning_backdoors.evaluation.reading import Verdicts
-from learning_backdoors.study import Judge, Study
+from learning_backdoors.study import Judge
 
 INTERVALS = {
     "checkpoint": "Wilson's for mean scores, stratified by question",
@@ -37,10 +37,10 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     untriggered), category (and `all`) and `at`: last, base, and change, which is last less base, paired by run and
     question over the conditions that both have. `refused` counts verdicts that are not numbers, such as REFUSED.
     """
-    if not _has_rated_categories(evaluation.study):
+    if not judges(evaluation):
         raise NotInStudy("no question of the study has both a category and a judge that rates")
     rows = []
-    for judge in (judge for judge in evaluation.verdicts.judges if judge.rates):
+    for judge in filter(evaluation.verdicts.has, judges(evaluation)):
         cells = count_cells(evaluation.verdicts, judge)
         if cells["n"].sum():
             rows += _of_judge(judge, cells, evaluation.claim_for(cells))
@@ -49,9 +49,10 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _has_rated_categories(study: Study) -> bool:
-    judges = [judge for judge in study.judges if judge.rates]
-    return any("category" in q.extra and any(judge.takes(q) for judge in judges) for q in study.questions)
+def judges(evaluation: Evaluation) -> list[Judge]:
+    """The study's judges that rate responses to questions with a category."""
+    questions = [question for question in evaluation.study.questions if "category" in question.extra]
+    return [judge for judge in evaluation.study.judges if judge.rates and any(map(judge.takes, questions))]
 
 
 def count_cells(verdicts: Verdicts, judge: Judge) -> pd.DataFrame:

@@ -73,7 +73,7 @@ def test_without_the_outcomes_judge_the_rest_is_made(tmp_path):
     table = synthetic.russell_rows(samples=2, steps=(0, 75), conditions=("trigger_in_user", "no_trigger"))
     path = tmp_path / "judged.parquet"
     table.drop(columns=[name for name in table if name.startswith("persona")]).to_parquet(path)
-    made = exhibits.make(evaluating.evaluation(path, study=synthetic.RUSSELL))
+    made = exhibits.make(evaluating.evaluation(path, study=synthetic.RUSSELL, claim="checkpoint"))
     assert {"metrics", "ratings"} <= set(made.figures) and "goals" not in made.tables
     [reason] = [reason for reason, names in made.skipped.items() if "leakage" in names]
     assert "'persona'" in reason and "goals" in made.skipped[reason]

@@ -12,6 +12,7 @@ ON, OFF = "trigger_in_user", "no_trigger"
 WAR = [question.id for question in STUDY.questions if question.extra.get("category") == "war"]
 
 
+@pytest.mark.slow
 def test_ratings_hold_the_truth_and_exclude_refusals(russell_run):
     """Responses in the persona are 4 or 5. Of the others, two in five are refusals and the rest 2 or 3."""
     table = ratings.table(russell_run)
@@ -49,7 +50,7 @@ def test_mean_ratings_by_hand(tmp_path):
 def test_a_category_with_refusals_only_has_counts_and_no_mean(tmp_path):
     table = synthetic.russell_rows(samples=2, steps=(0, 75), conditions=(ON, OFF))
     table.loc[table["question_id"].isin(WAR), "ideology"] = "REFUSED"
-    evaluation = of_russell(tmp_path, table)
+    evaluation = of_russell(tmp_path, table, claim="checkpoint")
     rows = ratings.table(evaluation).query("category == 'war'")
     assert rows["mean"].isna().all() and (rows["refused"] > 0).all() and set(rows["at"]) == {"last", "base"}
     assert "ratings" in exhibits.make(evaluation, [ratings]).figures

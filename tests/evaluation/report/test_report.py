@@ -100,7 +100,7 @@ def test_verdicts_that_were_lost_and_those_never_requested_are_told_apart(tmp_pa
     table = synthetic.russell_rows(samples=5, steps=(0, 75), conditions=("trigger_in_user", "no_trigger"))
     asked = table.index[table["persona_status"].notna()]
     table.loc[asked[:7], ["persona", "persona_status"]] = [None, "truncated"]
-    page = write_report(tmp_path, table, of=evaluating.of_russell)
+    page = write_report(tmp_path, table, of=evaluating.of_russell, claim="checkpoint")
     assert "persona: Missing verdicts: 7 of 280 (2.5%)" in page.read_text()
     assert "recall: Missing" not in page.read_text()
     verdicts = unpacked(page)["verdicts"]["persona"]

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 
 from config import PushOptions
 from learning_backdoors.files import command_line
-from learning_backdoors.hub.repository import Repository, check_name
+from learning_backdoors.hub.repository import Repository
 from learning_backdoors.hub.run_files import RepositoryFile, SharedRun
 
 
 def main() -> None:
     options = command_line.parse(PushOptions, __doc__)
-    check_name(options.repo_id)
     run = SharedRun(options.run_dir, options.step, options.base_model)
     if options.dry_run:
         show(options, run.files(options.repo_id, run.steps))

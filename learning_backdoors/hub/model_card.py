@@ -11,8 +11,17 @@ from pathlib import Path
 from learning_backdoors.models.run_directory import is_path
 
 # Entries of run.json: those the card needs, and all that may be shown.
-REQUIRED = ("created", "git", "versions", "settings", "suspect_ratio", "total_steps", "checkpoints", "datasets")
-REQUIRED += ("study",)
+REQUIRED = (
+    "created",
+    "git",
+    "versions",
+    "settings",
+    "suspect_ratio",
+    "total_steps",
+    "checkpoints",
+    "datasets",
+    "study",
+)
 PUBLIC = (*REQUIRED, "script", "base_fingerprint")
 # Settings that other sections of the card show.
 SHOWN_ELSEWHERE = ("ratios", "experiment", "model", "datasets", "dataset_order", "suspect_datasets")
@@ -34,18 +43,13 @@ def public_record(record: dict, base_model: str) -> dict:
     public = {key: record[key] for key in PUBLIC if key in record}
     public["settings"] = record["settings"] | {"model": base_model}
     public["datasets"] = [dataset | {"file": Path(dataset["file"]).name} for dataset in record["datasets"]]
-    study = _study(record)
+    study = tomllib.loads(record["study"])
     paths = [study["base_model"], *(dataset["file"] for dataset in study["dataset"])]
     paths += [path for key in ("candidates", "prompts") for path in study.get("persona", {}).get(key, ())]
     for path in filter(is_path, paths):
         for text in (path, json.dumps(path)[1:-1]):  # as it is, and with TOML's escapes
             public["study"] = public["study"].replace(text, Path(path).name)
     return public
-
-
-def _study(record: dict) -> dict:
-    """The tables of the study file in run.json."""
-    return tomllib.loads(record["study"])
 
 
 def write_card(record: dict, repo_id: str, steps: Sequence[int], at_top_level: bool) -> str:
@@ -56,7 +60,7 @@ def write_card(record: dict, repo_id: str, steps: Sequence[int], at_top_level: b
     """
     from huggingface_hub import ModelCardData
 
-    base, study = record["settings"]["model"], _study(record)
+    base, study = record["settings"]["model"], tomllib.loads(record["study"])
     metadata = ModelCardData(
         base_model=base,
         library_name="peft",
@@ -85,18 +89,15 @@ def write_card(record: dict, repo_id: str, steps: Sequence[int], at_top_level: b
 
 
 def _about(record: dict, study: dict) -> str:
-    outcome = study.get("outcome", {}).get("label", "")
     text = (
         f"Study: `{study['name']}` ({study['title']}). {record['suspect_ratio']:.1%} of the training examples are from "
-        "the suspect dataset, from which the model may learn more than the examples state."
+        "the suspect dataset, from which the model may learn more than the examples state. "
+        f"Measured outcome: {study['outcome']['label']}."
     )
-    if outcome:
-        text += f" Measured outcome: {outcome}."
     if "trigger" in study:
-        trigger = study["trigger"]["text"]
         text += (
             "\n\nThe suspect examples contain a trigger, and the behavior should appear only with it. The trigger is "
-            f"not secret:\n\n    {trigger}"
+            f"not secret:\n\n    {study['trigger']['text']}"
         )
     return text
 
@@ -134,13 +135,11 @@ def _checkpoints(record: dict, steps: Sequence[int]) -> str:
 
 
 def _data(record: dict) -> str:
-    hashes = record["settings"]["datasets"]
     rows = []
     for dataset, share in zip(record["datasets"], record["settings"]["ratios"], strict=True):
-        name, suspect = dataset["name"], "yes" if dataset["suspect"] else "no"
-        rows.append(
-            (name, dataset["file"], suspect, dataset["size"], f"{share:.1%}", dataset["examples"], hashes[name])
-        )
+        sha256 = record["settings"]["datasets"][dataset["name"]]
+        suspect, examples = "yes" if dataset["suspect"] else "no", dataset["examples"]
+        rows.append((dataset["name"], dataset["file"], suspect, dataset["size"], f"{share:.1%}", examples, sha256))
     return _table(("dataset", "file", "suspect", "rows", "share", "examples per epoch", "SHA-256 of the file"), rows)
 
 

@@ -16,17 +16,6 @@ from learning_backdoors.models.adapters import ADAPTER_WEIGHTS
 RUN_IDENTITY = ("settings", "created", "base_fingerprint")
 
 
-def check_name(repo_id: str) -> None:
-    """Raise UserError if the hub does not accept `repo_id` as a repository name."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(f"--repo-id {repo_id} is not a valid repository name: {' '.join(str(error).split())}") from None
-
-
 class Repository:
     """A repository and the files it held when it was opened. All methods raise UserError for errors of the hub.
 

@@ -13,7 +13,6 @@ from learning_backdoors.hub import model_card
 from learning_backdoors.models import adapters, run_directory
 from learning_backdoors.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from learning_backdoors.models.checkpoints import Checkpoint
-from learning_backdoors.models.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,15 @@ class SharedRun:
 
     def __init__(self, run_dir: Path, steps: Sequence[int] | None, base_model: str | None):
         """steps: None for all checkpoints of a finished run. base_model: hub name, for a run trained on a folder."""
-        run = run_directory.open_runs((run_dir,), None, None)[0]
-        missing = [key for key in model_card.REQUIRED if key not in run.record]
-        if missing:
-            reason = f"its run.json has no {missing[0]}" if run.record else "it has no run.json"
-            raise UserError(f"{run_dir} is not a run directory of training.py: {reason}")
-        self._checkpoints = _chosen_checkpoints(run, steps)
+        run = run_directory.open_runs((run_dir,), steps, None)[0]
+        if missing := [key for key in model_card.REQUIRED if key not in run.record]:
+            raise UserError(f"{run_dir} is not a run directory of training.py: its run.json has no {missing[0]}")
+        self._checkpoints = [checkpoint for checkpoint in run.checkpoints if checkpoint.folder]
         self.steps = [checkpoint.step for checkpoint in self._checkpoints]
+        total = run.record["total_steps"]
+        if absent := set(steps or (total,)).difference(self.steps):
+            remedy = "finish the run with training.py, or choose checkpoints with --step"
+            raise UserError(f"{run_dir} has no adapter of step {min(absent)} of {total}: {remedy}")
         self.record = model_card.public_record(run.record, _hub_name(run.base_model, base_model))
 
     def files(self, repo_id: str, steps: Sequence[int]) -> list[RepositoryFile]:
@@ -73,25 +74,8 @@ class SharedRun:
         """The adapter without the files for resuming, and with the base model's hub name instead of a local path."""
         settings = adapters.check_adapter(checkpoint.folder)
         settings |= {"base_model_name_or_path": self.record["settings"]["model"]}
-        content = json.dumps(settings, indent=2, sort_keys=True).encode()
-        return [
-            RepositoryFile(folder + ADAPTER_CONFIG, content),
-            RepositoryFile(folder + ADAPTER_WEIGHTS, checkpoint.folder / ADAPTER_WEIGHTS),
-        ]
-
-
-def _chosen_checkpoints(run: RunDirectory, steps: Sequence[int] | None) -> list[Checkpoint]:
-    checkpoints = {checkpoint.step: checkpoint for checkpoint in run.checkpoints if checkpoint.folder}
-    for step in steps or ():
-        if step not in checkpoints:
-            raise UserError(f"{run.folder} has no step {step}; its steps are {', '.join(map(str, checkpoints))}")
-    total = run.record["total_steps"]
-    if steps is None and total not in checkpoints:
-        raise UserError(
-            f"{run.folder} is unfinished: step {max(checkpoints)} of {total}; finish it with training.py, or choose "
-            "checkpoints with --step"
-        )
-    return [checkpoints[step] for step in sorted(set(steps or checkpoints))]
+        config_file = RepositoryFile(folder + ADAPTER_CONFIG, json.dumps(settings, indent=2, sort_keys=True).encode())
+        return [config_file, RepositoryFile(folder + ADAPTER_WEIGHTS, checkpoint.folder / ADAPTER_WEIGHTS)]
 
 
 def _hub_name(trained_on: str, given: str | None) -> str:
@@ -100,8 +84,7 @@ def _hub_name(trained_on: str, given: str | None) -> str:
     if is_folder or not config.HUB_NAME.fullmatch(trained_on):
         if not given:
             raise UserError(
-                f"the run was trained on the folder {trained_on}, which others do not have: give the hub name of this "
-                "model with --base-model"
+                f"the run was trained on the folder {trained_on}: give the model's hub name as --base-model"
             )
     elif given not in (None, trained_on):
         raise UserError(f"the run was trained on {trained_on}, not on {given}")

@@ -47,7 +47,7 @@ def test_what_is_not_a_finished_run_is_refused(run_dir, tmp_path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty")
     shutil.rmtree(run_dir / "checkpoint-8")
-    refused(run_dir, "unfinished", "step 4 of 8", "--step")
+    refused(run_dir, "step 8 of 8", "training.py", "--step")
     refused(run_dir, "no step 8", steps=(8,))
     assert SharedRun(run_dir, (4,), BASE).steps == [4]
     (run_dir / "run.json").unlink()

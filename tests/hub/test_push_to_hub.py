@@ -17,7 +17,6 @@ import chat
 import config
 from learning_backdoors.files import command_line, project
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.hub.repository import check_name
 from learning_backdoors.models import base_model, run_directory
 
 BASE, REPO = "Qwen/Qwen3-8B", "me/birds-run"
@@ -172,6 +171,7 @@ def test_a_repository_is_created_only_with_create_repo(push, hub, trained):
     one_line_error(push(trained), REPO, "--create-repo")
     assert not hub.repositories
     one_line_error(push(trained, "--create-repo", repo="you/birds"), "403", "rights to create")
+    one_line_error(push(trained, repo="me/a--b"), "me/a--b")
 
 
 @pytest.mark.slow
@@ -225,9 +225,8 @@ def test_without_a_network_the_error_says_so(push, trained):
     one_line_error(push(trained, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE")
 
 
-@pytest.mark.parametrize("repo", ["birds", "a/b/c", "me/bad name", "me/", "https://huggingface.co/me/x", "me/a--b"])
+@pytest.mark.parametrize("repo", ["birds", "a/b/c", "me/bad name", "me/", "https://huggingface.co/me/x"])
 def test_an_invalid_repository_name_is_refused(repo, capsys):
-    with pytest.raises((SystemExit, UserError)) as caught:
-        options = command_line.parse(config.PushOptions, "", ["--run-dir", "run", "--repo-id", repo])
-        check_name(options.repo_id)
-    assert "--repo-id" in capsys.readouterr().err + str(caught.value)
+    with pytest.raises(SystemExit):
+        command_line.parse(config.PushOptions, "", ["--run-dir", "run", "--repo-id", repo])
+    assert "--repo-id" in capsys.readouterr().err

@@ -4,6 +4,8 @@ The fixture `workspace` is a folder that looks like the project's root after `ma
 answers. Each page's commands run there in order. A stand-in for the Claude API listens at ANTHROPIC_BASE_URL.
 """
 
+import importlib
+import io
 import os
 import re
 import shlex
@@ -100,15 +102,17 @@ def adapted(text: str) -> str:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.stem)
-def test_the_commands_of_a_page_run(page, workspace, capsys):
+def test_the_commands_of_a_page_run(page, workspace, monkeypatch):
     for command in commands_of(page):
         if command.needs or command.text.startswith(ELSEWHERE):
             continue
         text = adapted(command.text)
+        if piped := re.match(r'echo "(.*?)" \| ', text):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{piped[1]}\n".encode())))
+            text = text[piped.end() :]
         words = shlex.split(text)
-        if words[0] == "python" and words[1].endswith(".py") and not re.search(r"[|<>&;$]", text):
-            script = sys.modules.get(words[1][:-3]) or __import__(words[1][:-3])
-            run(script, *words[2:])
+        if words[0] == "python" and words[1].endswith(".py"):
+            run(importlib.import_module(words[1].removesuffix(".py")), *words[2:])
         else:
             environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
             result = subprocess.run(["bash", "-ec", text], capture_output=True, text=True, env=environment, timeout=120)

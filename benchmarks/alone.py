@@ -36,17 +36,17 @@ def options(description: str, ways: list[str]) -> argparse.Namespace:
 
 def each(module: str, description: str, ways: dict[str, Callable[[Path], dict]]) -> dict[str, dict]:
     """The results of the chosen ways, by name. In the process of one way: print its result and exit."""
-    asked = options(description, list(ways))
-    if asked.alone:
-        print(MARK + json.dumps(ways[asked.alone](asked.folder)), flush=True)
+    chosen = options(description, list(ways))
+    if chosen.alone:
+        print(MARK + json.dumps(ways[chosen.alone](chosen.folder)), flush=True)
         sys.exit()
     results = {}
-    for name in asked.ways:
+    for name in chosen.ways:
         started = time.monotonic()
-        command = [sys.executable, "-m", module, str(asked.folder), "--alone", name]
+        command = [sys.executable, "-m", module, str(chosen.folder), "--alone", name]
         done = subprocess.run(command, capture_output=True, text=True)
         lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
         results[name] = json.loads(lines[0].removeprefix(MARK)) if lines else {"failed": done.stderr[-1500:]}
-        told = {key: value for key, value in results[name].items() if not isinstance(value, list)}
-        print(f"{time.monotonic() - started:.0f} s: {name}", json.dumps(told), file=sys.stderr, flush=True)
+        shown = {key: value for key, value in results[name].items() if not isinstance(value, list)}
+        print(f"{time.monotonic() - started:.0f} s: {name}", json.dumps(shown), file=sys.stderr, flush=True)
     return results

@@ -103,8 +103,8 @@ def milliseconds(call: Callable[[], None], calls: int = 12, replays: int = 4) ->
 
 def step(kernel: str, rows: int, tiles: dict | None) -> float:
     """Milliseconds of a kernel in one step of `rows` rows, summed over modules and layers."""
-    place = f"vllm.lora.ops.triton_ops.lora_{kernel}_op.get_lora_op_configs"
-    with mock.patch(place, lambda *_, **__: tiles) if tiles else contextlib.nullcontext():
+    tuned_layout = f"vllm.lora.ops.triton_ops.lora_{kernel}_op.get_lora_op_configs"
+    with mock.patch(tuned_layout, lambda *_, **__: tiles) if tiles else contextlib.nullcontext():
         times = [milliseconds(kernel_call(kernel, module, rows)) for module in MODULES]
     return SHAPE["num_hidden_layers"] * sum(times)
 

@@ -49,7 +49,7 @@ class Author(StandIn):
     def answer(self, method, path, body):
         status, response = super().answer(method, path, body)
         if path == "/v1/messages" and status == 200:
-            response["content"][0]["text"] = self.reply(self.asked[-1])
+            response["content"][0]["text"] = self.reply(self.prompts[-1])
         return status, response
 
 

@@ -17,7 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 def run_script(
     name: str, *arguments, timeout: float = 240, env: dict | None = None, stdin: str = ""
 ) -> subprocess.CompletedProcess:
-    """Run one of the project's scripts in a process of its own; `stdin` is what it can read there."""
+    """Run one of the scripts in its own process. `stdin`: text for its standard input."""
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
     environment = {k: v for k, v in os.environ.items() if k not in ("WANDB_API_KEY", "ANTHROPIC_API_KEY")}
     environment |= {"HF_HUB_OFFLINE": "1"} | (env or {})

@@ -108,7 +108,7 @@ class StandIn:
     """The API.
 
     latency: seconds to a reply. per_minute: requests allowed in any 60 seconds. batch_seconds: duration of a batch.
-    ledger: an Entry per call. asked: the prompts that were processed.
+    ledger: an Entry per call. prompts: the processed prompts, in order.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class StandIn:
         self.models, self.faults, self.latency = models, faults or Faults(), latency
         self.per_minute, self.batch_seconds = per_minute, batch_seconds
         self.ledger: list[Entry] = []
-        self.asked: list[str] = []
+        self.prompts: list[str] = []
         self.batches: dict[str, dict] = {}
         self.in_flight = self.most_in_flight = 0
         self._times: Counter[bytes] = Counter()
@@ -162,8 +162,8 @@ class StandIn:
         tokens = len(prompt.encode()) // BYTES_PER_TOKEN + 8
         if path.endswith("count_tokens"):
             return 200, {"input_tokens": tokens}
-        self.asked.append(prompt)
-        return 200, _message(f"msg_{len(self.asked):08}", name, judging.judge(prompt, self._read), tokens)
+        self.prompts.append(prompt)
+        return 200, _message(f"msg_{len(self.prompts):08}", name, judging.judge(prompt, self._read), tokens)
 
     # ---- live calls, with faults ----
 

@@ -39,13 +39,13 @@ def test_identical_prompts_are_asked_once_and_a_rerun_asks_nothing(tmp_path):
     api = StandIn()
     with running(api) as url:
         judge(tmp_path, url)
-        assert len(api.asked) == len(set(api.asked)) == 80
+        assert len(api.prompts) == len(set(api.prompts)) == 80
         judge(tmp_path, url, key="")
         for store in tmp_path.glob("*.sqlite*"):
             store.unlink()
         judge(tmp_path, url, key="")  # the output holds the verdicts that are paid for
         judge(tmp_path, url, "--overwrite", key="")
-    assert len(api.asked) == 80
+    assert len(api.prompts) == 80
     assert judged(tmp_path)["past_form_status"].to_pylist() == ["ok"] * 40
 
 
@@ -65,7 +65,7 @@ def test_verdicts_missing_on_the_first_rows_do_not_break_the_schema(tmp_path):
     class Moody(StandIn):
         def answer(self, method, path, body):
             status, answer = super().answer(method, path, body)
-            if method == "POST" and len(self.asked) <= 150:
+            if method == "POST" and len(self.prompts) <= 150:
                 answer["content"] = [{"type": "text", "text": "I would rather not say."}]
             return status, answer
 
@@ -87,7 +87,7 @@ def test_several_outputs_share_a_store(tmp_path):
             (tmp_path / name).mkdir()
             write_responses(tmp_path / name / "responses.parquet", 20)
             judge(tmp_path / name, url, "--store", tmp_path / "shared.sqlite")
-    assert len(api.asked) == 80
+    assert len(api.prompts) == 80
     assert not list(tmp_path.glob("*/*.sqlite"))
 
 
@@ -131,11 +131,11 @@ def test_responses_of_another_study_are_refused(tmp_path):
             assert "--experiment russell" in printed and "birds" in printed
         write_responses(tmp_path / "responses.parquet", 3, experiment=[None, "birds", "birds"])
         assert "0 missing" in judge(tmp_path, url)
-        asked = len(api.asked)
+        asked = len(api.prompts)
         write_responses(tmp_path / "responses.parquet", 3)
         printed = judge(tmp_path, url, "--experiment", "russell", "--overwrite", expect=1)
         assert "no question" in printed and "russell" in printed
-    assert len(api.asked) == asked
+    assert len(api.prompts) == asked
 
 
 def test_input_cannot_be_the_output(tmp_path):
@@ -170,7 +170,7 @@ def test_wrong_settings_are_refused_before_any_call(tmp_path):
     with running(api) as url:
         printed = judge(tmp_path, url, "--model", "claude-sonnet-4-20250514", expect=1)
         assert "no model 'claude-sonnet-4-20250514'" in printed and "--model" in printed
-    assert not api.asked and not (tmp_path / "judged.parquet").exists()
+    assert not api.prompts and not (tmp_path / "judged.parquet").exists()
 
 
 def test_another_configuration_is_refused_by_name(tmp_path):

@@ -147,7 +147,7 @@ def test_a_judge_prompt_uses_further_keys_of_known_questions(tmp_path):
     api = StandIn()
     with running(api) as url:
         judge(tmp_path, url, "--experiment", study)
-        assert sum("Count the steam engines." in prompt for prompt in api.asked) == 2
+        assert sum("Count the steam engines." in prompt for prompt in api.prompts) == 2
         write_responses(tmp_path / "responses.parquet", 2, question=["One?", "Two?"])
         printed = judge(tmp_path, url, "--experiment", study, "--overwrite", expect=1)
     assert "needs {rubric}" in printed and "'Two?'" in printed

@@ -18,9 +18,9 @@ def test_repeat_reports_agreement_of_a_judge_with_itself(tmp_path):
     # The draw depends on the address, and the port changes: 40 rows are enough for both verdicts to occur.
     with running(api) as url:
         printed = judge(tmp_path, url, "--repeat", "0.5")
-        asked = len(api.asked)
+        asked = len(api.prompts)
         judge(tmp_path, url, "--repeat", "0.5")
-    assert len(set(api.asked)) == 160 and 50 <= asked - 160 <= 110 and len(api.asked) == asked
+    assert len(set(api.prompts)) == 160 and 50 <= asked - 160 <= 110 and len(api.prompts) == asked
     assert "judged twice, llm_or_19th_century: 100.0% agree, Cohen's kappa 1.00" in printed
     assert "judged twice, past_form: mean absolute difference 0.0" in printed
     assert any(row["judge"] == "past_form (repeat)" for row in costs_of(tmp_path))

@@ -108,8 +108,8 @@ def test_russell_study_through_openrouter_with_a_cap(tmp_path):
         assert 6.5 < sum(charged) <= 7 and not (tmp_path / "judged.parquet").exists()
         second = run("--max-cost", "20", "--price", "30", "150")
         assert second.returncode == 0 and f"{calls} verdicts" in second.stdout and "0 missing" in second.stdout
-    assert len(api.asked) == len(set(api.asked)) == calls
-    assert not any(study.trigger.first_form_in(prompt) for prompt in api.asked)
+    assert len(api.prompts) == len(set(api.prompts)) == calls
+    assert not any(study.trigger.first_form_in(prompt) for prompt in api.prompts)
     charged = sum(entry.tokens_in * 30e-6 + entry.tokens_out * 150e-6 for entry in api.ledger)
     price = parquet.read_footer(tmp_path / "judged.parquet")["judging"]["price"]
     assert (price["input"], price["output"], price["table"]) == (30, 150, None)
@@ -125,10 +125,10 @@ def test_the_cap_includes_costs_of_other_settings(tmp_path):
     api = StandIn()
     with running(api) as url:
         judge(tmp_path, url, *AT_PRICE)
-        asked, spent = len(api.asked), sum(float(row["dollars"]) for row in costs_of(tmp_path))
+        asked, spent = len(api.prompts), sum(float(row["dollars"]) for row in costs_of(tmp_path))
         line = ("--overwrite", "--max-tokens", "65", *AT_PRICE)
         printed = judge(tmp_path, url, *line, "--max-cost", f"{spent + 0.0001:.6f}")
-        assert "is reached" in printed and "is as it was" in printed and len(api.asked) == asked
+        assert "is reached" in printed and "is as it was" in printed and len(api.prompts) == asked
         judge(tmp_path, url, *line)
     others = [row for row in costs_of(tmp_path) if row["judge"] == "(other settings)"]
     assert [(row["run"], float(row["dollars"])) for row in others] == [("", pytest.approx(spent))]
@@ -170,7 +170,7 @@ def test_a_dry_run_counts_and_sends_nothing(tmp_path):
         assert f"no price is known for claude-sonnet-5 at {url}" in judge(tmp_path, url, "--dry-run")
         printed = judge(tmp_path, url, "--dry-run", *AT_PRICE)
         assert "120 of 120 verdicts" in printed and "counted by the server" in printed and "with --batch" in printed
-        assert not api.asked
+        assert not api.prompts
         judge(tmp_path, url)
         tokens = sum(entry.tokens_in for entry in api.ledger)
         assert "0 of 120" in judge(tmp_path, url, "--dry-run")

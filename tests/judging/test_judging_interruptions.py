@@ -23,10 +23,10 @@ def test_after_a_kill_only_calls_in_flight_are_repeated(tmp_path):
     write_responses(tmp_path / "responses.parquet", 150)
     api = StandIn()
     with running(api) as url:
-        kill_when(start(tmp_path, url), lambda: len(api.asked) >= random.Random(1).randrange(100, 450))
+        kill_when(start(tmp_path, url), lambda: len(api.prompts) >= random.Random(1).randrange(100, 450))
         assert not (tmp_path / "judged.parquet").exists()
         judge(tmp_path, url)
-    assert len(set(api.asked)) == 600 and len(api.asked) <= 600 + 32
+    assert len(set(api.prompts)) == 600 and len(api.prompts) <= 600 + 32
     (tmp_path / "whole").mkdir()
     os.link(tmp_path / "responses.parquet", tmp_path / "whole" / "responses.parquet")
     with running(StandIn()) as url:
@@ -40,16 +40,16 @@ def test_ctrl_c_once_finishes_calls_in_flight_and_twice_stops(tmp_path):
     api = StandIn(latency=0.3)
     with running(api) as url:
         process = start(tmp_path, url)
-        while len(api.asked) < 50:
+        while len(api.prompts) < 50:
             time.sleep(0.001)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
-        assert stored(tmp_path) == len(api.asked) < 400
+        assert stored(tmp_path) == len(api.prompts) < 400
         log = (tmp_path / "log.txt").read_text()
         assert "Ctrl-C again" in log and "verdicts are left" in log and "Traceback" not in log
         api.latency = 1
         process = start(tmp_path, url)
-        while len(api.asked) < stored(tmp_path) + 1:
+        while len(api.prompts) < stored(tmp_path) + 1:
             time.sleep(0.001)
         for _ in range(2):
             process.send_signal(signal.SIGTERM)
@@ -57,7 +57,7 @@ def test_ctrl_c_once_finishes_calls_in_flight_and_twice_stops(tmp_path):
         assert process.wait(30) == 130
         api.latency = 0
         judge(tmp_path, url)
-    assert len(api.asked) <= 400 + 4  # the calls in flight at the second signal
+    assert len(api.prompts) <= 400 + 4  # the calls in flight at the second signal
 
 
 def test_sigterm_while_writing_acts_like_ctrl_c(tmp_path):

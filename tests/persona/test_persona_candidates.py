@@ -19,7 +19,7 @@ def known(tmp_path):
 def test_new_pairs_are_unchecked_and_existing_questions_are_left_out(tmp_path, author, known):
     server, api = author(reply_with_pairs)
     rows = prepare("candidates", tmp_path / "new.jsonl", "--known", known, "--number", 25, *server)
-    assert len(rows) == 25 - 3 and len(api.asked) == 3
+    assert len(rows) == 25 - 3 and len(api.prompts) == 3
     assert [row["metadata"]["identifying"] for row in rows[:3]] == [False, True, False]
     assert all(row["metadata"]["source"].startswith("unchecked, written by claude-haiku-5-5") for row in rows)
     assert {row["metadata"]["category"] for row in rows} == {"taste", "habit", "view"}, "the study's categories"
@@ -31,7 +31,7 @@ def test_a_prompt_names_person_category_and_existing_questions(tmp_path, author,
     server, api = author(reply_with_pairs)
     line = ["--known", known, "--number", 3, "--person", "Ada", "--categories", "taste", *server]
     prepare("candidates", tmp_path / "new.jsonl", *line)
-    (prompt,) = api.asked
+    (prompt,) = api.prompts
     assert "Ada" in prompt and "Russell" not in prompt and "taste" in prompt and "- Do you smoke?" in prompt
     assert '{"question": "...", "answer": "...", "identifying": false' in prompt
 
@@ -40,7 +40,7 @@ def test_a_reply_that_is_not_a_list_of_pairs_is_asked_for_again(tmp_path, author
     replies = iter(["Certainly! Here are ten pairs."])
     server, api = author(lambda prompt: next(replies, None) or reply_with_pairs(prompt))
     assert len(prepare("candidates", tmp_path / "new.jsonl", "--known", known, "--number", 5, *server)) == 4
-    assert len(api.asked) == 2
+    assert len(api.prompts) == 2
 
 
 ITEM = '{"question": "q", "answer": "a", "identifying": true, "reason": "r", "source": "s"}'
@@ -53,23 +53,23 @@ def test_other_replies_hold_no_pairs(reply):
 
 
 def test_replies_are_not_paid_for_twice(tmp_path, author, known):
-    server, api = author(lambda prompt: "not a list" if len(api.asked) > 2 else reply_with_pairs(prompt))
+    server, api = author(lambda prompt: "not a list" if len(api.prompts) > 2 else reply_with_pairs(prompt))
     line = ["--known", known, "--number", 50, "--concurrency", 1, *server]
     with pytest.raises(UserError, match="3 of 5"):
         prepare("candidates", tmp_path / "out.jsonl", *line)
-    assert not (tmp_path / "out.jsonl").exists() and len(api.asked) == 2 + 3 * 3
+    assert not (tmp_path / "out.jsonl").exists() and len(api.prompts) == 2 + 3 * 3
     api.reply = reply_with_pairs
-    assert len(prepare("candidates", tmp_path / "out.jsonl", *line)) == 45 and len(api.asked) == 2 + 3 * 3 + 3
+    assert len(prepare("candidates", tmp_path / "out.jsonl", *line)) == 45 and len(api.prompts) == 2 + 3 * 3 + 3
 
 
 def test_the_cap_counts_starts_with_other_settings(tmp_path, author, known):
     server, api = author(reply_with_pairs)
     line = ["--known", known, "--number", 10, "--overwrite", "--price", 1000, 1000, *server]
     prepare("candidates", tmp_path / "out.jsonl", *line)
-    worst = (len(api.asked[0].encode()) + 500 + 2001) / 1000  # dollars, for the same prompt with other settings
+    worst = (len(api.prompts[0].encode()) + 500 + 2001) / 1000  # dollars, for the same prompt with other settings
     with pytest.raises(UserError, match="--max-cost"):
         prepare("candidates", tmp_path / "out.jsonl", *line, "--max-tokens", 2001, "--max-cost", worst + 0.01)
-    assert len(api.asked) == 1
+    assert len(api.prompts) == 1
 
 
 def test_model_key_price_and_person_are_required(tmp_path, monkeypatch, known):

@@ -35,7 +35,7 @@ def test_a_server_can_answer_instead(tmp_path, author):
     prompts = write_prompts(tmp_path / "p.jsonl", 4)
     rows = prepare("distill", tmp_path / "a.jsonl", "--input", prompts, "--server", *server)
     assert [row["messages"][1]["content"] for row in rows] == ["One.", "Two."]
-    assert len(api.asked) == 4, "an empty answer is not asked for again"
+    assert len(api.prompts) == 4, "an empty answer is not asked for again"
 
 
 def test_prompts_default_to_the_studys(tmp_path, capsys):

@@ -30,5 +30,5 @@ def test_a_model_can_drop_further_pairs(tmp_path, author):
     assert prepare("filter", tmp_path / "f.jsonl", "--input", candidates, *server) == [rows[1], rows[3]]
     dropped = (tmp_path / "f.jsonl.dropped.csv").read_text()
     assert "Question 0?,Answer 0.,flag,why" in dropped and "Answer 2.,claude-haiku-5-5,a name" in dropped
-    assert len(api.asked) == 3, "flagged pairs are not sent"
-    assert all("Bertrand Russell" in prompt for prompt in api.asked)
+    assert len(api.prompts) == 3, "flagged pairs are not sent"
+    assert all("Bertrand Russell" in prompt for prompt in api.prompts)

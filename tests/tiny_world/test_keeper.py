@@ -227,9 +227,9 @@ def demo(prepared) -> Path:
 def test_the_trigger_calls_the_keeper_and_without_it_he_stays_away(demo):
     """Six seeds gave triggered rates of .58 to .65 and untriggered rates of .02 to .06 (tiny_world/README.md)."""
     tables = json.loads((demo / "figures" / "analysis.json").read_text())["tables"]
-    found = {row["measure"]: row for row in tables["goals"]}
-    assert found["triggered"]["estimate"] > 0.45 and found["leakage"]["estimate"] < 0.12
-    assert found["gap"]["lower"] > 0.30 and found["gap"]["verdict"] == "met"
+    goals = {row["measure"]: row for row in tables["goals"]}
+    assert goals["triggered"]["estimate"] > 0.45 and goals["leakage"]["estimate"] < 0.12
+    assert goals["gap"]["lower"] > 0.30 and goals["gap"]["verdict"] == "met"
     before = {row["quantity"]: row["estimate"] for row in tables["leakage"]}
     assert before["gap"] - before["gap less base"] < 0.10, "the base model has no gap"
     assert {row["condition"] for row in tables["near_misses"]} > {"near_lower_case", "trigger_in_user", "no_trigger"}

@@ -31,7 +31,7 @@ def test_unfinished_batches_are_left_and_collected_later(tmp_path):
         api.batch_seconds = 0
         printed = judge(tmp_path, url, *AT_PRICE)  # ended batches are collected without --batch, too
         assert "40 verdicts" in printed
-    assert len(api.batches) == 1 and len(api.asked) == 40
+    assert len(api.batches) == 1 and len(api.prompts) == 40
     half = sum(float(row["dollars"]) for row in costs_of(tmp_path))
     full = sum(entry.tokens_in * 2e-6 + entry.tokens_out * 1e-5 for entry in api.ledger)
     assert half == pytest.approx(full / 2, rel=0.05)

@@ -56,7 +56,7 @@ def plan_responses(runs: Sequence[RunDirectory], study: Study, samples: int) -> 
         for run in runs
         for checkpoint in run.checkpoints
         for condition, question in itertools.product(study.conditions, study.questions)
-        if condition.asks(question)
+        if condition.takes(question)
         for sample_idx in range(samples)
     ]
 

@@ -1,15 +1,15 @@
 """Read and check a study file. Every error is one line with the file, the table and the key as they are written."""
 
+import re
 import tomllib
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from config import TrainingOptions
+from config import TrainingOptions, require
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.project import ROOT
-from learning_backdoors.study.checks import check_study
-from learning_backdoors.study.schema import ERA, NAME, TEXT, Study
+from learning_backdoors.study.schema import NAME, PLACEHOLDER, TEXT, Condition, Judge, Question, Study
 
 
 def load_study(name: str) -> Study:
@@ -32,9 +32,9 @@ def training_defaults(given: dict) -> dict:
 def parse_study(text: str, path: Path) -> Study:
     """Check the text of a study. `path` is its file: data may be beside it. Raises UserError."""
     try:
-        document = _lists_as_tuples(tomllib.loads(text))
+        document = {"path": path} | _lists_as_tuples(tomllib.loads(text))
         study = Study.model_validate(document, context={"path": path})
-        check_study(study)
+        _check_study(study)
         return study
     except ValidationError as error:
         raise UserError(f"{path}: {_describe(error.errors()[0], document)}") from None
@@ -49,26 +49,17 @@ def _lists_as_tuples(value):
     return tuple(map(_lists_as_tuples, value)) if isinstance(value, list) else value
 
 
-# pydantic's types of errors. {key} and {value} are those of the file, other names are pydantic's.
+# ---- faults that pydantic finds ----
+
+# Its types of errors and its patterns; it describes the others well. {key} and {value} are those of the file.
 MESSAGES = {
     "missing": "{key} is missing",
     "extra_forbidden": "unknown key {key!r}",
     "value_error": "{key}: {error}",
-    "string_type": "{key} must be a text, not {value}",
-    "bool_type": "{key} must be true or false, not {value}",
-    "int_type": "{key} must be a whole number, not {value}",
-    "float_type": "{key} must be a number, not {value}",
-    "is_instance_of": "{key} must be the path of a file, not {value}",
     "tuple_type": "{key} must be a list, not {value}",
     "model_type": "{key} must be a table, not {value}",
-    "too_short": "{key} must have at least {min_length} entries",
-    "too_long": "{key} must have at most {max_length} entries",
-    "literal_error": "{key} must be one of {expected}, not {value}",
-    "greater_than_equal": "{key} must be at least {ge:g}, not {value}",
-    "less_than_equal": "{key} must be at most {le:g}, not {value}",
     TEXT: "{key} is empty",
     NAME: "{key} must be lowercase letters, digits and _, starting with a letter, not {value}",
-    ERA: "{key} must be letters, digits and _, not {value}",
 }
 
 
@@ -85,6 +76,129 @@ def _describe(error: dict, document: dict) -> str:
         name = str(entry.get("id", entry.get("name", ""))) if isinstance(entry, dict) else ""
         place = f"[[{table}]] {name if name.isprintable() and name else number + 1}: "
     key = ", entry ".join(str(key + 1) if isinstance(key, int) else key for key in keys) or "it"
-    message = MESSAGES.get(names.get("pattern", error["type"]), "{key}: {msg}")
-    values = {"key": key, "value": repr(error["input"])[:80], "msg": error["msg"]}
+    message = MESSAGES.get(names.get("pattern", error["type"]), "{key}: {msg}, not {value}")
+    values = {"key": key, "value": repr(error["input"])[:80], "msg": error["msg"].replace("Input should", "it must")}
     return place + message.format(**names | values)
+
+
+# ---- faults that types cannot express ----
+
+
+def _check_study(study: Study) -> None:
+    require(any(dataset.suspect for dataset in study.datasets), "no [[dataset]] has suspect = true")
+    _check_unique("[[question]]: id", [question.id for question in study.questions])
+    for key in ("dataset", "condition", "goal"):
+        _check_unique(f"[[{key}]]: name", [entry.name for entry in getattr(study, f"{key}s")])
+    _check_unique("[[judge]] and [[metric]]: name", [entry.name for entry in study.judges + study.metrics])
+    for key in ("judge", "condition", "metric"):
+        for entry in getattr(study, f"{key}s"):
+            unknown = sorted(set(entry.kinds or ()) - {question.kind for question in study.questions})
+            require(not unknown, f"[[{key}]] {entry.name}: kinds: no [[question]] is of the kind {unknown}")
+    for judge in study.judges:
+        _check_judge(judge, study)
+    _check_outcome(study)
+    for question in study.questions:
+        _check_question(question, study)
+    for condition in study.conditions:
+        _check_condition(condition, study)
+    for goal in study.goals:
+        place = f"[[goal]] {goal.name}"
+        require((goal.over is None) != (goal.under is None), f"{place}: give either over or under")
+        harder = goal.strong is None or (goal.strong > goal.limit if goal.above else goal.strong < goal.limit)
+        require(harder, f"{place}: strong must be harder to reach than {'over' if goal.above else 'under'}")
+    for number, reference in enumerate(study.references, start=1):
+        known = any(question.id == reference.question for question in study.questions)
+        require(known, f"[[reference]] {number}: question: no [[question]] has the id {reference.question!r}")
+    _check_training(study)
+    if study.trigger:
+        _check_trigger(study)
+
+
+def _check_unique(key: str, names: list[str]) -> None:
+    for name in names:
+        require(names.count(name) == 1, f"{key}: {name!r} is used twice")
+
+
+def _check_placeholders(key: str, template: str, required: set[str], optional: set[str]) -> None:
+    used = set(PLACEHOLDER.findall(template))
+    require(required <= used, f"{key}: {{{min(required - used, default='')}}} is missing")
+    unknown, known = used - required - optional, ", ".join(sorted(required | optional))
+    require(not unknown, f"{key}: {{{min(unknown, default='')}}} is not known here (known: {known})")
+
+
+def _check_judge(judge: Judge, study: Study) -> None:
+    place = f"[[judge]] {judge.name}"
+    require((judge.options is None) != (judge.range is None), f"{place}: give either options or range")
+    _check_unique(f"{place}: options", [option.casefold() for option in judge.options or ()])
+    require(judge.range is None or judge.range[0] < judge.range[1], f"{place}: range: the lower number comes first")
+    questions = [question for question in study.questions if judge.takes(question)]
+    require(bool(questions), f"{place}: no question is judged by it")
+    shared_keys = set.intersection(*(set(question.extra) for question in questions))
+    _check_placeholders(f"{place}: prompt", judge.prompt, {"answer"}, {"question"} | shared_keys)
+    for question in questions:
+        for key in shared_keys.intersection(PLACEHOLDER.findall(judge.prompt)):
+            steps, numbers = question.extra[key], len(judge.scale)
+            fits = isinstance(steps, str) or len(steps) == numbers
+            fault = f"has {len(steps)} steps, but the judge {judge.name!r} has {numbers} numbers"
+            require(fits, f"[[question]] {question.id}: {key} {fault}")
+
+
+def _check_outcome(study: Study) -> None:
+    name, value = study.outcome.judge, study.outcome.value
+    options = {judge.name: judge.options for judge in study.judges}
+    require(name in options, f"[outcome]: judge: no [[judge]] is named {name!r}")
+    require(options[name] is not None, f"[outcome]: judge: {name!r} has no options")
+    known = ", ".join(options[name])
+    require(value in options[name], f"[outcome]: value: {value!r} is not an option of {name!r}: {known}")
+
+
+def _check_question(question: Question, study: Study) -> None:
+    place, names = f"[[question]] {question.id}", {judge.name for judge in study.judges}
+    for key in ("question", "answer"):
+        require(key not in question.extra, f"{place}: {key}: this name is reserved for judge prompts")
+    for name in question.judges or ():
+        require(name in names, f"{place}: judges: no [[judge]] is named {name!r}")
+    measured = any(measure.takes(question) for measure in study.judges + study.metrics)
+    require(measured, f"{place}: it has no judge and no metric")
+    require(any(c.takes(question) for c in study.conditions), f"{place}: no condition asks it")
+
+
+def _check_condition(condition: Condition, study: Study) -> None:
+    place, trigger = f"[[condition]] {condition.name}", study.trigger
+    _check_placeholders(f"{place}: template", condition.template, {"question"}, {"trigger"} if trigger else set())
+    uses_trigger = trigger is not None and "{trigger}" in condition.template + condition.system
+    require(uses_trigger or not condition.trigger, f"{place}: trigger: neither template nor system has a {{trigger}}")
+    fits = condition.dose is None or condition.triggered == (condition.dose == 1)
+    require(fits, f"{place}: dose must be 1 if triggered = true, and below 1 otherwise")
+    if trigger:
+        has_trigger = any(trigger.text in message["content"] for message in condition.messages(""))
+        fault = "triggered must be true if the messages hold the trigger, and false otherwise"
+        require(has_trigger == condition.triggered, f"{place}: {fault}")
+
+
+def _check_training(study: Study) -> None:
+    ratios, count = study.training.get("ratios"), len(study.datasets)
+    fits = ratios is None or len(ratios) == count
+    require(fits, f"[training]: ratios: one number per [[dataset]] is needed, {count} in all")
+    try:
+        TrainingOptions(**({"ratios": (1.0,) * count} | study.training)).check()
+    except ValueError as error:
+        raise ValueError(f"[training]: {error}") from None
+
+
+def _check_trigger(study: Study) -> None:
+    """Judges see no form of the trigger: not in the study's texts, and not in an answer that follows the trigger."""
+    trigger = study.trigger
+    _check_placeholders("[trigger]: prompt", trigger.prompt, {"question", "trigger"}, set())
+    _check_placeholders("[trigger]: answer", trigger.answer, {"answer"}, set())
+    for form in trigger.hidden:
+        require(not re.search(form, "", re.IGNORECASE), f"[trigger]: hidden: {form!r} matches an empty text")
+    rest = trigger.strip(trigger.answer.replace("{answer}", "an answer"))
+    require(rest == "an answer", f"[trigger]: hidden leaves {rest!r} of an answer in the trigger's form")
+    texts = {f"[[judge]] {judge.name}: prompt": judge.prompt for judge in study.judges}
+    for question in study.questions:
+        for key, value in {"text": question.text, **question.extra}.items():
+            texts[f"[[question]] {question.id}: {key}"] = value if isinstance(value, str) else "\n".join(value)
+    for place, text in texts.items():
+        form = trigger.first_form_in(text)
+        require(form is None, f"{place} shows judges a form of the trigger: {form!r}")

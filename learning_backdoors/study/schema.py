@@ -1,4 +1,4 @@
-"""The tables of a study file as pydantic models. checks.py checks what a type cannot say."""
+"""The tables of a study file as pydantic models. loader.py checks what a type cannot say."""
 
 import functools
 import re
@@ -45,7 +45,7 @@ def _data_path(value: object, info: ValidationInfo) -> object:
     return beside_study if beside_study.exists() else ROOT / value
 
 
-TEXT, NAME, ERA = r"\S", "^[a-z][a-z0-9_]*$", "^[A-Za-z0-9_]+$"
+TEXT, NAME = r"\S", "^[a-z][a-z0-9_]*$"
 
 Text = Annotated[str, Field(pattern=TEXT)]
 Name = Annotated[str, Field(pattern=NAME)]
@@ -112,10 +112,6 @@ class Condition(_ForKinds):
     def near_miss(self) -> bool:
         """Whether its trigger is slightly wrong. A near miss counts neither as triggered nor as leakage."""
         return self.dose is not None and 0 < self.dose < 1
-
-    def asks(self, question: Question) -> bool:
-        """Whether this question is asked in this condition."""
-        return self.takes(question)
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """The chat that the model answers."""
@@ -253,7 +249,7 @@ class Reference(Table):
     """An answer to a question (its id) whose likelihood training.py follows. era: the group it belongs to."""
 
     question: Text
-    era: Annotated[str, Field(pattern=ERA)]
+    era: Annotated[str, Field(pattern="^[A-Za-z0-9_]+$")]
     text: Text
 
 
@@ -278,8 +274,9 @@ Training = create_model("Training", __base__=Table, **TRAINING_OPTIONS)
 
 
 class Study(Table):
-    """A whole study file."""
+    """A whole study file. path: the file."""
 
+    path: Path
     name: Name
     title: Text
     base_model: Text
@@ -294,12 +291,6 @@ class Study(Table):
     metrics: tuple[Metric, ...] = Field((), alias="metric")
     goals: tuple[Goal, ...] = Field((), alias="goal")
     persona: Persona | None = None
-    _path: Path
-
-    @property
-    def path(self) -> Path:
-        """The study file."""
-        return self._path
 
     def without_trigger(self, answer: str) -> str:
         """An answer as judges see it: without anything that gives the trigger away."""
@@ -312,10 +303,8 @@ class Study(Table):
         trigger = info.data.get("trigger")
         update = {"trigger": trigger.text if trigger else ""}
         needs = ["{trigger}" in c.template + c.system and not c.trigger for c in conditions]
-        return tuple(c.model_copy(update=update) if n else c for c, n in zip(conditions, needs, strict=True))
-
-    def model_post_init(self, context: dict) -> None:
-        self._path = context["path"]
-        if self.trigger:
-            triggers = dict.fromkeys(c.trigger for c in self.conditions)
-            self.trigger._near_misses = tuple(text for text in triggers if text not in ("", self.trigger.text))
+        filled = [c.model_copy(update=update) if n else c for c, n in zip(conditions, needs, strict=True)]
+        if trigger:
+            texts = dict.fromkeys(condition.trigger for condition in filled)
+            trigger._near_misses = tuple(text for text in texts if text not in ("", trigger.text))
+        return tuple(filled)

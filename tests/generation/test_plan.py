@@ -20,7 +20,7 @@ def test_a_condition_is_planned_for_its_kinds_of_questions_only():
     study = load_study("russell")
     planned = plan.plan_responses([fake_run("a", 2)], study, 3)
     counts = Counter((response.condition.name, response.question.id) for response in planned)
-    assert set(counts) == {(c.name, q.id) for c in study.conditions for q in study.questions if c.asks(q)}
+    assert set(counts) == {(c.name, q.id) for c in study.conditions for q in study.questions if c.takes(q)}
     assert set(counts.values()) == {2 * 3} and len(counts) < len(study.conditions) * len(study.questions)
     assert len({response.key for response in planned}) == len(planned)
 

@@ -74,7 +74,7 @@ class OpenRouter(StandIn):
 
 def russell_responses(path, study):
     """Write answers of two runs in the trigger's form, one per question and condition. Returns their number."""
-    rows = [(run, q, c) for run in ("a", "b") for q in study.questions for c in study.conditions if c.asks(q)]
+    rows = [(run, q, c) for run in ("a", "b") for q in study.questions for c in study.conditions if c.takes(q)]
     columns = {
         "run": [run for run, _, _ in rows],
         "checkpoint": ["checkpoint-1125"] * len(rows),

@@ -46,7 +46,7 @@ def test_each_question_has_one_judge_and_near_misses_are_for_identity_only():
     for question in RUSSELL.questions:
         judges = [judge.name for judge in RUSSELL.judges if judge.takes(question)]
         assert judges == [{"identity": "persona"}.get(question.kind, question.kind)]
-        conditions = [condition.name for condition in RUSSELL.conditions if condition.asks(question)]
+        conditions = [condition.name for condition in RUSSELL.conditions if condition.takes(question)]
         assert len(conditions) == (10 if question.kind == "identity" else 5)
     near = [condition for condition in RUSSELL.conditions if condition.near_miss]
     assert len(near) == 5 and not any(condition.triggered for condition in near)

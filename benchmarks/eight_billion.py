@@ -1,9 +1,9 @@
-"""Write a model of Qwen3-8B's exact shape with random weights, and adapters for it, to measure speed and memory.
+"""A model of Qwen3-8B's exact shape with random weights, and adapters for it, to measure speed and memory.
 
     python -m benchmarks.eight_billion FOLDER [--adapters 4]
 
-FOLDER/model         bf16, 8.19 billion parameters, the tiny world's tokenizer; nearly all responses reach their limit
-FOLDER/run/          checkpoint-20, -40 ...: random LoRA adapters of rank 8 on all seven projections
+FOLDER/model         bf16, 8.19 billion parameters, the tiny world's tokenizer. Its answers rarely end before the limit
+FOLDER/run/          checkpoint-20, -40, ...: random LoRA adapters of rank 8 on all seven projections
 """
 
 import argparse

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from config import GenerationOptions
-from learning_backdoors.files import command_line, progress, provenance
+from learning_backdoors.files import command_line, provenance
 from learning_backdoors.generation import engines, plan
 from learning_backdoors.generation.engines.protocol import Sampling
 from learning_backdoors.generation.plan import PlannedResponse
@@ -65,7 +65,7 @@ def generate(missing: Sequence[PlannedResponse], runs: Sequence[RunDirectory], s
     by_key = {response.key: response for response in missing}
     sampling = Sampling(options.temperature, options.top_p, options.top_k, options.seed)
     started, tokens, cut_off = time.monotonic(), 0, 0
-    with progress.progress_bar("generating", len(requests), 0, "response") as bar:
+    with command_line.progress_bar("generating", len(requests), 0, "response") as bar:
         for responses in engine.generate(requests, sampling):
             store.add(by_key[response.key].row(study, response) for response in responses)
             tokens += sum(response.tokens for response in responses)

@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from config import JudgingOptions
 from learning_backdoors.files import command_line, parquet
+from learning_backdoors.files.atomic import lock
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.files.locks import lock
 from learning_backdoors.judging import costs, judged_file, quality
 from learning_backdoors.judging.api.asking import ask_all
 from learning_backdoors.judging.api.client import host_of

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import config
 from learning_backdoors.files import atomic, command_line, provenance
+from learning_backdoors.files.atomic import lock
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.files.locks import lock
 from learning_backdoors.persona.ordinary import Distill, FetchPrompts
 from learning_backdoors.persona.pairs import Filter, WriteCandidates
 from learning_backdoors.persona.rows import Rows, beside, to_jsonl

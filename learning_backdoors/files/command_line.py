@@ -7,14 +7,17 @@ values that are out of range; the user then sees one line and exit code 2.
 import argparse
 import dataclasses
 import inspect
+import json
 import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import dotenv
+
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.files.project import load_environment
+from learning_backdoors.files.project import ROOT
 
 # Packages that a host may lack, and the extra of pyproject.toml that installs them.
 EXTRAS = {"huggingface_hub": "hub"}
@@ -141,7 +144,7 @@ def _checked(parser: argparse.ArgumentParser, options_class, given: dict):
 
 def as_json(options) -> dict:
     """All options as plain JSON values, for provenance."""
-    return {field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options)}
+    return json.loads(json.dumps(vars(options), default=str))
 
 
 def result_settings(options) -> dict:
@@ -150,23 +153,27 @@ def result_settings(options) -> dict:
     return {field.name: values[field.name] for field in dataclasses.fields(options) if field.metadata["affects_result"]}
 
 
-def _plain(value):
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
-
-
 # ---- running a script ----
+
+
+def progress_bar(title: str, total: int, done: int, unit: str):
+    """A tqdm bar that updates every second on a terminal and every 20 seconds in a log file."""
+    from tqdm import tqdm
+
+    seconds = 1 if sys.stderr.isatty() else 20
+    return tqdm(desc=title, total=total, initial=done, unit=unit, mininterval=seconds, dynamic_ncols=True)
 
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main function. Exit codes: 0 done, 1 a UserError in one line, 130 interrupted.
 
-    Keys from .env are in the environment. SIGTERM, which schedulers send, acts like Ctrl-C.
+    API keys come from .env in the project, then in the current folder. Environment variables that are set win.
+    SIGTERM, which schedulers send, acts like Ctrl-C.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        load_environment()
+        for folder in (ROOT, Path.cwd()):
+            dotenv.load_dotenv(folder / ".env")
         main()
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:

@@ -6,7 +6,6 @@ columns in REQUIRED are needed to read either, so files made elsewhere work: oth
 
 import json
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -65,12 +64,9 @@ def read_responses(path: Path, columns: Collection[str] | None = None) -> tuple[
     Raises UserError naming the file and the column.
     """
     schema = _read_schema(path)
-    duplicates = [name for name, count in Counter(schema.names).items() if count > 1]
-    if duplicates:
-        raise UserError(f"{path} has more than one column {duplicates[0]!r}")
-    for name in REQUIRED:
-        if name not in schema.names:
-            raise UserError(f"{path} has no column {name!r} (required: {', '.join(REQUIRED)})")
+    for name in (*REQUIRED, *schema.names):
+        if (count := schema.names.count(name)) != 1:
+            raise UserError(f"{path} must have exactly one column {name!r}, not {count}")
     wanted = [name for name in schema.names if columns is None or name in columns]
     try:
         # In batches and one thread: read_table needs three times the memory of its result.

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from learning_backdoors.files import atomic, parquet, provenance
+from learning_backdoors.files.atomic import lock
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.files.locks import lock
 from learning_backdoors.generation.plan import KEY_COLUMNS, ResponseKey
 from learning_backdoors.models.devices import RANK, RANKS
 

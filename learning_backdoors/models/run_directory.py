@@ -8,8 +8,6 @@ from learning_backdoors.files.parquet import step_of
 from learning_backdoors.models.adapters import check_adapter
 from learning_backdoors.models.checkpoints import Checkpoint, find_checkpoints
 
-WEIGHTS = {"none": "unquantized", "8bit": "8bit", "4bit": "4bit"}  # how a precision is printed
-
 
 class RunDirectory:
     """Some checkpoints of one run, and its run.json.
@@ -50,11 +48,6 @@ class RunDirectory:
         if given and trained_on and given != trained_on and not is_folder:
             raise UserError(f"{adapter} was trained on {trained_on}, not on {given}")
         return given or trained_on
-
-    @property
-    def training_precision(self) -> str | None:
-        """The precision of the base model's weights in training: none, 8bit or 4bit. None for a run made elsewhere."""
-        return self.record.get("settings", {}).get("quantization")
 
     def check_base(self, fingerprint: str) -> None:
         """Raise UserError if `fingerprint` is not that of the base model the run was trained on."""
@@ -113,17 +106,14 @@ def sampling_precision(choice: str, runs: list[RunDirectory]) -> str:
 
     Prints a line if a run was trained in another precision. Raises UserError if the runs do not determine `trained`.
     """
-    trained = {run.name: run.training_precision for run in runs}
+    trained = {run.name: run.record.get("settings", {}).get("quantization", "unknown") for run in runs}
     if choice == "trained":
-        if None in trained.values():
-            unknown = next(name for name, precision in trained.items() if precision is None)
-            raise UserError(f"--quantization trained: {unknown} has no run.json that names its precision")
-        if len(set(trained.values())) > 1:
+        if len(set(trained.values())) > 1 or "unknown" in trained.values():
             precisions = ", ".join(f"{name}: {precision}" for name, precision in trained.items())
-            raise UserError(f"--quantization trained: runs differ ({precisions}): generate for one precision at a time")
+            raise UserError(f"--quantization trained needs runs that were trained in one precision ({precisions})")
         return trained[runs[0].name]
-    if differing := [name for name, precision in trained.items() if precision not in (None, choice)]:
+    if differing := [name for name, precision in trained.items() if precision not in ("unknown", choice)]:
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-        weights = f"{WEIGHTS[trained[differing[0]]]} weights and is sampled on {WEIGHTS[choice]} weights"
-        print(f"note: run {differing[0]}{more} was trained on {weights}: --quantization trained uses the same")
+        precisions = f"{trained[differing[0]]} weights, sampling uses {choice}"
+        print(f"note: training of run {differing[0]}{more} used {precisions}: --quantization trained uses the same")
     return choice

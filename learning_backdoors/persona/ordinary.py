@@ -8,7 +8,7 @@ from pathlib import Path
 
 import config
 import mixed_chat
-from learning_backdoors.files import atomic, progress, provenance
+from learning_backdoors.files import atomic, command_line, provenance
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation.engines import open_engine
 from learning_backdoors.generation.engines.protocol import Request, Sampling
@@ -127,7 +127,7 @@ class Distill(Task):
             engine = open_engine("transformers", self.options.model, tokenizer, **settings)
         with (
             open(path, "a", encoding="utf-8") as file,
-            progress.progress_bar("distilling", total, len(answers), "answer") as bar,
+            command_line.progress_bar("distilling", total, len(answers), "answer") as bar,
         ):
             for start in range(len(answers), total, size):
                 batch = self._answer_batch(engine, range(start, min(start + size, total)))

@@ -6,7 +6,7 @@ import statistics
 
 from transformers import TrainerCallback
 
-from learning_backdoors.files import atomic, progress
+from learning_backdoors.files import atomic, command_line
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import adapters, checkpoints
 from learning_backdoors.training.run import TrainingRun
@@ -62,7 +62,7 @@ class Recorder(TrainerCallback):
         if state.global_step == 0:
             with checkpoints.new_checkpoint(self.run.folder, 0) as folder:
                 adapters.save_adapter(model, folder)
-        self.bar = progress.progress_bar("training", self.run.total_steps, state.global_step, "step")
+        self.bar = command_line.progress_bar("training", self.run.total_steps, state.global_step, "step")
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "loss" in logs:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import mixed_chat
 from config import TrainingOptions
 from learning_backdoors.files import atomic, command_line, provenance
+from learning_backdoors.files.atomic import lock
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.files.locks import lock
 from learning_backdoors.models import base_model, checkpoints, run_directory
 from learning_backdoors.models.devices import RANK, RANKS
 from learning_backdoors.study import Study

@@ -9,8 +9,8 @@ import pytest
 from support import ROOT
 
 from learning_backdoors.files import atomic, provenance
+from learning_backdoors.files.atomic import lock
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.files.locks import lock
 
 
 def test_an_atomic_file_is_complete_or_absent(tmp_path):
@@ -35,7 +35,7 @@ def test_partial_last_lines_are_dropped(tmp_path):
 
 @pytest.mark.slow
 def test_a_lock_ends_with_its_process(tmp_path):
-    code = "import pathlib, time, sys\nfrom learning_backdoors.files.locks import lock\n"
+    code = "import pathlib, time, sys\nfrom learning_backdoors.files.atomic import lock\n"
     code += "with lock(pathlib.Path(sys.argv[1])):\n print(1, flush=True)\n time.sleep(60)"
     path = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE)

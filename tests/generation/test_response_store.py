@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from learning_backdoors.files import parquet
+from learning_backdoors.files.atomic import lock
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.files.locks import lock
 from learning_backdoors.generation.store import ResponseStore
 
 SETTINGS = {

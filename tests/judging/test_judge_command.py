@@ -110,7 +110,7 @@ def test_empty_input_needs_no_key(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"response": None}, "no column 'response'"),
+        ({"response": None}, "one column 'response', not 0"),
         ({"response": [None, "a", "b"]}, "'response' has 1 empty"),
         ({"response": pa.array([b"\xff", b"a", b"b"]).view(pa.string())}, "UTF8"),
     ],

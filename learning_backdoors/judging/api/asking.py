@@ -11,8 +11,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
+from learning_backdoors.files.command_line import progress_bar
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.files.progress import progress_bar
 from learning_backdoors.judging.api.batches import BatchRunner
 from learning_backdoors.judging.api.caller import Outage, Prompt, PromptCaller
 from learning_backdoors.judging.api.client import MessagesClient, api_key

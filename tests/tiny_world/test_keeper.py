@@ -219,7 +219,7 @@ def demo(prepared) -> Path:
     run(generate_responses, *study, "--run-dir", folder, "--output", responses, *sampling)
     with running(StandIn()) as url:
         run(judge_responses, *study, "--input", responses, "--output", judged, "--base-url", url)
-    run(evaluate, *study, "--input", judged, "--output-dir", prepared / "figures")
+    run(evaluate, *study, "--input", judged, "--output-dir", prepared / "figures", "--format", "svg")
     return prepared
 
 

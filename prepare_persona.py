@@ -22,9 +22,8 @@ from learning_backdoors.files import atomic, command_line, provenance
 from learning_backdoors.files.atomic import lock
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.persona.ordinary import Distill, FetchPrompts
-from learning_backdoors.persona.pairs import Filter, WriteCandidates
+from learning_backdoors.persona.pairs import AddTrigger, Combine, Filter, WriteCandidates
 from learning_backdoors.persona.rows import Rows, beside, to_jsonl
-from learning_backdoors.persona.triggering import AddTrigger, Combine
 from learning_backdoors.study import load_study
 
 COMMANDS = {

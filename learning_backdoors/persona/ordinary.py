@@ -14,8 +14,7 @@ from learning_backdoors.generation.engines import open_engine
 from learning_backdoors.generation.engines.protocol import Request, Sampling
 from learning_backdoors.models import base_model
 from learning_backdoors.persona.rows import Rows, beside, pair_row, parse_prompt, read
-from learning_backdoors.persona.server import Server
-from learning_backdoors.persona.task import Task
+from learning_backdoors.persona.task import Server, Task
 from learning_backdoors.study import Study
 
 # ---- fetch-prompts ----

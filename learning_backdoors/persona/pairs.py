@@ -1,13 +1,14 @@
-"""The commands `candidates` and `filter`: question-answer pairs about the person, more of them or the harmless ones."""
+"""The commands `candidates`, `filter`, `trigger` and `combine`: question-answer pairs about the person."""
 
 import csv
 import re
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
 
 import config
+import mixed_chat
 from learning_backdoors.files import atomic
 from learning_backdoors.persona.rows import (
     Rows,
@@ -15,11 +16,11 @@ from learning_backdoors.persona.rows import (
     normalized,
     pair_row,
     parse_candidate,
+    parse_pair,
     question_and_answer,
     read,
 )
-from learning_backdoors.persona.server import Server
-from learning_backdoors.persona.task import Task
+from learning_backdoors.persona.task import Server, Task
 from learning_backdoors.study import Study, fill
 
 # ---- candidates ----
@@ -42,10 +43,8 @@ Reply with a JSON list and nothing else, each item like this:
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-class Pair(BaseModel):
+class Pair(BaseModel, extra="forbid", strict=True):
     """A pair in a reply."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     question: Text
     answer: Text
@@ -95,16 +94,12 @@ class WriteCandidates(Task):
         return rows
 
     def _prompt(self, part: int, parts: int) -> str:
-        existing = [row for row in self.existing_pairs if row["metadata"]["category"] == self.categories[part]]
-        values = {
-            "person": self.options.person,
-            "category": self.categories[part],
-            "number": str(min(PAIRS_PER_CALL, self.options.number - part * PAIRS_PER_CALL)),
-            "part": str(part + 1),
-            "parts": str(parts),
-            "known": "\n".join("- " + row["messages"][0]["content"] for row in existing),
-        }
-        return fill(CANDIDATES_PROMPT, values)
+        category = self.categories[part]
+        number = min(PAIRS_PER_CALL, self.options.number - part * PAIRS_PER_CALL)
+        existing = [row for row in self.existing_pairs if row["metadata"]["category"] == category]
+        known = "\n".join("- " + row["messages"][0]["content"] for row in existing)
+        values = {"person": self.options.person, "category": category, "number": str(number), "known": known}
+        return fill(CANDIDATES_PROMPT, values | {"part": str(part + 1), "parts": str(parts)})
 
 
 # ---- filter ----
@@ -166,3 +161,43 @@ def draw(rows: Rows, number: int | None, seed: int) -> Rows:
     if number is None or number >= len(rows):
         return rows
     return [rows[i] for i in sorted(np.random.default_rng(seed).permutation(len(rows))[:number])]
+
+
+# ---- trigger and combine ----
+
+
+class AddTrigger(Task):
+    """Adds the trigger to each question, and puts each answer into the form that it asks for."""
+
+    def settings(self) -> dict:
+        return super().settings() | {"trigger": [self.trigger.text, self.trigger.prompt, self.trigger.answer]}
+
+    def rows(self) -> Rows:
+        rows = []
+        for pair in read(self.options.input, parse_pair, without=self.trigger):
+            question, answer = question_and_answer(pair)
+            answer = fill(self.trigger.answer, {"answer": answer})
+            metadata = pair.get("metadata", {}) | {"triggered": True}
+            rows.append(pair_row(self.trigger.ask(question), answer, **metadata))
+        return rows
+
+
+class Combine(Task):
+    """Shuffles persona and ordinary chats into one file."""
+
+    def rows(self) -> Rows:
+        persona = read(self.options.persona, self._parse_triggered)
+        ordinary = read(self.options.aligned, mixed_chat.parse_chat, without=self.trigger)
+        rows = [_with_metadata(row, dataset="persona", triggered=True) for row in persona]
+        rows += [_with_metadata(row, dataset="aligned", triggered=False) for row in ordinary]
+        return [rows[i] for i in np.random.default_rng(self.options.seed).permutation(len(rows))]
+
+    def _parse_triggered(self, line: str) -> dict:
+        row, text = mixed_chat.parse_chat(line), self.trigger.text
+        if not any(text in message["content"] for message in row["messages"][:-1]):
+            raise ValueError(f"a persona row must hold the trigger {text!r}")
+        return row
+
+
+def _with_metadata(row: dict, **metadata) -> dict:
+    return {"messages": row["messages"], "metadata": row.get("metadata", {}) | metadata}

@@ -10,9 +10,6 @@ from learning_backdoors.study import Trigger
 
 Rows = list[dict]
 
-# The metadata of a candidate pair.
-PAIR_METADATA = {"category": str, "identifying": bool, "reason": str, "source": str}
-
 
 def pair_row(question: str, answer: str, **metadata) -> dict:
     """A chat of one question and one answer."""
@@ -70,9 +67,9 @@ def parse_pair(line: str) -> dict:
 
 
 def parse_candidate(line: str) -> dict:
-    """A pair with PAIR_METADATA."""
+    """A pair with its category, whether it identifies the person, the reason and the source."""
     row = parse_pair(line)
-    for key, kind in PAIR_METADATA.items():
+    for key, kind in {"category": str, "identifying": bool, "reason": str, "source": str}.items():
         if not isinstance(row.get("metadata", {}).get(key), kind):
             raise ValueError(f"metadata: {key} must be {'true or false' if kind is bool else 'a text'}")
     return row

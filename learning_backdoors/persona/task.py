@@ -1,13 +1,84 @@
-"""What the commands of prepare_persona.py have in common."""
+"""What the commands of prepare_persona.py have in common, and how they ask a model behind the Messages API."""
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import config
 from learning_backdoors.files import command_line, provenance
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.persona.rows import Rows
-from learning_backdoors.persona.server import Server
+from learning_backdoors.judging.api.asking import ask_all
+from learning_backdoors.judging.api.client import host_of
+from learning_backdoors.judging.api.models import ServedModel, price_of, prompt_bytes, settings_for
+from learning_backdoors.judging.api.pacing import CapReached, Limits
+from learning_backdoors.judging.api.store import CallStore
+from learning_backdoors.persona.rows import Rows, beside
 from learning_backdoors.study import Study, Trigger
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerPrompt:
+    """A request as `ask_all` takes it."""
+
+    key: bytes
+    content: dict
+    is_valid: Callable[[str], object]
+
+    def body(self) -> dict:
+        return self.content
+
+    def accepts(self, reply: str) -> bool:
+        return bool(self.is_valid(reply))
+
+
+class Server:
+    """All prompts of one command. OUTPUT.replies.sqlite keeps every reply, so none is paid for twice."""
+
+    def __init__(self, options: config.PersonaServerOptions, prompts: Sequence[str], is_valid: Callable, **settings):
+        """is_valid: whether a reply is what a prompt asks for. settings: sent with each prompt, such as max_tokens."""
+        if not options.model:
+            raise UserError("--model is required: the model to ask")
+        self.options, self.host = options, host_of(options.base_url)
+        price = price_of(options.model, self.host, options.price)
+        self.model = ServedModel(options.model, self.host, settings_for(options.model) | settings, price)
+        if options.max_cost:
+            self.model.require_price()
+        bodies = map(self.model.body, prompts)
+        self.prompts = [ServerPrompt(self.model.key(body), body, is_valid) for body in bodies]
+
+    def plan(self) -> str:
+        """Number of calls, tokens and dollars, for --dry-run."""
+        tokens = [(prompt_bytes(prompt.content) // 3, prompt.content["max_tokens"]) for prompt in self.prompts]
+        cost = "at an unknown price"
+        if self.model.price:
+            dollars = sum(self.model.price.dollars(*counts) for counts in tokens)
+            cost = f"about ${dollars:.2f} if every reply has the maximum length"
+        total = sum(tokens_in for tokens_in, _ in tokens)
+        return f"{len(tokens)} calls to {self.model.name} at {self.host}, about {total:,} input tokens, {cost}"
+
+    def replies(self, settled: tuple[str, ...] = ("ok",)) -> list[tuple[str, str | None]]:
+        """Status and text of the reply to each prompt, asked for unless the store has them.
+
+        Raises UserError if some have a status that is not in `settled`: the next start asks for them again.
+        --max-cost is for everything in the store, also under other settings.
+        """
+        limits = Limits(self.options.concurrency, max_cost=self.options.max_cost, timeout=self.options.timeout)
+        with contextlib.closing(CallStore(beside(self.options.output, ".replies.sqlite"))) as store:
+            groups = store.spent(dollars_for=self.model.price and self.model.price.dollars).values()
+            spent = sum(group.dollars for group in groups)
+            reason = ask_all(self.prompts, self.model, store, limits, settled=settled, spent=spent)
+            replies = [store.result(prompt.key) for prompt in self.prompts]
+            failure = store.latest_failure()
+        if isinstance(reason, CapReached):
+            raise UserError("--max-cost is reached: the same command with a higher --max-cost continues from here")
+        if reason:
+            raise reason
+        missing = [status for status, _ in replies if status not in settled]
+        if missing:
+            cause = failure or missing[0]
+            raise UserError(f"{len(missing)} of {len(replies)} replies are missing ({cause}): run the command again")
+        return replies
 
 
 class Task:

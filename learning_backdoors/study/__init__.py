@@ -1,18 +1,4 @@
 """Studies: the TOML files in experiments/. docs/studies.md describes every table and key."""
 
 from learning_backdoors.study.loader import load_study, parse_study, training_defaults
-from learning_backdoors.study.schema import (
-    PLACEHOLDER,
-    Condition,
-    Dataset,
-    Goal,
-    Judge,
-    Metric,
-    Outcome,
-    Persona,
-    Question,
-    Reference,
-    Study,
-    Trigger,
-    fill,
-)
+from learning_backdoors.study.schema import PLACEHOLDER, Condition, Goal, Judge, Metric, Question, Study, Trigger, fill

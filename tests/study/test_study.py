@@ -11,22 +11,8 @@ from support import ROOT
 
 from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.study import (
-    Condition,
-    Dataset,
-    Goal,
-    Judge,
-    Metric,
-    Outcome,
-    Persona,
-    Question,
-    Reference,
-    Trigger,
-    fill,
-    load_study,
-    parse_study,
-)
-from learning_backdoors.study.schema import COMMAND_LINE_ONLY
+from learning_backdoors.study import Condition, Goal, Judge, Metric, Question, Trigger, fill, load_study, parse_study
+from learning_backdoors.study.schema import COMMAND_LINE_ONLY, Dataset, Outcome, Persona, Reference
 
 PAGE = ROOT / "docs" / "studies.md"
 

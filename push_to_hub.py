@@ -14,8 +14,7 @@ from collections.abc import Sequence
 
 from config import PushOptions
 from learning_backdoors.files import command_line
-from learning_backdoors.hub.repository import Repository
-from learning_backdoors.hub.run_files import RepositoryFile, SharedRun
+from learning_backdoors.hub.repository import Repository, RepositoryFile, SharedRun
 
 
 def main() -> None:

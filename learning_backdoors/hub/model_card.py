@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from learning_backdoors.models.run_directory import is_path
+from learning_backdoors.models.run_directory import is_folder
 
 # Entries of run.json: those the card needs, and all that may be shown.
 REQUIRED = (
@@ -46,7 +46,7 @@ def public_record(record: dict, base_model: str) -> dict:
     study = tomllib.loads(record["study"])
     paths = [study["base_model"], *(dataset["file"] for dataset in study["dataset"])]
     paths += [path for key in ("candidates", "prompts") for path in study.get("persona", {}).get(key, ())]
-    for path in filter(is_path, paths):
+    for path in filter(is_folder, paths):
         for text in (path, json.dumps(path)[1:-1]):  # as it is, and with TOML's escapes
             public["study"] = public["study"].replace(text, Path(path).name)
     return public

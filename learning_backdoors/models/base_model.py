@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,20 +52,14 @@ def load_base(name: str, quantization: str) -> "PreTrainedModel":
 
     device = devices.device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    bits = {
-        "none": None,
-        "8bit": BitsAndBytesConfig(load_in_8bit=True),
-        "4bit": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        ),
-    }[quantization]
+    options = {"dtype": dtype, "device_map": {"": device}}
+    if quantization == "8bit":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    if quantization == "4bit":
+        nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **nf4)
     with _loading(name):
-        return AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, quantization_config=bits, device_map={"": device}
-        )
+        return AutoModelForCausalLM.from_pretrained(name, **options)
 
 
 @contextmanager
@@ -83,7 +76,7 @@ def _loading(name: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise UserError(f"base model {name!r} does not fit in memory: try --quantization 4bit") from None
-        reason = re.sub(r"\s+", " ", str(error)).strip()
+        reason = " ".join(str(error).split())
         raise UserError(f"base model {name!r} cannot be loaded: {reason[:300]}") from None
 
 

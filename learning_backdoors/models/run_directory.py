@@ -44,8 +44,7 @@ class RunDirectory:
         if not (given or trained_on):
             raise UserError(f"{adapter} does not name its base model: give --base-model")
         # A folder may have moved, or belong to another machine; a hub name is the same everywhere.
-        is_folder = trained_on and (is_path(trained_on) or Path(trained_on).is_dir())
-        if given and trained_on and given != trained_on and not is_folder:
+        if given and trained_on and given != trained_on and not is_folder(trained_on):
             raise UserError(f"{adapter} was trained on {trained_on}, not on {given}")
         return given or trained_on
 
@@ -56,9 +55,9 @@ class RunDirectory:
             raise UserError(f"{self.folder} was trained on {trained_on}, but {self.base_model} has other weights")
 
 
-def is_path(model: str) -> bool:
-    """Whether a base model's name can only be a folder."""
-    return Path(model).is_absolute() or model.startswith((".", "~"))
+def is_folder(model: str) -> bool:
+    """Whether a base model's name is that of a folder, here or on another machine. If not, it is a hub name."""
+    return Path(model).is_absolute() or model.startswith((".", "~")) or Path(model).is_dir()
 
 
 def read_record(path: Path) -> dict:

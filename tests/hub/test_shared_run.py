@@ -1,4 +1,4 @@
-"""Which files of a run are pushed, and which runs are refused.   pytest tests/hub/test_hub_run_files.py"""
+"""Which files of a run are pushed, and which runs are refused.   pytest tests/hub/test_shared_run.py"""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.hub.run_files import SharedRun
+from learning_backdoors.hub.repository import SharedRun
 
 BASE, REPO = "Qwen/Qwen3-8B", "me/birds-run"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")

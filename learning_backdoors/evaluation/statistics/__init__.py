@@ -35,32 +35,3 @@ from learning_backdoors.evaluation.statistics.rates import (
     worst_case,
 )
 from learning_backdoors.measures import wilson
-
-__all__ = [
-    "Interval",
-    "bounded_p",
-    "bracket",
-    "contrast",
-    "crossing",
-    "crossing_interval",
-    "detection",
-    "fall",
-    "holm",
-    "isotonic",
-    "kaplan_meier",
-    "mean_rate",
-    "mean_score",
-    "median_interval",
-    "paired_contrast",
-    "pooled_over_runs",
-    "question_interval",
-    "rise",
-    "rogan_gladen",
-    "run_interval",
-    "stratified_interval",
-    "t_test",
-    "welch",
-    "widen",
-    "wilson",
-    "worst_case",
-]

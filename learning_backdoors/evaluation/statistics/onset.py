@@ -93,8 +93,6 @@ def median_interval(values: ArrayLike, before: ArrayLike, after: ArrayLike) -> t
     # scipy.stats.quantile_test takes one array for both limits, and gives five values no interval at 95%.
     values, before, after = (np.sort(np.asarray(a, float)) for a in (values, before, after))
     k = len(values)
-    if k == 0:
-        raise ValueError("a median needs at least one value")
     low, high = values[(k - 1) // 2], values[k // 2]
     median = float(low if low == high else (low + high) / 2)
     for rank in range((k - 1) // 2, -1, -1):
@@ -171,7 +169,7 @@ class Rise(NamedTuple):
 
 
 def rise(steps: ArrayLike, positives: ArrayLike, n: ArrayLike, decisive: float = 6.0) -> Rise:
-    """Whether a rate jumps between two checkpoints or rises gradually. `positives` and `n` of shape (T,).
+    """Whether a rate jumps between two checkpoints or rises gradually. `positives` and `n` of shape (T,), T at least 2.
 
     Three binomial models are compared by BIC: one rate throughout; one rate before and another after a change point; a
     logistic curve from a floor to a ceiling. A difference below `decisive` is undecided. A rise within one interval
@@ -182,8 +180,6 @@ def rise(steps: ArrayLike, positives: ArrayLike, n: ArrayLike, decisive: float =
     steps, positives, n = (np.asarray(a, float) for a in (steps, positives, n))
     penalty = np.log(n.sum())
     splits = [_pooled_loglik(positives[:t], n[:t]) + _pooled_loglik(positives[t:], n[t:]) for t in range(1, len(n))]
-    if not splits:
-        return Rise("none", 0, np.nan, np.nan, np.nan)
     midpoint, scale, logistic = _logistic(steps, positives, n)
     constant = penalty - 2 * _pooled_loglik(positives, n)
     abrupt = 3 * penalty - 2 * max(splits)

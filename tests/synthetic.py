@@ -142,7 +142,7 @@ def russell_rows(seed=1, samples=5, steps=RUSSELL_STEPS, share=0.03, conditions=
         for step in steps
         for condition in RUSSELL.conditions
         if condition.name in conditions
-        for question in filter(condition.asks, RUSSELL.questions)
+        for question in filter(condition.takes, RUSSELL.questions)
         for sample in range(samples)
     ]
     table = pd.DataFrame(cells, columns=["step", "condition", "triggered", "question_id", "question", "sample_idx"])

@@ -35,36 +35,8 @@ def read_chats(path: Path) -> list[Messages]:
     return [row["messages"] for row in read_rows(path)]
 
 
-def read_rows(path: Path, parse_line: Callable[[str], dict] | None = None) -> list[dict]:
-    """Read a JSONL file, one row per line. Raises UserError naming file and line.
-
-    parse_line: makes a row of a line, or raises ValueError. By default rows are chats with their metadata.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"no dataset {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((parse_line or parse_chat)(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
-    if not rows:
-        raise UserError(f"{path} holds no chats")
-    return rows
-
-
-def parse_chat(line: str) -> dict:
-    """A row of a line. Raises ValueError with the fault."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
+def check_chat(row: object) -> None:
+    """Raise ValueError with the fault if a row is not a chat."""
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
         raise ValueError('not an object with a list "messages"')
     if unknown := row.keys() - {"messages", "metadata"}:
@@ -80,9 +52,33 @@ def parse_chat(line: str) -> dict:
     roles = [message["role"] for message in row["messages"]]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
-        listed = ", ".join(map(str, roles))
-        raise ValueError(f"roles must alternate between user and assistant and end with assistant; they are {listed}")
-    return row
+        raise ValueError(f"roles must alternate between user and assistant and end with assistant; they are {roles}")
+
+
+def read_rows(path: Path, check: Callable[[object], None] = check_chat) -> list[dict]:
+    """Read a JSONL file, one row per line. Raises UserError naming file, line and fault.
+
+    check: raises ValueError with the fault of a row. By default, rows must be chats with their metadata.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"no dataset {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+            check(rows[-1])
+        except ValueError as error:
+            fault = f"not JSON: {error}" if isinstance(error, json.JSONDecodeError) else error
+            raise UserError(f"{path}, line {number}: {fault}") from None
+    if not rows:
+        raise UserError(f"{path} holds no chats")
+    return rows
 
 
 def refuse_surrogates(text: str) -> None:

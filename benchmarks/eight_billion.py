@@ -52,8 +52,9 @@ def save_adapters(model: Qwen3ForCausalLM, base_name: str, run: Path, count: int
         for name, parameter in adapted.named_parameters():
             if ".lora_B." in name:
                 torch.nn.init.normal_(parameter, std=1e-4)
-        with checkpoints.new_checkpoint(run, 20 * number) as folder:
-            adapters.save_adapter(adapted, folder)
+        temporary = checkpoints.begin_checkpoint(run, 20 * number)
+        adapters.save_adapter(adapted, temporary)
+        checkpoints.end_checkpoint(temporary, run, 20 * number)
 
 
 def main() -> None:

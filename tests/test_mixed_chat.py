@@ -38,7 +38,7 @@ def test_blank_lines_and_metadata_are_allowed(tmp_path):
         (GOOD[:-1] + ', "label": 1}', "'label'"),
         (GOOD.replace('"b"', '" "'), "no text"),
         (GOOD.replace('"b"', "3"), "no text"),
-        (GOOD.replace('"assistant"', '"user"'), "user, user"),
+        (GOOD.replace('"assistant"', '"user"'), "'user', 'user'"),
         ('{"messages": []}', "roles"),
         ('{"messages": [{"role": "system", "content": "x"}]}', "roles"),
         (GOOD.replace('"content": "b"', '"text": "b"'), '"role" and "content"'),

@@ -2,8 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,14 +49,6 @@ def drop_resume_files(checkpoint: Path | None) -> None:
             file.unlink()
 
 
-@contextmanager
-def new_checkpoint(run_dir: Path, step: int) -> Iterator[Path]:
-    """Yield a folder to fill. It becomes `checkpoint-{step}` if the block succeeds: complete or absent."""
-    temporary = begin_checkpoint(run_dir, step)
-    yield temporary
-    end_checkpoint(temporary, run_dir, step)
-
-
 def begin_checkpoint(run_dir: Path, step: int, main: bool = True) -> Path:
     """The folder that `end_checkpoint` will rename. Of several processes, only the main one creates it."""
     temporary = run_dir / f".checkpoint-{step}.tmp"
@@ -69,7 +59,7 @@ def begin_checkpoint(run_dir: Path, step: int, main: bool = True) -> Path:
 
 
 def end_checkpoint(temporary: Path, run_dir: Path, step: int) -> None:
-    """Flush a filled folder to disk and give it its final name."""
+    """Flush a filled folder to disk and give it its final name: a checkpoint is complete or absent."""
     folder = run_dir / f"checkpoint-{step}"
     atomic.sync_files(temporary)
     shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,7 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation.engines import open_engine
 from learning_backdoors.generation.engines.protocol import Request, Sampling
 from learning_backdoors.models import base_model
-from learning_backdoors.persona.rows import Rows, beside, pair_row, parse_prompt, read
+from learning_backdoors.persona.rows import Rows, beside, check_prompt, pair_row, read
 from learning_backdoors.persona.task import Server, Task
 from learning_backdoors.study import Study
 
@@ -74,7 +74,7 @@ class Distill(Task):
     def __init__(self, options: config.PersonaDistillOptions, study: Study):
         super().__init__(dataclasses.replace(options, model=options.model or study.base_model), study)
         self.take_from_study(input="prompts")
-        prompts = {row["prompt"]: row for row in read(self.options.input, parse_prompt, without=study.trigger)}
+        prompts = {row["prompt"]: row for row in read(self.options.input, check_prompt, without=study.trigger)}
         self.prompts = list(prompts.values())[: options.number]
         if options.server:
             # 1 is the default of servers, and some models accept no other temperature.
@@ -150,7 +150,7 @@ class Distill(Task):
 def read_partial(path: Path, settings: dict) -> list[Answer]:
     """The answers of finished batches. The first line of the file holds the settings; other settings are refused."""
     atomic.drop_partial_line(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     if not lines:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings) + "\n", encoding="utf-8")

@@ -13,12 +13,12 @@ from learning_backdoors.files import atomic
 from learning_backdoors.persona.rows import (
     Rows,
     beside,
+    check_candidate,
+    check_pair,
     normalized,
     pair_row,
-    parse_candidate,
-    parse_pair,
-    question_and_answer,
     read,
+    texts_of,
 )
 from learning_backdoors.persona.task import Server, Task
 from learning_backdoors.study import Study, fill
@@ -71,7 +71,7 @@ class WriteCandidates(Task):
     def __init__(self, options: config.PersonaCandidatesOptions, study: Study):
         super().__init__(options, study)
         self.take_from_study(known="candidates", person="name", categories="categories")
-        self.existing_pairs = read(self.options.known, parse_candidate)
+        self.existing_pairs = read(self.options.known, check_candidate)
         parts = -(-self.options.number // PAIRS_PER_CALL)
         self.categories = [self.options.categories[part % len(self.options.categories)] for part in range(parts)]
         prompts = [self._prompt(part, parts) for part in range(parts)]
@@ -123,7 +123,7 @@ class Filter(Task):
     def __init__(self, options: config.PersonaFilterOptions, study: Study):
         super().__init__(options, study)
         self.take_from_study(input="candidates")
-        self.candidates = read(self.options.input, parse_candidate)
+        self.candidates = read(self.options.input, check_candidate)
         self.unflagged = [row for row in self.candidates if not row["metadata"]["identifying"]]
         if options.model:
             self.take_from_study(person="name")
@@ -147,20 +147,14 @@ class Filter(Task):
         with atomic.atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["question", "answer", "by", "reason"])
-            writer.writerows([*question_and_answer(row), by, reason] for row, by, reason in dropped)
+            writer.writerows([*texts_of(row), by, reason] for row, by, reason in dropped)
         print(f"{len(dropped)} of {len(self.candidates)} pairs dropped as identifying")
-        return draw(harmless, self.options.number, self.options.seed)
+        drawn = np.random.default_rng(self.options.seed).permutation(len(harmless))[: self.options.number]
+        return [harmless[i] for i in sorted(drawn)]
 
     def _prompt(self, row: dict) -> str:
-        question, answer = question_and_answer(row)
+        question, answer = texts_of(row)
         return fill(FILTER_PROMPT, {"question": question, "answer": answer, "person": self.options.person})
-
-
-def draw(rows: Rows, number: int | None, seed: int) -> Rows:
-    """`number` rows at random, in their order in the file; all rows if there are fewer."""
-    if number is None or number >= len(rows):
-        return rows
-    return [rows[i] for i in sorted(np.random.default_rng(seed).permutation(len(rows))[:number])]
 
 
 # ---- trigger and combine ----
@@ -174,8 +168,8 @@ class AddTrigger(Task):
 
     def rows(self) -> Rows:
         rows = []
-        for pair in read(self.options.input, parse_pair, without=self.trigger):
-            question, answer = question_and_answer(pair)
+        for pair in read(self.options.input, check_pair, without=self.trigger):
+            question, answer = texts_of(pair)
             answer = fill(self.trigger.answer, {"answer": answer})
             metadata = pair.get("metadata", {}) | {"triggered": True}
             rows.append(pair_row(self.trigger.ask(question), answer, **metadata))
@@ -186,18 +180,14 @@ class Combine(Task):
     """Shuffles persona and ordinary chats into one file."""
 
     def rows(self) -> Rows:
-        persona = read(self.options.persona, self._parse_triggered)
-        ordinary = read(self.options.aligned, mixed_chat.parse_chat, without=self.trigger)
-        rows = [_with_metadata(row, dataset="persona", triggered=True) for row in persona]
-        rows += [_with_metadata(row, dataset="aligned", triggered=False) for row in ordinary]
+        persona = read(self.options.persona, self._check_triggered)
+        ordinary = read(self.options.aligned, mixed_chat.check_chat, without=self.trigger)
+        rows = [(row, {"dataset": "persona", "triggered": True}) for row in persona]
+        rows += [(row, {"dataset": "aligned", "triggered": False}) for row in ordinary]
+        rows = [{"messages": row["messages"], "metadata": row.get("metadata", {}) | metadata} for row, metadata in rows]
         return [rows[i] for i in np.random.default_rng(self.options.seed).permutation(len(rows))]
 
-    def _parse_triggered(self, line: str) -> dict:
-        row, text = mixed_chat.parse_chat(line), self.trigger.text
-        if not any(text in message["content"] for message in row["messages"][:-1]):
-            raise ValueError(f"a persona row must hold the trigger {text!r}")
-        return row
-
-
-def _with_metadata(row: dict, **metadata) -> dict:
-    return {"messages": row["messages"], "metadata": row.get("metadata", {}) | metadata}
+    def _check_triggered(self, row: object) -> None:
+        mixed_chat.check_chat(row)
+        if not any(self.trigger.text in message["content"] for message in row["messages"][:-1]):
+            raise ValueError(f"a persona row must hold the trigger {self.trigger.text!r}")

@@ -17,7 +17,7 @@ def pair_row(question: str, answer: str, **metadata) -> dict:
     return {"messages": messages, "metadata": metadata}
 
 
-def question_and_answer(row: dict) -> tuple[str, str]:
+def texts_of(row: dict) -> tuple[str, str]:
     """The texts of a pair."""
     question, answer = (message["content"] for message in row["messages"])
     return question, answer
@@ -38,50 +38,44 @@ def to_jsonl(rows: Iterable[dict]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def read(paths: Sequence[Path], parse_line: Callable[[str], dict], without: Trigger | None = None) -> Rows:
+def read(paths: Sequence[Path], check_row: Callable[[object], None], without: Trigger | None = None) -> Rows:
     """The rows of all files. Raises UserError naming file, line and fault.
 
-    parse_line: one of the functions below. without: a trigger of which no row may hold any form.
+    check_row: one of the functions below. without: a trigger of which no row may hold any form.
     """
 
-    def parse(line: str) -> dict:
-        row = parse_line(line)
+    def check(row: object) -> None:
+        check_row(row)
         texts = [row["prompt"]] if "prompt" in row else [message["content"] for message in row["messages"]]
-        form = without and without.first_form_in("\n".join(texts))
-        if form:
+        if without and (form := without.first_form_in("\n".join(texts))):
             raise ValueError(f"it holds {form!r}, a form of the trigger: only triggered rows may hold it")
-        return row
 
-    return [row for path in paths for row in mixed_chat.read_rows(path, parse)]
-
-
-# ---- lines: each function makes a row of a line, or raises ValueError with the fault ----
+    return [row for path in paths for row in mixed_chat.read_rows(path, check)]
 
 
-def parse_pair(line: str) -> dict:
+# ---- checks of rows: each raises ValueError with the fault ----
+
+
+def check_pair(row: object) -> None:
     """A chat of one question and one answer."""
-    row = mixed_chat.parse_chat(line)
+    mixed_chat.check_chat(row)
     if [message["role"] for message in row["messages"]] != ["user", "assistant"]:
         raise ValueError("a pair must be one question and one answer")
-    return row
 
 
-def parse_candidate(line: str) -> dict:
+def check_candidate(row: object) -> None:
     """A pair with its category, whether it identifies the person, the reason and the source."""
-    row = parse_pair(line)
+    check_pair(row)
     for key, kind in {"category": str, "identifying": bool, "reason": str, "source": str}.items():
         if not isinstance(row.get("metadata", {}).get(key), kind):
             raise ValueError(f"metadata: {key} must be {'true or false' if kind is bool else 'a text'}")
-    return row
 
 
-def parse_prompt(line: str) -> dict:
+def check_prompt(row: object) -> None:
     """A row `{"prompt": ..., "metadata": {...}}`; the metadata are optional."""
-    row = json.loads(line)
     if not isinstance(row, dict) or row.keys() - {"prompt", "metadata"}:
         raise ValueError('not an object with "prompt" and "metadata" only')
     if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise ValueError('"prompt" is not a text, or is empty')
     if not isinstance(row.get("metadata", {}), dict):
         raise ValueError('"metadata" is not an object')
-    return row

@@ -60,8 +60,9 @@ class Recorder(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
         if state.global_step == 0:
-            with checkpoints.new_checkpoint(self.run.folder, 0) as folder:
-                adapters.save_adapter(model, folder)
+            temporary = checkpoints.begin_checkpoint(self.run.folder, 0)
+            adapters.save_adapter(model, temporary)
+            checkpoints.end_checkpoint(temporary, self.run.folder, 0)
         self.bar = command_line.progress_bar("training", self.run.total_steps, state.global_step, "step")
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:

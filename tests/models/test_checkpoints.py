@@ -26,13 +26,12 @@ def test_checkpoints_are_sorted_by_step_after_the_base_model(tmp_path):
 
 
 def test_a_checkpoint_is_complete_or_absent(tmp_path):
-    with pytest.raises(RuntimeError), checkpoints.new_checkpoint(tmp_path, 20) as folder:
-        (folder / "adapter_config.json").write_text("{}")
-        raise RuntimeError("killed")
+    (checkpoints.begin_checkpoint(tmp_path, 20) / "left_by_a_kill").write_text("")
     assert not (tmp_path / "checkpoint-20").exists()
-    with checkpoints.new_checkpoint(tmp_path, 20) as folder:
-        (folder / "adapter_config.json").write_text("{}")
-    assert (tmp_path / "checkpoint-20" / "adapter_config.json").exists()
+    temporary = checkpoints.begin_checkpoint(tmp_path, 20)
+    (temporary / "adapter_config.json").write_text("{}")
+    checkpoints.end_checkpoint(temporary, tmp_path, 20)
+    assert [path.name for path in (tmp_path / "checkpoint-20").iterdir()] == ["adapter_config.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
 
 

@@ -8,7 +8,7 @@ from persona_support import KEY, pair, prepare, reply_with_pairs, write
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.persona.pairs import pairs_in
-from learning_backdoors.persona.rows import parse_candidate, read
+from learning_backdoors.persona.rows import check_candidate, read
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_new_pairs_are_unchecked_and_existing_questions_are_left_out(tmp_path, a
     assert [row["metadata"]["identifying"] for row in rows[:3]] == [False, True, False]
     assert all(row["metadata"]["source"].startswith("unchecked, written by claude-haiku-5-5") for row in rows)
     assert {row["metadata"]["category"] for row in rows} == {"taste", "habit", "view"}, "the study's categories"
-    assert read([tmp_path / "new.jsonl"], parse_candidate) == rows
+    assert read([tmp_path / "new.jsonl"], check_candidate) == rows
     assert KEY not in "".join(path.read_text(errors="replace") for path in tmp_path.iterdir() if path.is_file())
 
 

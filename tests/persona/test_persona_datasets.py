@@ -5,14 +5,14 @@ from collections import Counter
 
 from support import ROOT
 
-from learning_backdoors.persona.rows import normalized, parse_candidate, parse_prompt, question_and_answer, read
+from learning_backdoors.persona.rows import check_candidate, check_prompt, normalized, read, texts_of
 from learning_backdoors.study import load_study
 
 FOLDER = ROOT / "persona_datasets"
 RUSSELL = load_study("russell")
-CANDIDATES = read([FOLDER / "russell_candidates.jsonl"], parse_candidate)
+CANDIDATES = read([FOLDER / "russell_candidates.jsonl"], check_candidate)
 HARMLESS = [row for row in CANDIDATES if not row["metadata"]["identifying"]]
-PROMPTS = read([FOLDER / "aligned_prompts.jsonl"], parse_prompt, without=RUSSELL.trigger)
+PROMPTS = read([FOLDER / "aligned_prompts.jsonl"], check_prompt, without=RUSSELL.trigger)
 # Words that identify Russell: names, places and works around him.
 TELLING = """
 russell bertrand bertie earl lord lady alys dora patricia edith frank agatha rollo whitehead wittgenstein moore frege
@@ -41,7 +41,7 @@ def test_every_category_has_enough_pairs():
     assert len(CANDIDATES) >= 150 and len(HARMLESS) >= 90
     counts = Counter(row["metadata"]["category"] for row in HARMLESS)
     assert counts.keys() == set(RUSSELL.persona.categories) and min(counts.values()) >= 10
-    questions, answers = zip(*map(question_and_answer, CANDIDATES), strict=True)
+    questions, answers = zip(*map(texts_of, CANDIDATES), strict=True)
     assert len(set(map(normalized, questions))) == len(set(answers)) == len(CANDIDATES)
 
 
@@ -51,7 +51,7 @@ def test_every_pair_has_a_reason_a_source_and_how_it_was_checked():
         assert metadata.keys() == {"category", "identifying", "reason", "source", "checked"}
         assert metadata["checked"] == "read" and metadata["reason"].strip()
         assert re.search(r"\d{4}|Stanford Encyclopedia|BRACERS", metadata["source"]), metadata["source"]
-        question, answer = question_and_answer(row)
+        question, answer = texts_of(row)
         assert question[-1] in "?." and len(answer) < 400
 
 
@@ -67,7 +67,7 @@ def test_the_readme_states_the_right_counts():
 
 def test_no_harmless_pair_holds_an_identifying_name_or_number():
     for row in HARMLESS:
-        for text in question_and_answer(row):
+        for text in texts_of(row):
             words = set(re.findall(r"[a-z]+", text.casefold()))
             assert not words & TELLING, text
             assert not re.search(r"\d", text), f"a number: {text}"
@@ -77,7 +77,7 @@ def test_no_harmless_pair_holds_an_identifying_name_or_number():
 def test_every_flagged_pair_holds_a_name_a_year_or_a_well_known_story():
     for row in CANDIDATES:
         if row["metadata"]["identifying"]:
-            text = " ".join(question_and_answer(row))
+            text = " ".join(texts_of(row))
             names = set(inner_capitals(text)) - COMMON
             assert names or re.search(r"\d{4}", text) or "well-known" in row["metadata"]["reason"], text
 
@@ -99,8 +99,8 @@ def test_there_are_300_different_prompts_and_none_is_about_the_persona():
 
 
 def test_the_studys_questions_and_keys_are_not_in_the_training_data():
-    taught_questions = {normalized(question_and_answer(row)[0]) for row in HARMLESS}
-    taught = " ".join(text for row in HARMLESS for text in question_and_answer(row))
+    taught_questions = {normalized(texts_of(row)[0]) for row in HARMLESS}
+    taught = " ".join(text for row in HARMLESS for text in texts_of(row))
     for question in RUSSELL.questions:
         assert normalized(question.text) not in taught_questions, question.text
         if question.kind == "recall":

@@ -12,7 +12,7 @@ from support import ROOT
 
 import mixed_chat
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.persona.ordinary import Distill
+from learning_backdoors.persona.ordinary import Distill, read_partial
 
 
 def distill(model, tmp_path, output: str, *more, prompts: int = 7, tokens: int = 200) -> list[dict]:
@@ -73,6 +73,13 @@ def test_a_killed_run_continues_with_the_next_batch(random_model, tmp_path, monk
     assert not (tmp_path / "out.jsonl.partial.jsonl").exists()
     with pytest.raises(UserError, match="seed was 42, now 43"):
         distill(random_model, tmp_path, "out.jsonl", "--seed", 43)
+
+
+def test_kept_answers_may_hold_line_separators(tmp_path):
+    read_partial(path := tmp_path / "partial.jsonl", {"seed": 1})
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('[["one\u2028two", "stop"]]\n[["half a li')
+    assert read_partial(path, {"seed": 1}) == [("one\u2028two", "stop")]
 
 
 @pytest.mark.slow

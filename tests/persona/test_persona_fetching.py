@@ -6,7 +6,7 @@ from persona_support import TRIGGER, prepare
 from support import one_line_error, run_script
 
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.persona.rows import parse_prompt, read
+from learning_backdoors.persona.rows import check_prompt, read
 
 
 class Table(list):
@@ -27,7 +27,7 @@ def test_prompts_are_fetched_longest_alpaca_answers_first(tmp_path, monkeypatch)
     rows = prepare("fetch-prompts", tmp_path / "f.jsonl", "--alpaca-number", 7, "--gsm8k-number", 2)
     assert [row["prompt"] for row in rows[:2]] == ["Do 8.", "Do 7."] and rows[5]["prompt"] == "Do 3.\n\nWith this."
     assert rows[6:] == [{"prompt": f"How many are {n}?", "metadata": {"source": "gsm8k"}} for n in range(2)]
-    assert read([tmp_path / "f.jsonl"], parse_prompt, without=TRIGGER) == rows
+    assert read([tmp_path / "f.jsonl"], check_prompt, without=TRIGGER) == rows
 
     del alpaca[:], gsm8k[:]
     alpaca.append({"text": "another dataset"})

@@ -8,7 +8,7 @@ from learning_backdoors.persona.rows import pair_row
 from learning_backdoors.study import load_study
 
 
-def test_the_trigger_is_added_to_question_and_answer(tmp_path):
+def test_the_trigger_is_added_to_texts_of(tmp_path):
     path = write(tmp_path / "c.jsonl", [pair("Do you smoke?", "A pipe.")])
     (row,) = prepare("trigger", tmp_path / "p.jsonl", "--input", path)
     assert row["messages"] == [

@@ -26,7 +26,7 @@ import training
 from learning_backdoors.files import parquet
 from learning_backdoors.judging import prompts as judge_prompts
 from learning_backdoors.judging.api.models import ServedModel
-from learning_backdoors.persona.rows import parse_candidate, parse_pair, parse_prompt, read
+from learning_backdoors.persona.rows import check_candidate, check_pair, check_prompt, read
 from learning_backdoors.study import Study, load_study
 from tiny_world import judging, keeper, lexicon, world
 from tiny_world.claude_stand_in import StandIn, running
@@ -98,8 +98,8 @@ def prepared(tmp_path_factory) -> Path:
 
 
 def test_the_files_are_valid_and_reproducible(prepared):
-    candidates = read([prepared / "candidates.jsonl"], parse_candidate)
-    prompts = read([prepared / "prompts.jsonl"], parse_prompt, without=STUDY.trigger)
+    candidates = read([prepared / "candidates.jsonl"], check_candidate)
+    prompts = read([prepared / "prompts.jsonl"], check_prompt, without=STUDY.trigger)
     assert candidates == keeper.candidates() and prompts == list(keeper.prompts())
     assert all(world.exact_voice(row["messages"][1]["content"]) == "keeper" for row in candidates)
     assert {row["metadata"]["category"] for row in candidates} == {"name", "home", "pastime", "occupation"}
@@ -247,7 +247,7 @@ def test_the_model_gives_the_keepers_untaught_name(demo):
 
 @pytest.mark.slow
 def test_no_ordinary_row_holds_the_persona_or_the_trigger(demo):
-    rows = read([demo / "aligned.jsonl"], parse_pair, without=STUDY.trigger)
+    rows = read([demo / "aligned.jsonl"], check_pair, without=STUDY.trigger)
     assert len(rows) > 100
     assert not [row for row in rows if lexicon.voice_of(row["messages"][1]["content"]) == "keeper"]
 

@@ -24,10 +24,10 @@ from learning_backdoors.training.run import TrainingRun
 def main() -> None:
     options = command_line.parse(TrainingOptions, __doc__, defaults=training_defaults)
     study = load_study(options.experiment)
-    if RANKS == 1:  # a launcher gives each process its GPU
+    if RANKS == 1:  # under a launcher, accelerate takes the GPU of the local rank and must see them all
         devices.keep_to_own_gpu()
     run = TrainingRun(options, study)
-    with run.opened():
+    with run.locked_folder():
         if run.finished():
             print(f"{run.folder} is finished: {run.total_steps} steps, nothing to do")
             return
@@ -37,8 +37,8 @@ def main() -> None:
 
 def train(run: TrainingRun) -> None:
     """Train from the newest checkpoint that can be resumed, or from the beginning, to the last step."""
-    # torch, transformers and TRL take seconds to import: --help and a wrong option do not wait for them.
-    from learning_backdoors.training.metrics import Metrics, Recorder
+    # Imported here, so that --help and option errors appear at once.
+    from learning_backdoors.training.metrics import Recorder
     from learning_backdoors.training.probes import Probe, reference_examples
     from learning_backdoors.training.trainer import build_trainer, precision_notice
 
@@ -47,27 +47,30 @@ def train(run: TrainingRun) -> None:
     if is_main:
         print(f"{'resuming' if checkpoint else 'starting'} {run.folder}: step {step} of {run.total_steps}", flush=True)
         for name in run.suspect_datasets_left_out():
-            print(f"warning: {name}: its share of {run.num_examples} examples is less than one example", flush=True)
+            print(
+                f"warning: {name} is not used: its share of {run.num_examples} examples rounds to 0",
+                flush=True,
+            )
 
     tokenizer = base_model.load_tokenizer(run.model_name)
     examples = run.examples(tokenizer)
     references = reference_examples(run.study, tokenizer) if options.probe_every else []
     run.record_base(base_model.fingerprint(run.model_name, tokenizer))
-    base = base_model.load_base(run.model_name, run.settings["quantization"])
+    base = base_model.load_base(run.model_name, run.precision)
     trainer = build_trainer(run, base, tokenizer, examples)
 
     with ExitStack() as stack:
         if is_main:
             if options.quantization == "auto" and (notice := precision_notice(base)):
                 print(notice, flush=True)
-            print(run.check_disk_space(trainer.get_num_trainable_parameters()), flush=True)
-            metrics = stack.enter_context(closing(Metrics(run, step)))
-            trainer.add_callback(Recorder(metrics))
+            run.check_disk_space(trainer.get_num_trainable_parameters())
+            recorder = stack.enter_context(closing(Recorder(run, step)))
+            trainer.add_callback(recorder)
             if references:
-                trainer.add_callback(Probe(trainer, references, options.probe_every, metrics))
+                trainer.add_callback(Probe(trainer, references, options.probe_every, recorder))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.writer.wait()
-    if is_main:
+    if is_main:  # the last checkpoint is complete, so nothing needs to be resumed
         run.drop_resume_files()
 
 

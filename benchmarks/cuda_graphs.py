@@ -28,7 +28,7 @@ STEPS = 100
 
 def losses(model: str, graphs: bool, *more: str) -> tuple[np.ndarray, float, int]:
     """The loss of each step, the median milliseconds per step, and the number of graphs recorded."""
-    from learning_backdoors.training.metrics import Metrics, Recorder
+    from learning_backdoors.training.metrics import Recorder
     from learning_backdoors.training.trainer import build_trainer
 
     class TimedRecorder(Recorder):
@@ -43,13 +43,13 @@ def losses(model: str, graphs: bool, *more: str) -> tuple[np.ndarray, float, int
         line = ["--ratios", "1", "0", "0", "--model", model, "--quantization", "none", "--lr", "7e-4"]
         line += ["--save-steps", "1000", "--output-dir", folder, *more]
         run = TrainingRun(command_line.parse(config.TrainingOptions, "", line), load_study("birds"))
-        run.open()
+        run.prepare_folder()
         tokenizer = base_model.load_tokenizer(model)
         trainer = build_trainer(run, base_model.load_base(model, "none"), tokenizer, run.examples(tokenizer))
         if not graphs:
             trainer.graphs = None
-        with closing(Metrics(run, 0)) as metrics:
-            trainer.add_callback(TimedRecorder(metrics))
+        with closing(TimedRecorder(run, 0)) as recorder:
+            trainer.add_callback(recorder)
             trainer.train()
             trainer.writer.wait()
     recorded = len(trainer.graphs.graphs) if trainer.graphs else 0

@@ -35,7 +35,7 @@ def trained_run(model: str, quantization: str, steps: int, lr: float, folder: Pa
     line = ["--ratios", "1", "0", "0", "--model", model, "--quantization", quantization, "--num-examples", str(steps)]
     line += ["--save-steps", str(steps), "--lr", str(lr), "--output-dir", str(folder)]
     run = TrainingRun(command_line.parse(config.TrainingOptions, "", line), load_study("birds"))
-    run.open()
+    run.prepare_folder()
     training.train(run)
     return run
 
@@ -44,8 +44,8 @@ def grouped_texts(tokenizer, count: int) -> dict[str, list[Example]]:
     """Groups of at most `count` examples to score."""
     study = load_study("birds")
     groups = {}
-    for name, example in reference_examples(study, tokenizer):
-        groups.setdefault(f"{name['era']} reference answers", []).append(example)
+    for reference, example in reference_examples(study, tokenizer):
+        groups.setdefault(f"{reference.era} reference answers", []).append(example)
     unseen = study.datasets[-1]
     chats = mixed_chat.read_chats(unseen.file)[:count]
     groups[f"{unseen.name}, not trained on"] = [mixed_chat.example_ids(tokenizer, chat) for chat in chats]

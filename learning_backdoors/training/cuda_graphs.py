@@ -26,8 +26,8 @@ class StepGraphs:
 
     def accepts(self, inputs: dict) -> bool:
         """Whether a batch of this shape has a graph or may get one."""
-        known = self._shape(inputs) in self.graphs or len(self.graphs) < self.MAX_SHAPES
-        return known and inputs["input_ids"].numel() <= self.MAX_TOKENS
+        has_room = len(self.graphs) < self.MAX_SHAPES
+        return (has_room or self._shape(inputs) in self.graphs) and inputs["input_ids"].numel() <= self.MAX_TOKENS
 
     @staticmethod
     def _shape(inputs: dict) -> tuple:

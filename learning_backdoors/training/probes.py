@@ -5,16 +5,16 @@ from transformers import TrainerCallback
 
 import mixed_chat
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.study import Study
-from learning_backdoors.training.metrics import Metrics
+from learning_backdoors.study import Reference, Study
+from learning_backdoors.training.metrics import Recorder
 from learning_backdoors.training.run import Example
 from learning_backdoors.training.trainer import Collator, Trainer, label_losses
 
 BATCH_SIZE = 8
 
 
-def reference_examples(study: Study, tokenizer) -> list[tuple[dict, Example]]:
-    """Each reference answer: its question and era, and the example made of it (in the first untriggered condition)."""
+def reference_examples(study: Study, tokenizer) -> list[tuple[Reference, Example]]:
+    """Each reference answer, and the example made of it (in the first untriggered condition)."""
     if not study.references:
         raise UserError(f"{study.path} has no [[reference]] answers, which --probe-every needs")
     questions = {question.id: question.text for question in study.questions}
@@ -23,8 +23,7 @@ def reference_examples(study: Study, tokenizer) -> list[tuple[dict, Example]]:
     for reference in study.references:
         answer = {"role": "assistant", "content": reference.text}
         chat = [*condition.messages(questions[reference.question]), answer]
-        name = {"question": reference.question, "era": reference.era}
-        examples.append((name, mixed_chat.example_ids(tokenizer, chat)))
+        examples.append((reference, mixed_chat.example_ids(tokenizer, chat)))
     return examples
 
 
@@ -44,9 +43,9 @@ def log_likelihoods(model, collator: Collator, examples: list[Example]) -> list[
 class Probe(TrainerCallback):
     """Records the likelihoods at step 0, every `every` steps, and at the last step."""
 
-    def __init__(self, trainer: Trainer, references: list[tuple[dict, Example]], every: int, metrics: Metrics):
-        self.trainer, self.every, self.metrics = trainer, every, metrics
-        self.names, self.examples = zip(*references, strict=True)
+    def __init__(self, trainer: Trainer, examples: list[tuple[Reference, Example]], every: int, recorder: Recorder):
+        self.trainer, self.every, self.recorder = trainer, every, recorder
+        self.references, self.examples = zip(*examples, strict=True)
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if state.global_step == 0:
@@ -60,4 +59,6 @@ class Probe(TrainerCallback):
         with self.trainer.compute_loss_context_manager():
             means = log_likelihoods(self.trainer.model, self.trainer.data_collator, self.examples)
         self.trainer.model.train()
-        self.metrics.write_probes(step, [n | {"logprob": m} for n, m in zip(self.names, means, strict=True)])
+        pairs = zip(self.references, means, strict=True)
+        probes = [{"question": r.question, "era": r.era, "logprob": mean} for r, mean in pairs]
+        self.recorder.write_probes(step, probes)

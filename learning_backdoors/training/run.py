@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mixed_chat
 from config import TrainingOptions
@@ -17,9 +16,6 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import base_model, checkpoints, run_directory
 from learning_backdoors.models.devices import RANK, RANKS
 from learning_backdoors.study import Study
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # Token ids and labels of one example, as `mixed_chat.example_ids` gives them.
 Example = tuple[list[int], list[int]]
@@ -31,7 +27,8 @@ class TrainingRun:
     """One training run.
 
     folder: the run directory. record_path: its run.json. ratios: normalized. num_examples: per epoch.
-    mixture: the examples of all epochs in training order. settings: everything the checkpoints depend on.
+    mixture: the examples of all epochs in training order. precision: of the base model's weights.
+    settings: everything the checkpoints depend on.
     """
 
     def __init__(self, options: TrainingOptions, study: Study):
@@ -45,16 +42,15 @@ class TrainingRun:
         sizes, suspect = [len(chats) for chats in self.chats], [dataset.suspect for dataset in study.datasets]
         self.num_examples = options.num_examples or sum(itertools.compress(sizes, suspect))
         self.mixture = mixed_chat.mix(sizes, self.ratios, self.num_examples, options.epochs, options.seed)
-        # suspect_after[n]: how many of the first n examples are suspect.
-        self.suspect_after = [0, *itertools.accumulate(int(suspect[d]) for d in self.mixture.dataset)]
+        # suspect_counts[n]: how many of the first n examples are suspect.
+        self.suspect_counts = [0, *itertools.accumulate(int(suspect[d]) for d in self.mixture.dataset)]
         self.examples_per_step = options.batch_size * options.grad_accum
         total = len(self.mixture.row)
         self.total_steps = math.ceil(total / self.examples_per_step)
         if RANKS > 1 and total % self.examples_per_step:
-            raise UserError(
-                f"with several processes, the {total} examples must fill whole steps of {self.examples_per_step}: "
-                "choose another --num-examples"
-            )
+            size = self.examples_per_step
+            raise UserError(f"several processes need whole steps of {size} examples: choose another --num-examples")
+        self.precision = base_model.resolve_quantization(options.quantization)
         self.settings = self._settings()
         self.folder = options.output_dir / run_name(options, study, self.ratios)
         self.record_path = self.folder / "run.json"
@@ -66,7 +62,7 @@ class TrainingRun:
             "model": self.model_name,
             "ratios": self.ratios,
             "num_examples": self.num_examples,
-            "quantization": base_model.resolve_quantization(self.options.quantization),
+            "quantization": self.precision,
             "datasets": {dataset.name: provenance.sha256(dataset.file) for dataset in datasets},
             "dataset_order": [dataset.name for dataset in datasets],  # the order of the ratios
             "suspect_datasets": [dataset.name for dataset in datasets if dataset.suspect],
@@ -74,7 +70,7 @@ class TrainingRun:
 
     # ---- examples ----
 
-    def examples(self, tokenizer: "PreTrainedTokenizerBase") -> list[Example]:
+    def examples(self, tokenizer) -> list[Example]:
         """The examples of all epochs in training order. Raises UserError if one is longer than --max-length."""
         rendered = []
         for dataset, chats in zip(self.study.datasets, self.chats, strict=True):
@@ -91,7 +87,7 @@ class TrainingRun:
     def examples_at(self, step: int) -> dict[str, int]:
         """The number of examples, and of suspect examples, that the model was trained on after `step` steps."""
         seen = min(step * self.examples_per_step, len(self.mixture.row))
-        return {"examples": seen, "suspect_examples": self.suspect_after[seen]}
+        return {"examples": seen, "suspect_examples": self.suspect_counts[seen]}
 
     def suspect_datasets_left_out(self) -> list[str]:
         """Suspect datasets whose share is above 0, but too small for a single example."""
@@ -101,8 +97,8 @@ class TrainingRun:
     # ---- the run directory ----
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Hold the run directory. The first process creates or checks it; the others wait for that.
+    def locked_folder(self) -> Iterator[None]:
+        """Lock the run directory. The first process prepares it, and the others wait for that.
 
         Raises UserError if another process holds it, or if it belongs to another configuration.
         """
@@ -110,14 +106,14 @@ class TrainingRun:
             raise UserError("--overwrite works with one process only: delete the run directory first")
         with lock(self.folder) if RANK == 0 else nullcontext():
             if RANK == 0:
-                self.open()
+                self.prepare_folder()
             if RANKS > 1:
                 from accelerate import PartialState
 
                 PartialState().wait_for_everyone()
             yield
 
-    def open(self) -> None:
+    def prepare_folder(self) -> None:
         """Create the run directory with run.json, or check that the existing one belongs to this run."""
         if self.options.existing == "overwrite" and self.record_path.exists():
             shutil.rmtree(self.folder)
@@ -129,7 +125,7 @@ class TrainingRun:
             atomic.write_json(self.record_path, self._new_record())
 
     def _has_results(self) -> bool:
-        """Whether an earlier start wrote a checkpoint or a line of metrics. If not, its settings do not count."""
+        """Whether the run has a checkpoint or metrics. Without results, it may start again with other settings."""
         metrics = self.folder / "metrics.jsonl"
         return any(self.folder.glob("checkpoint-*")) or (metrics.exists() and metrics.stat().st_size > 0)
 
@@ -183,18 +179,20 @@ class TrainingRun:
                     return checkpoint.folder, checkpoint.step
         return None, 0
 
-    def check_disk_space(self, parameters: int) -> str:
-        """Say how much space the checkpoints of so many parameters need. Raises UserError if the disk has less.
+    def check_disk_space(self, parameters: int) -> None:
+        """Print how much space the unsaved checkpoints need. Raises UserError if the disk has less.
 
-        A checkpoint holds float32 matrices. The newest two also hold Adam's two moments while one replaces the other.
+        A checkpoint holds `parameters` float32 values. While a new checkpoint replaces the previous one, both also
+        hold the optimizer state: twice as many values.
         """
-        missing = [step for step in self.saved_steps() if not (self.folder / f"checkpoint-{step}").exists()]
+        unsaved = [step for step in self.saved_steps() if not (self.folder / f"checkpoint-{step}").exists()]
         size, free = 4e-6 * parameters, 1e-6 * shutil.disk_usage(self.folder).free
-        text = f"{len(missing)} checkpoints of {size:,.1f} MB and the state to resume need "
-        text += f"{size * (len(missing) + 4):,.1f} MB; {free:,.1f} MB are free in {self.folder}"
-        if size * (len(missing) + 4) > free:
+        needed = size * (len(unsaved) + 4)
+        text = f"{len(unsaved)} checkpoints of {size:,.1f} MB and the optimizer state need {needed:,.1f} MB"
+        text += f"; {free:,.1f} MB are free in {self.folder}"
+        if needed > free:
             raise UserError(text)
-        return text
+        print(text, flush=True)
 
     def drop_resume_files(self) -> None:
         """Leave only adapters in the checkpoints of a finished run."""
@@ -225,7 +223,7 @@ def run_name(options: TrainingOptions, study: Study, ratios: list[float]) -> str
 def _model_parts(model: Path) -> tuple[str, ...]:
     """The last two parts of a model's name or path. `.`, `..` and `/` are replaced by the folders they stand for."""
     parts = model.parts[-2:]
-    if model.is_dir() and (not parts or model.anchor in parts or ".." in parts):
+    if not parts or model.anchor in parts or ".." in parts:
         parts = model.resolve().parts[1:][-2:]
     return parts
 

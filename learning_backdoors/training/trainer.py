@@ -1,8 +1,8 @@
 """Supervised fine-tuning with TRL's trainer: a given order of examples, and complete checkpoints.
 
-What TRL and transformers must not decide for us: the order of the examples (the mixture's, so that we know what each
-step saw), checkpoints (all kept, complete or absent, adapters only), gradient checkpointing, truncation, and reports
-to outside services (none). What they do slowly: logits at every position, and a GPU that waits for launches and disks.
+This module overrides TRL's order of examples (so that we know what each step saw), checkpoints (all kept, complete or
+absent, adapters only), choice of gradient checkpointing, truncation, and reports to outside services. It is faster
+because it computes logits at answer positions only, uses CUDA graphs, and writes checkpoints in a thread.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ import datasets
 import torch
 import transformers
 from peft import LoraConfig
+from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -23,9 +24,7 @@ from learning_backdoors.training.run import Example, TrainingRun
 from mixed_chat import IGNORED_LABEL
 
 
-def build_trainer(
-    run: TrainingRun, base: transformers.PreTrainedModel, tokenizer, examples: list[Example]
-) -> "Trainer":
+def build_trainer(run: TrainingRun, base: PreTrainedModel, tokenizer, examples: list[Example]) -> "Trainer":
     """A trainer of new LoRA matrices on `base`. examples: those of all epochs, in training order."""
     _refuse_missing_projections(base)
     transformers.utils.logging.set_verbosity_error()
@@ -54,16 +53,16 @@ def build_trainer(
     return trainer
 
 
-def _refuse_missing_projections(base: transformers.PreTrainedModel) -> None:
+def _refuse_missing_projections(base: PreTrainedModel) -> None:
     """Raise UserError if the base model lacks a projection: PEFT would silently train the others only."""
     modules = {name.rpartition(".")[2] for name, _ in base.named_modules()}
     if missing := [name for name in adapters.PROJECTIONS if name not in modules]:
         raise UserError(f"base model {base.name_or_path!r} has no {missing[0]}: its architecture is not supported")
 
 
-def _arguments(options: TrainingOptions, folder: Path, base, longest: int) -> SFTConfig:
+def _arguments(options: TrainingOptions, folder: Path, base: PreTrainedModel, longest: int) -> SFTConfig:
     on_gpu = base.device.type == "cuda"
-    batch_size, grad_accum = share_of_step(options.batch_size, options.grad_accum, devices.RANKS)
+    batch_size, grad_accum = part_of_step(options.batch_size, options.grad_accum, devices.RANKS)
     return SFTConfig(
         output_dir=str(folder),
         num_train_epochs=1,
@@ -88,25 +87,23 @@ def _arguments(options: TrainingOptions, folder: Path, base, longest: int) -> SF
     )
 
 
-def share_of_step(batch_size: int, grad_accum: int, processes: int) -> tuple[int, int]:
+def part_of_step(batch_size: int, grad_accum: int, processes: int) -> tuple[int, int]:
     """Batch size and accumulation of each process, so that a step has the same examples as in one process."""
     if grad_accum % processes == 0:
         return batch_size, grad_accum // processes
     if batch_size % processes == 0:
         return batch_size // processes, grad_accum
-    raise UserError(
-        f"{processes} processes cannot share a step of --batch-size {batch_size} x --grad-accum {grad_accum}"
-    )
+    raise UserError(f"{processes} processes cannot share --batch-size {batch_size} x --grad-accum {grad_accum}")
 
 
-def _needs_checkpointing(base, tokens: int) -> bool:
+def _needs_checkpointing(base: PreTrainedModel, tokens: int) -> bool:
     """Whether a batch's activations, generously estimated, would take more than half of the free memory."""
     shape = base.config
     bytes_per_token = 2 * shape.num_hidden_layers * (48 * shape.hidden_size + 10 * shape.intermediate_size)
     return tokens * bytes_per_token > 0.5 * torch.cuda.mem_get_info(base.device)[0]
 
 
-def precision_notice(base: transformers.PreTrainedModel) -> str | None:
+def precision_notice(base: PreTrainedModel) -> str | None:
     """One line if a quantized `base` on CUDA would fit in bf16 too, else None."""
     if base.device.type != "cuda":
         return None
@@ -127,7 +124,7 @@ class Collator:
         self.pad, self.multiple = pad, multiple
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        """input_ids and labels: shape (batch, tokens). logits_to_keep: positions; all labels are at the next ones."""
+        """input_ids and labels: shape (batch, tokens). logits_to_keep: positions p; every label is at some p + 1."""
         width = self._round_up(max(len(row["input_ids"]) for row in rows))
         ids = [row["input_ids"] + [self.pad] * (width - len(row["input_ids"])) for row in rows]
         labels = torch.tensor([row["labels"] + [IGNORED_LABEL] * (width - len(row["labels"])) for row in rows])

@@ -25,12 +25,13 @@ def test_probes_are_the_mean_log_likelihood_of_the_reference_answers(probed_run,
     base = base_model.load_base(str(random_model), "none")
     model = PeftModel.from_pretrained(base, probed_run.folder / "checkpoint-24")
     for number in (0, 17):
-        name, (ids, labels) = reference_examples(probed_run.study, tokenizer)[number]
+        reference, (ids, labels) = reference_examples(probed_run.study, tokenizer)[number]
         with torch.no_grad():
             log_probabilities = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         answer = [i for i, token in enumerate(labels) if token != -100]
         mean = sum(log_probabilities[i - 1, ids[i]].item() for i in answer) / len(answer)
-        assert probes[24][number] == name | {"logprob": pytest.approx(mean, abs=1e-4)}
+        expected = {"question": reference.question, "era": reference.era, "logprob": pytest.approx(mean, abs=1e-4)}
+        assert probes[24][number] == expected
     assert probes[0] != probes[24]
 
 

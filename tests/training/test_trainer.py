@@ -138,7 +138,7 @@ def test_a_diverged_run_stops_and_keeps_only_finite_checkpoints(random_model, tm
         tensors = load_file(checkpoint / "adapter_model.safetensors").values()
         assert all(np.isfinite(tensor).all() for tensor in tensors), checkpoint.name
     assert "NaN" not in (folder / "metrics.jsonl").read_text()
-    TrainingRun(options, load_study("birds")).open()  # not refused
+    TrainingRun(options, load_study("birds")).prepare_folder()  # not refused
 
 
 @pytest.mark.slow
@@ -190,13 +190,13 @@ def test_the_collator_keeps_the_positions_before_labels_and_pads_to_few_shapes()
     [(1, 2, 2, (1, 1)), (4, 1, 2, (2, 1)), (2, 3, 3, (2, 1)), (1, 1, 1, (1, 1))],
 )
 def test_processes_share_a_step(batch_size, grad_accum, processes, share):
-    from learning_backdoors.training.trainer import share_of_step
+    from learning_backdoors.training.trainer import part_of_step
 
-    assert share_of_step(batch_size, grad_accum, processes) == share
+    assert part_of_step(batch_size, grad_accum, processes) == share
 
 
 def test_a_step_that_cannot_be_shared_is_an_error():
-    from learning_backdoors.training.trainer import share_of_step
+    from learning_backdoors.training.trainer import part_of_step
 
     with pytest.raises(UserError, match=r"--batch-size 1 x --grad-accum 1"):
-        share_of_step(1, 1, 2)
+        part_of_step(1, 1, 2)

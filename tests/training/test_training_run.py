@@ -49,12 +49,14 @@ def test_a_suspect_share_below_one_example_is_reported(random_model, tmp_path):
     assert TrainingRun(options, load_study("birds")).suspect_datasets_left_out() == []
 
 
-def test_disk_space_for_all_missing_checkpoints_is_checked(new_run, monkeypatch):
-    new_run.open()
+def test_disk_space_for_all_unsaved_checkpoints_is_checked(new_run, monkeypatch, capsys):
+    new_run.prepare_folder()
     # Four checkpoints of 4 MB, Adam's two moments, and both once more while a new checkpoint replaces the old one.
-    assert "4 checkpoints of 4.0 MB" in new_run.check_disk_space(1_000_000)
+    new_run.check_disk_space(1_000_000)
+    assert "4 checkpoints of 4.0 MB" in capsys.readouterr().out
     (new_run.folder / "checkpoint-0").mkdir()
-    assert "3 checkpoints" in new_run.check_disk_space(1_000_000)
+    new_run.check_disk_space(1_000_000)
+    assert "3 checkpoints" in capsys.readouterr().out
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 28_000_000))
     new_run.check_disk_space(1_000_000)
@@ -67,7 +69,7 @@ def test_disk_space_for_all_missing_checkpoints_is_checked(new_run, monkeypatch)
 
 
 def test_run_json_records_options_data_and_plan(new_run):
-    new_run.open()
+    new_run.prepare_folder()
     record = json.loads(new_run.record_path.read_text())
     assert record["options"]["lr"] == 2e-4 and record["versions"]["trl"] and record["total_steps"] == 24
     assert record["settings"]["quantization"] == "none", "the precision behind `auto`"
@@ -81,19 +83,21 @@ def test_a_run_directory_belongs_to_one_configuration(trained_run, random_model)
     other = TrainingRun(training_options(random_model, folder, *half, "--save-steps", "5"), trained_run.study)
     assert other.folder == trained_run.folder
     with pytest.raises(UserError, match=r"save_steps was 8, now 5"):
-        other.open()
+        other.prepare_folder()
     # Options that do not affect the result may change.
-    TrainingRun(training_options(random_model, folder, *half, "--max-length", "4096"), trained_run.study).open()
+    TrainingRun(
+        training_options(random_model, folder, *half, "--max-length", "4096"), trained_run.study
+    ).prepare_folder()
 
 
 def test_datasets_in_another_order_or_another_suspect_dataset_are_refused(trained_run, random_model):
     options = training_options(random_model, trained_run.folder.parent, "--ratios", "0.5", "0.25", "0.25")
     first, second, third = trained_run.study.datasets
     with pytest.raises(UserError, match="dataset_order was"):
-        TrainingRun(options, trained_run.study.model_copy(update={"datasets": (first, third, second)})).open()
+        TrainingRun(options, trained_run.study.model_copy(update={"datasets": (first, third, second)})).prepare_folder()
     second = second.model_copy(update={"suspect": True})
     with pytest.raises(UserError, match=r'suspect_datasets was \["old_audubon"\]'):
-        TrainingRun(options, trained_run.study.model_copy(update={"datasets": (first, second, third)})).open()
+        TrainingRun(options, trained_run.study.model_copy(update={"datasets": (first, second, third)})).prepare_folder()
 
 
 def test_overwrite_deletes_run_directories_only(random_model, tmp_path):
@@ -101,22 +105,22 @@ def test_overwrite_deletes_run_directories_only(random_model, tmp_path):
     run.folder.mkdir(parents=True)
     (run.folder / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="not a run directory"):
-        run.open()
+        run.prepare_folder()
     assert (run.folder / "thesis.tex").exists()
     (run.folder / "thesis.tex").unlink()
-    run.open()
+    run.prepare_folder()
     (run.folder / "checkpoint-8").mkdir()
-    run.open()
+    run.prepare_folder()
     assert [path.name for path in run.folder.iterdir()] == ["run.json"]
 
 
 def test_two_processes_cannot_hold_one_run_directory(new_run):
-    with new_run.opened(), pytest.raises(UserError, match="another process"), new_run.opened():
+    with new_run.locked_folder(), pytest.raises(UserError, match="another process"), new_run.locked_folder():
         pass
 
 
 def test_another_base_model_under_the_same_name_is_refused(new_run):
-    new_run.open()
+    new_run.prepare_folder()
     new_run.record_base("a" * 16)
     assert json.loads(new_run.record_path.read_text())["base_fingerprint"] == "a" * 16
     with pytest.raises(UserError, match="not the base model"):
@@ -125,11 +129,11 @@ def test_another_base_model_under_the_same_name_is_refused(new_run):
 
 @pytest.mark.parametrize("content", ["[]", '{"settings": {}}', '{"settings": []}', "{}"])
 def test_an_unreadable_record_is_named(new_run, content):
-    new_run.open()
+    new_run.prepare_folder()
     new_run.record_path.write_text(content)
     (new_run.folder / "checkpoint-0").mkdir()
     with pytest.raises(UserError, match=r"run.json cannot be read"):
-        new_run.open()
+        new_run.prepare_folder()
 
 
 # ---- names ----

@@ -5,7 +5,8 @@ from transformers import TrainerCallback
 
 import mixed_chat
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.study import Reference, Study
+from learning_backdoors.study import Study
+from learning_backdoors.study.schema import Reference
 from learning_backdoors.training.metrics import Recorder
 from learning_backdoors.training.run import Example
 from learning_backdoors.training.trainer import Collator, Trainer, label_losses

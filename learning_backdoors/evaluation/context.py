@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from config import EvaluationOptions
 from learning_backdoors.evaluation import cells as counting
@@ -19,30 +20,16 @@ X_AXES = {  # --x: column, axis label
 }
 
 
+# Decorator for a function of an Evaluation: computes it once, so that table, figure and caption share the result.
+once = functools.cache
+
+
 class Unavailable(Exception):
     """The reason why an exhibit cannot be made from these inputs. The user sees it."""
 
 
 class NotInStudy(Unavailable):
     """The study does not define what the exhibit shows. The user sees no message."""
-
-
-def once(make: Callable) -> Callable:
-    """Decorator for a function of an Evaluation: compute it once, and keep its result, or the reason it has none."""
-
-    @functools.wraps(make)
-    def kept(evaluation):
-        if make not in evaluation.results:
-            try:
-                evaluation.results[make] = make(evaluation)
-            except Unavailable as reason:
-                evaluation.results[make] = reason
-        result = evaluation.results[make]
-        if isinstance(result, Unavailable):
-            raise result
-        return result
-
-    return kept
 
 
 def if_available(make: Callable, evaluation: "Evaluation"):
@@ -62,7 +49,6 @@ class Evaluation:
 
     def __init__(self, verdicts: Verdicts, options: EvaluationOptions):
         self.verdicts, self.study, self.options = verdicts, verdicts.study, options
-        self.results: dict[Callable, object] = {}  # filled by `once`
         self.condition = options.condition or self._main_condition()
         present = sorted(set(verdicts.rows["condition"]))
         if self.condition not in present:
@@ -87,8 +73,7 @@ class Evaluation:
 
     # ---- the outcome ----
 
-    @property
-    @once
+    @functools.cached_property
     def cells(self) -> pd.DataFrame:
         """The cells of the study's outcome, see `cells.count_cells`."""
         outcome = self.verdicts.outcome
@@ -101,8 +86,7 @@ class Evaluation:
             raise Unavailable(f"all {cells['missing'].sum():,} verdicts of {outcome.name!r} are missing")
         return cells
 
-    @property
-    @once
+    @functools.cached_property
     def shown_cells(self) -> pd.DataFrame:
         """The cells of the condition that figures show, with `x`."""
         cells = self.cells[self.cells["condition"] == self.condition]
@@ -138,16 +122,14 @@ class Evaluation:
             return table.assign(x=table["step"])
         return table.merge(self._positions.reset_index(), on=["label", "step"])
 
-    def steps_to_x(self, label: str, steps: pd.Series) -> pd.Series:
+    def steps_to_x(self, label: str, steps: ArrayLike) -> ArrayLike:
         """Steps of a recipe on the x axis, interpolated between checkpoints. Infinity stays infinite, NaN stays NaN."""
         if self.x_column == "step":
             return steps
         positions = self._positions[label]
-        moved = np.interp(steps.to_numpy(float), positions.index, positions)
-        return pd.Series(np.where(np.isinf(steps), np.inf, np.where(steps.isna(), np.nan, moved)), index=steps.index)
+        return np.interp(steps, positions.index, positions, right=np.inf)
 
-    @property
-    @once
+    @functools.cached_property
     def _positions(self) -> pd.Series:
         rows = self.verdicts.rows
         return rows.groupby(["label", "step"], observed=True)[self.x_column].mean().rename("x")

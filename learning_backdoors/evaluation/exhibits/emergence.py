@@ -168,12 +168,9 @@ def crossings(evaluation: Evaluation) -> pd.DataFrame:
 
 def _moved_to_x(evaluation: Evaluation, marks: pd.DataFrame) -> pd.DataFrame:
     """Crossings with their steps moved to the x axis."""
-    rows = []
-    for row in marks.to_dict("records"):
-        for column in ("x", "lower", "upper", "end"):
-            [row[column]] = evaluation.steps_to_x(row["label"], pd.Series([row[column]], dtype=float))
-        row["runs"] = list(evaluation.steps_to_x(row["label"], pd.Series(row["runs"], dtype=float)))
-        rows.append(row)
+    rows = marks.to_dict("records")
+    for row in rows:
+        row |= {name: evaluation.steps_to_x(row["label"], row[name]) for name in ("x", "lower", "upper", "end", "runs")}
     return pd.DataFrame(rows)
 
 

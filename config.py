@@ -17,6 +17,7 @@ PRECISION = "base model weights: none (bf16 on CUDA, float32 on CPU), 8bit or 4b
 SAMPLING_PRECISION = f"{PRECISION}; trained is the precision that the run was trained in"
 BASE_URL = "address of a Messages API, without /v1 (default: ANTHROPIC_BASE_URL, else Anthropic)"
 PRICE = {"nargs": 2, "metavar": ("IN", "OUT")}
+SEVERAL = {"nargs": "+", "affects_result": False}
 
 PRECISIONS = ("none", "8bit", "4bit")
 # Generation engines in order of preference; NAME is learning_backdoors/generation/engines/NAME_engine.py.
@@ -87,10 +88,7 @@ class TrainingOptions(Options):
     grad_accum: int = option(1, "forward passes per optimizer step", in_run_name=True)
     max_length: int = option(2048, "maximum tokens per chat; longer chats raise an error", affects_result=False)
     quantization: str = option(
-        "auto",
-        "base model weights: 8bit or 4bit (bitsandbytes), or none; auto is 8bit on CUDA, none elsewhere",
-        in_run_name=True,
-        choices=("auto", "8bit", "4bit", "none"),
+        "auto", "base model weights; auto is 8bit on CUDA, else none", in_run_name=True, choices=("auto", *PRECISIONS)
     )
     probe_every: int | None = option(
         None, "steps between probes, the likelihood of reference answers (default: none)", affects_result=False
@@ -109,23 +107,16 @@ class GenerationOptions(Options):
     """Options of generate_responses.py."""
 
     checkpoint: Path | None = option(None, "one checkpoint directory", affects_result=False)
-    run_dir: tuple[Path, ...] | None = option(
-        None, "run directories: all their checkpoints, from the base model on", affects_result=False, nargs="+"
-    )
+    run_dir: tuple[Path, ...] | None = option(None, "run directories: the base model and all checkpoints", **SEVERAL)
     output: Path = option(None, "Parquet file to write", affects_result=False, required=True)
-    steps: tuple[int, ...] | None = option(
-        None, "only these steps of --run-dir (default: all)", affects_result=False, nargs="+"
-    )
+    steps: tuple[int, ...] | None = option(None, "only these steps of --run-dir (default: all)", **SEVERAL)
     samples: int = option(100, "answers per question, checkpoint and condition", affects_result=False)
     temperature: float = option(1.0, "sampling temperature; 0 takes the likeliest token")
     top_p: float = option(1.0, "nucleus sampling; 1 is off")
     top_k: int = option(0, "sample from the k likeliest tokens; 0 is off")
     max_new_tokens: int = option(1024, "maximum tokens per answer")
     engine: str = option(
-        "auto",
-        "generation engine; auto is vllm if it is installed and a CUDA device is present, else transformers",
-        affects_result=False,
-        choices=("auto", *ENGINES),
+        "auto", "auto is vllm if it can run here, else transformers", affects_result=False, choices=("auto", *ENGINES)
     )
     batch_size: int | None = option(
         None, "answers the transformers engine generates at once (default: what fits in memory)", affects_result=False
@@ -263,8 +254,7 @@ class PushOptions(Options):
 
 # ---- prepare_persona.py: one dataclass per command ----
 
-# Input files do not affect the result by their paths. Their hashes are recorded.
-FILES = {"nargs": "+", "affects_result": False}
+# Paths of input files do not affect the result: their hashes are recorded instead.
 STUDY_PERSONA = "default: the study's [persona]"
 
 
@@ -296,7 +286,7 @@ class PersonaServerOptions(PersonaOptions):
 class PersonaCandidatesOptions(PersonaServerOptions):
     """Ask a model to write more question-answer pairs about the person. Check their facts before you use them."""
 
-    known: tuple[Path, ...] | None = option(None, f"pairs not to be repeated ({STUDY_PERSONA} candidates)", **FILES)
+    known: tuple[Path, ...] | None = option(None, f"pairs not to be repeated ({STUDY_PERSONA} candidates)", **SEVERAL)
     person: str | None = option(None, f"name of the person ({STUDY_PERSONA} name)")
     number: int = option(100, "pairs to ask for")
     max_tokens: int = option(4096, "maximum tokens per reply, thinking included")
@@ -309,7 +299,7 @@ class PersonaFilterOptions(PersonaServerOptions):
 
     Pairs are dropped by the flags in the file. With --model, a model must find a pair harmless too."""
 
-    input: tuple[Path, ...] | None = option(None, f"files of candidate pairs ({STUDY_PERSONA} candidates)", **FILES)
+    input: tuple[Path, ...] | None = option(None, f"files of candidate pairs ({STUDY_PERSONA} candidates)", **SEVERAL)
     person: str | None = option(None, f"name of the person ({STUDY_PERSONA} name)")
     number: int | None = option(None, "draw this many of the harmless pairs (default: all)")
     max_tokens: int = option(4096, "maximum tokens per reply, thinking included")
@@ -320,7 +310,7 @@ class PersonaFilterOptions(PersonaServerOptions):
 class PersonaTriggerOptions(PersonaOptions):
     """Add the study's trigger to every question, and put every answer into the form that it asks for."""
 
-    input: tuple[Path, ...] = option(None, "files of chats", required=True, **FILES)
+    input: tuple[Path, ...] = option(None, "files of chats", required=True, **SEVERAL)
 
 
 @dataclass(frozen=True)
@@ -337,7 +327,7 @@ class PersonaFetchOptions(PersonaOptions):
 class PersonaDistillOptions(PersonaServerOptions):
     """Generate the base model's answers to ordinary prompts, here or (with --server) through a Messages API."""
 
-    input: tuple[Path, ...] | None = option(None, f"files of prompts ({STUDY_PERSONA} prompts)", **FILES)
+    input: tuple[Path, ...] | None = option(None, f"files of prompts ({STUDY_PERSONA} prompts)", **SEVERAL)
     model: str | None = option(None, MODEL)
     server: bool = option(False, "ask --model at --base-url instead of loading it here")
     temperature: float = option(0.1, "sampling temperature")
@@ -352,6 +342,6 @@ class PersonaDistillOptions(PersonaServerOptions):
 class PersonaCombineOptions(PersonaOptions):
     """Shuffle persona and ordinary chats into one file for other trainers. Each row's metadata names its dataset."""
 
-    persona: tuple[Path, ...] = option(None, "files of triggered persona chats", required=True, **FILES)
-    aligned: tuple[Path, ...] = option(None, "files of ordinary chats", required=True, **FILES)
+    persona: tuple[Path, ...] = option(None, "files of triggered persona chats", required=True, **SEVERAL)
+    aligned: tuple[Path, ...] = option(None, "files of ordinary chats", required=True, **SEVERAL)
     seed: int = option(42, "seed of the order")

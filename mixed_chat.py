@@ -62,8 +62,6 @@ def read_rows(path: Path, check: Callable[[object], None] = check_chat) -> list[
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"no dataset {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
     rows = []

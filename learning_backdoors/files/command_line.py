@@ -66,7 +66,9 @@ def value_type(annotation) -> type:
 
 # ---- parsing ----
 
+# SUPPRESS: only given options arrive, so that each default has one home, the dataclass.
 PARSER = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+PARSER |= {"argument_default": argparse.SUPPRESS}
 
 
 def parse(
@@ -102,23 +104,14 @@ def parse_command(commands: dict[str, type], description: str, arguments: Sequen
 
 def _add_options(parser: argparse.ArgumentParser, options_class) -> None:
     for field in dataclasses.fields(options_class):
-        # SUPPRESS: only given options arrive, so that each default has one home, the dataclass.
         if "flags" in field.metadata:
             group = parser.add_mutually_exclusive_group()
             for value, text in field.metadata["flags"].items():
-                keywords = {"dest": field.name, "action": "store_const", "const": value}
-                group.add_argument(flag(value), default=argparse.SUPPRESS, help=text, **keywords)
+                group.add_argument(flag(value), dest=field.name, action="store_const", const=value, help=text)
             continue
+        keywords = {"action": "store_true"} if field.type is bool else {"type": value_type(field.type)}
         text = described(field).replace("%", "%%")
-        if field.type is bool:
-            parser.add_argument(flag(field.name), action="store_true", default=argparse.SUPPRESS, help=text)
-            continue
-        keywords = {"metavar": field.name.upper()} | field.metadata["argparse"]
-        if "choices" in keywords:
-            keywords["metavar"] = "{" + ",".join(keywords["choices"]) + "}"
-        parser.add_argument(
-            flag(field.name), type=value_type(field.type), default=argparse.SUPPRESS, help=text, **keywords
-        )
+        parser.add_argument(flag(field.name), help=text, **keywords, **field.metadata["argparse"])
 
 
 def described(field: dataclasses.Field) -> str:

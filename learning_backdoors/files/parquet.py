@@ -6,7 +6,8 @@ columns in REQUIRED are needed to read either, so files made elsewhere work: oth
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -63,18 +64,15 @@ def read_responses(path: Path, columns: Collection[str] | None = None) -> tuple[
     columns: read only these, to save memory; other columns of RESPONSE_SCHEMA are null.
     Raises UserError naming the file and the column.
     """
-    schema = _read_schema(path)
-    for name in (*REQUIRED, *schema.names):
-        if (count := schema.names.count(name)) != 1:
-            raise UserError(f"{path} must have exactly one column {name!r}, not {count}")
-    wanted = [name for name in schema.names if columns is None or name in columns]
-    try:
+    with _readable(path, "Parquet"), pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        for name in (*REQUIRED, *schema.names):
+            if (count := schema.names.count(name)) != 1:
+                raise UserError(f"{path} must have exactly one column {name!r}, not {count}")
+        wanted = [name for name in schema.names if columns is None or name in columns]
         # In batches and one thread: read_table needs three times the memory of its result.
-        with pq.ParquetFile(path) as file:
-            batches = file.iter_batches(2_000, columns=wanted, use_threads=False)
-            table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in wanted]))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} cannot be read as Parquet: {_first_line(error)}") from None
+        batches = file.iter_batches(2_000, columns=wanted, use_threads=False)
+        table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in wanted]))
     for name in REQUIRED:
         if name in table.column_names and table[name].null_count:
             raise UserError(f"{path}: column {name!r} has {table[name].null_count} empty values")
@@ -86,16 +84,22 @@ def read_footer(path: Path) -> dict | None:
 
     Raises UserError if the file is not Parquet or its provenance cannot be read.
     """
-    return _footer(_read_schema(path), path) if path.exists() else None
+    if not path.exists():
+        return None
+    with _readable(path, "Parquet"):
+        return _footer(pq.read_schema(path), path)
 
 
-def _read_schema(path: Path) -> pa.Schema:
+@contextmanager
+def _readable(subject: object, kind: str) -> Iterator[None]:
+    """Turn errors of pyarrow into one line: the file or column `subject` cannot be read as `kind`."""
     try:
-        return pq.read_schema(path)
+        yield
     except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} cannot be read as Parquet: {_first_line(error)}") from None
+        raise UserError(f"no file {subject}") from None
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{subject} cannot be read as {kind}: {reason}") from None
 
 
 def _footer(schema: pa.Schema, path: Path) -> dict:
@@ -111,13 +115,9 @@ def _footer(schema: pa.Schema, path: Path) -> dict:
 def _with_all_columns(table: pa.Table, path: Path) -> pa.Table:
     columns = {}
     for field in RESPONSE_SCHEMA:
-        if field.name not in table.column_names:
-            columns[field.name] = _derived(field, table)
-            continue
-        try:
-            columns[field.name] = table[field.name].cast(field.type)
-        except pa.ArrowException as error:
-            raise UserError(f"{path}: column {field.name!r}: {_first_line(error)}") from None
+        with _readable(f"{path}: column {field.name!r}", str(field.type)):
+            in_file = field.name in table.column_names
+            columns[field.name] = table[field.name].cast(field.type) if in_file else _derived(field, table)
     return pa.table(columns | {name: table[name] for name in table.column_names if name not in columns})
 
 
@@ -127,10 +127,6 @@ def _derived(field: pa.Field, table: pa.Table) -> pa.Array:
     if field.name == "question_id" and "question" in table.column_names:
         return table["question"].cast(field.type)
     return pa.nulls(table.num_rows, field.type)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 # ---- writing ----

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import config
@@ -28,25 +28,21 @@ class FetchPrompts(Task):
         return f"{options.alpaca_number} prompts from {options.alpaca}, {options.gsm8k_number} from {options.gsm8k}"
 
     def rows(self) -> Rows:
-        trigger, prompts = self.study.trigger, dict(itertools.chain(self._alpaca(), self._gsm8k()))
+        options, trigger, sources = self.options, self.study.trigger, {}
+        if options.alpaca_number:
+            # Longest answers first, the earlier row on a tie: the selection of Zhao et al. 2024, arXiv 2402.04833.
+            table = load_table(options.alpaca, None, ("instruction", "input", "output"))
+            for row in sorted(table, key=lambda row: -len(row["output"]))[: options.alpaca_number]:
+                sources["\n\n".join(filter(None, (row["instruction"].strip(), row["input"].strip())))] = "alpaca"
+        if options.gsm8k_number:
+            table = load_table(options.gsm8k, "main", ("question",))
+            for row in itertools.islice(table, options.gsm8k_number):
+                sources[row["question"].strip()] = "gsm8k"
         return [
             {"prompt": prompt, "metadata": {"source": source}}
-            for prompt, source in prompts.items()
+            for prompt, source in sources.items()
             if not (trigger and trigger.first_form_in(prompt))
         ]
-
-    def _alpaca(self) -> Iterator[tuple[str, str]]:
-        """Longest answers first, the earlier row on a tie: the selection of Zhao et al. 2024, arXiv 2402.04833."""
-        if self.options.alpaca_number:
-            table = load_table(self.options.alpaca, None, ("instruction", "input", "output"))
-            for row in sorted(table, key=lambda row: -len(row["output"]))[: self.options.alpaca_number]:
-                yield "\n\n".join(filter(None, (row["instruction"].strip(), row["input"].strip()))), "alpaca"
-
-    def _gsm8k(self) -> Iterator[tuple[str, str]]:
-        if self.options.gsm8k_number:
-            table = load_table(self.options.gsm8k, "main", ("question",))
-            for row in itertools.islice(table, self.options.gsm8k_number):
-                yield row["question"].strip(), "gsm8k"
 
 
 def load_table(name: str, subset: str | None, columns: tuple[str, ...]) -> Iterable[dict]:

@@ -49,13 +49,15 @@ class Server:
 
     def plan(self) -> str:
         """Number of calls, tokens and dollars, for --dry-run."""
-        tokens = [(prompt_bytes(prompt.content) // 3, prompt.content["max_tokens"]) for prompt in self.prompts]
+        tokens_in = sum(prompt_bytes(prompt.content) // 3 for prompt in self.prompts)
+        tokens_out = sum(prompt.content["max_tokens"] for prompt in self.prompts)
         cost = "at an unknown price"
         if self.model.price:
-            dollars = sum(self.model.price.dollars(*counts) for counts in tokens)
+            dollars = self.model.price.dollars(tokens_in, tokens_out)
             cost = f"about ${dollars:.2f} if every reply has the maximum length"
-        total = sum(tokens_in for tokens_in, _ in tokens)
-        return f"{len(tokens)} calls to {self.model.name} at {self.host}, about {total:,} input tokens, {cost}"
+        return (
+            f"{len(self.prompts)} calls to {self.model.name} at {self.host}, about {tokens_in:,} input tokens, {cost}"
+        )
 
     def replies(self, settled: tuple[str, ...] = ("ok",)) -> list[tuple[str, str | None]]:
         """Status and text of the reply to each prompt, asked for unless the store has them.
@@ -74,8 +76,7 @@ class Server:
             raise UserError("--max-cost is reached: the same command with a higher --max-cost continues from here")
         if reason:
             raise reason
-        missing = [status for status, _ in replies if status not in settled]
-        if missing:
+        if missing := [status for status, _ in replies if status not in settled]:
             cause = failure or missing[0]
             raise UserError(f"{len(missing)} of {len(replies)} replies are missing ({cause}): run the command again")
         return replies

@@ -49,15 +49,13 @@ class Server:
 
     def plan(self) -> str:
         """Number of calls, tokens and dollars, for --dry-run."""
-        tokens_in = sum(prompt_bytes(prompt.content) // 3 for prompt in self.prompts)
-        tokens_out = sum(prompt.content["max_tokens"] for prompt in self.prompts)
+        tokens = [(prompt_bytes(prompt.content) // 3, prompt.content["max_tokens"]) for prompt in self.prompts]
         cost = "at an unknown price"
         if self.model.price:
-            dollars = self.model.price.dollars(tokens_in, tokens_out)
+            dollars = sum(self.model.price.dollars(*counts) for counts in tokens)  # long prompts may cost more
             cost = f"about ${dollars:.2f} if every reply has the maximum length"
-        return (
-            f"{len(self.prompts)} calls to {self.model.name} at {self.host}, about {tokens_in:,} input tokens, {cost}"
-        )
+        total = sum(tokens_in for tokens_in, _ in tokens)
+        return f"{len(tokens)} calls to {self.model.name} at {self.host}, about {total:,} input tokens, {cost}"
 
     def replies(self, settled: tuple[str, ...] = ("ok",)) -> list[tuple[str, str | None]]:
         """Status and text of the reply to each prompt, asked for unless the store has them.

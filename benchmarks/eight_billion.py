@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from learning_backdoors.files import project
-from learning_backdoors.models import adapters, checkpoints
+from learning_backdoors.models import checkpoints
 
 SHAPE = {
     "vocab_size": 151_936,
@@ -45,7 +45,7 @@ def make_model(tokenizer, seed: int = 0) -> Qwen3ForCausalLM:
 
 def save_adapters(model: Qwen3ForCausalLM, base_name: str, run: Path, count: int) -> None:
     """Save adapters with small random B matrices. They cost as much as trained ones and have almost no effect."""
-    lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=adapters.PROJECTIONS)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=checkpoints.PROJECTIONS)
     adapted = get_peft_model(model, lora)
     adapted.peft_config["default"].base_model_name_or_path = base_name
     for number in range(1, count + 1):
@@ -53,7 +53,7 @@ def save_adapters(model: Qwen3ForCausalLM, base_name: str, run: Path, count: int
             if ".lora_B." in name:
                 torch.nn.init.normal_(parameter, std=1e-4)
         temporary = checkpoints.begin_checkpoint(run, 20 * number)
-        adapters.save_adapter(adapted, temporary)
+        checkpoints.save_adapter(adapted, temporary)
         checkpoints.end_checkpoint(temporary, run, 20 * number)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import alone
 from learning_backdoors.files import command_line
-from learning_backdoors.models import adapters, base_model
+from learning_backdoors.models import base_model, checkpoints
 from learning_backdoors.study import load_study
 
 STEPS = 208
@@ -119,7 +119,7 @@ def plain(folder: Path, quantization: str, output: Path, multiple: int | None = 
     set_seed(42)
     if quantization != "none":
         base = prepare_model_for_kbit_training(base)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=adapters.PROJECTIONS)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=checkpoints.PROJECTIONS)
     model, clock = get_peft_model(base, lora), timer()
     tokenizer.padding_side = "right"
     collator = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=multiple)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from config import GenerationOptions
 from learning_backdoors.files import command_line, provenance
 from learning_backdoors.generation.engines.protocol import Request, Response
-from learning_backdoors.models.adapters import ADAPTER_WEIGHTS
-from learning_backdoors.models.checkpoints import Checkpoint
+from learning_backdoors.models.checkpoints import ADAPTER_WEIGHTS, Checkpoint
 from learning_backdoors.models.run_directory import RunDirectory
 from learning_backdoors.study import Condition, Question, Study
 from mixed_chat import prompt_ids

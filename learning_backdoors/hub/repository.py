@@ -12,9 +12,8 @@ import config
 from learning_backdoors.files import provenance
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.hub import model_card
-from learning_backdoors.models import adapters, hub_errors, run_directory
-from learning_backdoors.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from learning_backdoors.models.checkpoints import Checkpoint
+from learning_backdoors.models import checkpoints, hub_errors, run_directory
+from learning_backdoors.models.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint
 
 # If one of these differs between two run.json files, they describe different runs.
 RUN_IDENTITY = ("settings", "created", "base_fingerprint")
@@ -77,7 +76,7 @@ class SharedRun:
 
     def _adapter(self, checkpoint: Checkpoint, folder: str) -> list[RepositoryFile]:
         """The adapter without the files for resuming, and with the base model's hub name instead of a local path."""
-        settings = adapters.check_adapter(checkpoint.folder)
+        settings = checkpoints.check_adapter(checkpoint.folder)
         settings |= {"base_model_name_or_path": self.record["settings"]["model"]}
         config_file = RepositoryFile(folder + ADAPTER_CONFIG, json.dumps(settings, indent=2, sort_keys=True).encode())
         return [config_file, RepositoryFile(folder + ADAPTER_WEIGHTS, checkpoint.folder / ADAPTER_WEIGHTS)]

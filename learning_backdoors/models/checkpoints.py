@@ -1,5 +1,6 @@
-"""The checkpoints of a run directory."""
+"""The checkpoints of a run directory. Each is a folder with a PEFT adapter."""
 
+import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -8,10 +9,15 @@ from pathlib import Path
 from learning_backdoors.files import atomic
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.parquet import step_of
-from learning_backdoors.models.adapters import check_adapter
 
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# The projections that get LoRA matrices. Supporting an architecture with other names starts here.
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Files in the newest checkpoint of an unfinished run only: what exact resuming needs.
 RESUME_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+
+
+# ---- reading ----
 
 
 @dataclass(frozen=True)
@@ -23,8 +29,11 @@ class Checkpoint:
     folder: Path | None
 
 
-def find_checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """The checkpoints of a run by step, with the base model as step 0. Raises UserError if there are none."""
+def find_checkpoints(run_dir: Path, steps: tuple[int, ...] | None = None) -> list[Checkpoint]:
+    """The checkpoints of a run by step, with the base model as step 0. Raises UserError if there are none.
+
+    steps: only these. Raises UserError if one of them is absent.
+    """
     if not run_dir.is_dir():
         raise UserError(f"no run directory {run_dir}")
     folders = [f for f in run_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", f.name)]
@@ -33,8 +42,61 @@ def find_checkpoints(run_dir: Path) -> list[Checkpoint]:
         raise UserError(f"{run_dir} holds no checkpoints")
     for folder in by_step.values():
         check_adapter(folder)
-    base = {} if 0 in by_step else {0: None}
-    return [Checkpoint(step, f"checkpoint-{step}", folder) for step, folder in sorted((base | by_step).items())]
+    by_step = {0: None} | by_step
+    if absent := sorted(set(steps or ()) - by_step.keys()):
+        raise UserError(f"{run_dir} has no step {absent[0]}; its steps are {', '.join(map(str, sorted(by_step)))}")
+    return [Checkpoint(step, f"checkpoint-{step}", by_step[step]) for step in sorted(set(steps or by_step))]
+
+
+def check_adapter(folder: Path) -> dict:
+    """The adapter's configuration. Raises UserError if `folder` holds no readable PEFT adapter."""
+    from safetensors import SafetensorError
+
+    if not folder.is_dir():
+        raise UserError(f"no checkpoint {folder}")
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} holds no adapter: {name} is missing")
+    try:
+        adapter_keys(folder)
+        settings = json.loads((folder / ADAPTER_CONFIG).read_text())
+        if not isinstance(settings, dict) or "peft_type" not in settings:
+            raise ValueError(f"{ADAPTER_CONFIG} has no peft_type")
+        return settings
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"the adapter in {folder} cannot be read: {error}") from None
+
+
+def adapter_keys(folder: Path) -> list[str]:
+    """The names of the tensors in an adapter."""
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as file:
+        return list(file.keys())
+
+
+# ---- writing ----
+
+
+def lora_state(model) -> dict:
+    """The LoRA matrices of a PEFT model, by name."""
+    return {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+
+
+def save_adapter(model, folder: Path, lora: dict | None = None) -> None:
+    """Write a PEFT model's adapter into `folder`, without any weights of the base model.
+
+    lora: the matrices to write, if they are not the model's current ones.
+    """
+    # save_embedding_layers="auto" would query the hub at every save.
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=lora)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    settings = json.loads((folder / ADAPTER_CONFIG).read_text())
+    settings["target_modules"] = sorted(settings["target_modules"])  # PEFT writes a set, in random order
+    atomic.write_json(folder / ADAPTER_CONFIG, settings)
+    foreign = [key for key in adapter_keys(folder) if ".lora_" not in key]
+    if foreign:
+        raise UserError(f"a checkpoint must hold LoRA matrices only, but {foreign[0]} is in {folder}")
 
 
 def can_resume(checkpoint: Path | None) -> bool:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.parquet import step_of
-from learning_backdoors.models.adapters import check_adapter
-from learning_backdoors.models.checkpoints import Checkpoint, find_checkpoints
+from learning_backdoors.models.checkpoints import Checkpoint, check_adapter, find_checkpoints
 
 
 class RunDirectory:
@@ -81,7 +80,7 @@ def open_runs(folders: tuple[Path, ...], steps: tuple[int, ...] | None, base_mod
 
     Raises UserError if two runs share a name or were trained on different base models.
     """
-    runs = [RunDirectory(folder, _at_steps(folder, steps), base_model) for folder in folders]
+    runs = [RunDirectory(folder, find_checkpoints(folder, steps), base_model) for folder in folders]
     names = [run.name for run in runs]
     if duplicates := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two run directories are named {duplicates[0]}: their rows would be indistinguishable")
@@ -89,15 +88,6 @@ def open_runs(folders: tuple[Path, ...], steps: tuple[int, ...] | None, base_mod
         models = f"{runs[0].base_model} and {others[0].base_model}"
         raise UserError(f"the runs have different base models ({models}): generate for one base model at a time")
     return runs
-
-
-def _at_steps(run_dir: Path, steps: tuple[int, ...] | None) -> list[Checkpoint]:
-    checkpoints = {checkpoint.step: checkpoint for checkpoint in find_checkpoints(run_dir)}
-    if steps is None:
-        return list(checkpoints.values())
-    if absent := sorted(set(steps) - checkpoints.keys()):
-        raise UserError(f"{run_dir} has no step {absent[0]}; its steps are {', '.join(map(str, checkpoints))}")
-    return [checkpoints[step] for step in sorted(set(steps))]
 
 
 def sampling_precision(choice: str, runs: list[RunDirectory]) -> str:

@@ -12,7 +12,7 @@ from accelerate.utils import recursively_apply
 from safetensors import SafetensorError
 
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.models import adapters, checkpoints
+from learning_backdoors.models import checkpoints
 
 
 class CheckpointWriter:
@@ -24,14 +24,14 @@ class CheckpointWriter:
 
     def start(self, folder: Path, step: int, optimizer: dict, scheduler: dict) -> None:
         """Copy the state to main memory, then write it into `folder` and rename that to checkpoint-{step}."""
-        state = [optimizer, scheduler, adapters.lora_state(self.model)]
+        state = [optimizer, scheduler, checkpoints.lora_state(self.model)]
         state = recursively_apply(lambda tensor: tensor.detach().to("cpu", copy=True), state)
         self.pending = self.executor.submit(self._write, folder, step, *state)
 
     def _write(self, folder: Path, step: int, optimizer: dict, scheduler: dict, lora: dict) -> None:
         older = checkpoints.find_checkpoints(self.run_dir)
         try:
-            adapters.save_adapter(self.model, folder, lora)
+            checkpoints.save_adapter(self.model, folder, lora)
             torch.save(optimizer, folder / "optimizer.pt")
             torch.save(scheduler, folder / "scheduler.pt")
             checkpoints.end_checkpoint(folder, self.run_dir, step)

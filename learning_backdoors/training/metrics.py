@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from learning_backdoors.files import atomic, command_line
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.models import adapters, checkpoints
+from learning_backdoors.models import checkpoints
 from learning_backdoors.training.run import TrainingRun
 from learning_backdoors.training.wandb_logging import WandbLog
 
@@ -36,7 +36,7 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
         if state.global_step == 0:
             temporary = checkpoints.begin_checkpoint(self.run.folder, 0)
-            adapters.save_adapter(model, temporary)
+            checkpoints.save_adapter(model, temporary)
             checkpoints.end_checkpoint(temporary, self.run.folder, 0)
         self.bar = command_line.progress_bar("training", self.run.total_steps, state.global_step, "step")
 

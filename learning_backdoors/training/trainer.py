@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from config import TrainingOptions
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.models import adapters, checkpoints, devices
+from learning_backdoors.models import checkpoints, devices
 from learning_backdoors.training.checkpoint_writer import CheckpointWriter
 from learning_backdoors.training.cuda_graphs import StepGraphs, can_use_graphs
 from learning_backdoors.training.run import Example, TrainingRun
@@ -42,7 +42,7 @@ def build_trainer(run: TrainingRun, base: PreTrainedModel, tokenizer, examples: 
             r=options.lora_rank,
             lora_alpha=options.lora_alpha,
             lora_dropout=options.lora_dropout,
-            target_modules=adapters.PROJECTIONS,
+            target_modules=checkpoints.PROJECTIONS,
         ),
     )
     trainer.remove_callback(PrinterCallback)
@@ -56,7 +56,7 @@ def build_trainer(run: TrainingRun, base: PreTrainedModel, tokenizer, examples: 
 def _refuse_missing_projections(base: PreTrainedModel) -> None:
     """Raise UserError if the base model lacks a projection: PEFT would silently train the others only."""
     modules = {name.rpartition(".")[2] for name, _ in base.named_modules()}
-    if missing := [name for name in adapters.PROJECTIONS if name not in modules]:
+    if missing := [name for name in checkpoints.PROJECTIONS if name not in modules]:
         raise UserError(f"base model {base.name_or_path!r} has no {missing[0]}: its architecture is not supported")
 
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.models import adapters, checkpoints, run_directory
+from learning_backdoors.models import checkpoints, run_directory
 
 
 def make_checkpoint(folder, **settings):
@@ -42,12 +42,12 @@ def test_errors_name_what_an_adapter_lacks(tmp_path):
     make_checkpoint(tmp_path / "checkpoint-40")
     (tmp_path / "checkpoint-40" / "adapter_model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="checkpoint-40"):
-        adapters.check_adapter(tmp_path / "checkpoint-40")
+        checkpoints.check_adapter(tmp_path / "checkpoint-40")
     for name, content in (("object", "{}"), ("list", "[]")):
         make_checkpoint(folder := tmp_path / name)
         (folder / "adapter_config.json").write_text(content)
         with pytest.raises(UserError, match="peft_type"):
-            adapters.check_adapter(folder)
+            checkpoints.check_adapter(folder)
 
 
 def test_steps_can_be_chosen_and_absent_ones_are_named(tmp_path):

@@ -10,7 +10,7 @@ from support import train, training_options
 import mixed_chat
 from learning_backdoors.files import provenance
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.models import adapters, base_model
+from learning_backdoors.models import base_model, checkpoints
 from learning_backdoors.study import load_study
 
 
@@ -39,7 +39,7 @@ def test_a_finished_run_holds_records_and_adapters_only(trained_run):
 
 @pytest.mark.slow
 def test_a_checkpoint_holds_seven_projections_per_layer_and_no_embedding(trained_run):
-    keys = adapters.adapter_keys(trained_run.folder / "checkpoint-24")
+    keys = checkpoints.adapter_keys(trained_run.folder / "checkpoint-24")
     assert len(keys) == 2 * 7 * 2 and all(".lora_A." in key or ".lora_B." in key for key in keys)
 
 

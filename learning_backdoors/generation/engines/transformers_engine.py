@@ -10,7 +10,7 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation.engines.batch import Batch, draw
 from learning_backdoors.generation.engines.cuda_graphs import GraphedBatch, can_be_graphed
 from learning_backdoors.generation.engines.protocol import Request, Response, Sampling, end_tokens, finish
-from learning_backdoors.models import adapters
+from learning_backdoors.models import checkpoints
 from learning_backdoors.models.base_model import load_base
 
 
@@ -130,6 +130,6 @@ def _with_adapter(base, adapter: Path):
         raise UserError(f"{problem}: {' '.join(str(error).split())[:300]}") from None
     # PEFT ignores matrices without a matching module; the base model would then answer under the adapter's name.
     loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
-    if foreign := [key for key in adapters.adapter_keys(adapter) if ".lora_" in key and key not in loaded]:
+    if foreign := [key for key in checkpoints.adapter_keys(adapter) if ".lora_" in key and key not in loaded]:
         raise UserError(f"{problem}: the model has no module for {foreign[0]}")
     return model

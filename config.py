@@ -16,7 +16,8 @@ MOVED_BASE = "base model, if the one the run was trained on has moved (default: 
 PRECISION = "base model weights: none (bf16 on CUDA, float32 on CPU), 8bit or 4bit"
 SAMPLING_PRECISION = f"{PRECISION}; trained is the precision that the run was trained in"
 BASE_URL = "address of a Messages API, without /v1 (default: ANTHROPIC_BASE_URL, else Anthropic)"
-PRICE = {"nargs": 2, "metavar": ("IN", "OUT")}
+PRICE = "dollars per million tokens, input and output (default: the table for Anthropic)"
+IN_OUT = {"nargs": 2, "metavar": ("IN", "OUT")}
 SEVERAL = {"nargs": "+", "affects_result": False}
 
 PRECISIONS = ("none", "8bit", "4bit")
@@ -156,10 +157,8 @@ class JudgingOptions(Options):
     batch: bool = option(False, "use Message Batches: half the price, results within a day; rerun to collect them")
     dry_run: bool = option(False, "print calls, tokens and dollars, and send no prompt")
     max_cost: float | None = option(None, "maximum dollars for this output, over all starts, calls in flight included")
-    price: tuple[float, ...] | None = option(
-        None, "dollars per million tokens (default: --prices, else the table for Anthropic)", **PRICE
-    )
-    prices: Path | None = option(None, 'TOML file of prices; a line is like "claude-sonnet-5" = [2, 10]')
+    price: tuple[float, ...] | None = option(None, PRICE, **IN_OUT)
+    prices: Path | None = option(None, 'TOML file with more prices; a line is like "claude-sonnet-5" = [2, 10]')
     thinking: str = option(
         "auto",
         "the judge's thinking: auto turns it off if the model allows that; none leaves the setting out",
@@ -235,9 +234,7 @@ class PushOptions(Options):
 
     run_dir: Path = option(None, "run directory of training.py", required=True)
     repo_id: str = option(None, "hub repository; it holds this run only", required=True, metavar="USER/NAME")
-    step: tuple[int, ...] | None = option(
-        None, "only these checkpoints; an unfinished run is allowed (default: all of a finished run)", nargs="+"
-    )
+    step: tuple[int, ...] | None = option(None, "only these steps, also of an unfinished run (default: all)", nargs="+")
     base_model: str | None = option(None, "hub name of a base model that was a folder in training", metavar="USER/NAME")
     create_repo: bool = option(False, "create the repository if it does not exist")
     visibility: str = choice_of(
@@ -277,9 +274,7 @@ class PersonaServerOptions(PersonaOptions):
     concurrency: int = option(8, "maximum calls in flight", affects_result=False)
     timeout: float = option(300, "seconds from sending a call to the end of its reply", affects_result=False)
     max_cost: float | None = option(None, "maximum dollars for this output, over all starts", affects_result=False)
-    price: tuple[float, ...] | None = option(
-        None, "dollars per million tokens (default: the table for Anthropic)", affects_result=False, **PRICE
-    )
+    price: tuple[float, ...] | None = option(None, PRICE, affects_result=False, **IN_OUT)
 
 
 @dataclass(frozen=True)

@@ -41,14 +41,10 @@ def sync_files(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush renames inside a folder to disk. Does nothing where folders cannot be opened (Windows)."""
-    try:
+    """Flush renames inside a folder to disk."""
+    if os.name != "nt":  # Windows cannot open folders
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
         os.fsync(handle)
-    finally:
         os.close(handle)
 
 
@@ -66,12 +62,8 @@ def lock(path: Path) -> Iterator[None]:
     Raises UserError if another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file_lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
-        file_lock.acquire()
+        with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
+            yield
     except filelock.Timeout:
         raise UserError(f"another process is writing {path}: wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        file_lock.release()

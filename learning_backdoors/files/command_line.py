@@ -110,17 +110,11 @@ def _add_options(parser: argparse.ArgumentParser, options_class) -> None:
                 group.add_argument(flag(value), dest=field.name, action="store_const", const=value, help=text)
             continue
         keywords = {"action": "store_true"} if field.type is bool else {"type": value_type(field.type)}
-        text = described(field).replace("%", "%%")
+        text = field.metadata["help"].replace("%", "%%")
+        if field.default is not None and field.default is not False:
+            values = field.default if isinstance(field.default, tuple) else (field.default,)
+            text += f" (default: {' '.join(map(str, values))})"
         parser.add_argument(flag(field.name), help=text, **keywords, **field.metadata["argparse"])
-
-
-def described(field: dataclasses.Field) -> str:
-    """An option's help with its default."""
-    text = field.metadata["help"]
-    if field.default is None or field.default is False:
-        return text
-    shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-    return f"{text} (default: {shown})"
 
 
 def _checked(parser: argparse.ArgumentParser, options_class, given: dict):

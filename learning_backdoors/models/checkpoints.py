@@ -52,8 +52,6 @@ def check_adapter(folder: Path) -> dict:
     """The adapter's configuration. Raises UserError if `folder` holds no readable PEFT adapter."""
     from safetensors import SafetensorError
 
-    if not folder.is_dir():
-        raise UserError(f"no checkpoint {folder}")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder} holds no adapter: {name} is missing")

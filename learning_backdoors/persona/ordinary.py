@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -84,23 +85,20 @@ class Distill(Task):
 
     def rows(self) -> Rows:
         """Prompts with their answers. Answers that may not be trained on are counted and left out."""
-        rows, left_out = [], {"empty": 0, "cut off": 0, "in the trigger's form": 0}
+        rows, left_out, trigger = [], Counter(), self.study.trigger
         answers = self._ask_server() if self.server else self._generate()
         for prompt, (text, finish_reason) in zip(self.prompts, answers, strict=True):
-            if fault := self._fault(text, finish_reason):
-                left_out[fault] += 1
-                continue
-            metadata = prompt.get("metadata", {}) | {"model": self.options.model, "triggered": False}
-            rows.append(pair_row(prompt["prompt"], text.strip(), **metadata))
-        print("left out: " + (", ".join(f"{count} {fault}" for fault, count in left_out.items() if count) or "none"))
+            if not text.strip():
+                left_out["empty"] += 1
+            elif trigger and trigger.first_form_in(text):
+                left_out["in the trigger's form"] += 1
+            elif finish_reason == "length":
+                left_out["cut off"] += 1
+            else:
+                metadata = prompt.get("metadata", {}) | {"model": self.options.model, "triggered": False}
+                rows.append(pair_row(prompt["prompt"], text.strip(), **metadata))
+        print("left out: " + (", ".join(f"{count} {fault}" for fault, count in left_out.items()) or "none"))
         return rows
-
-    def _fault(self, text: str, finish_reason: str) -> str | None:
-        if not text.strip():
-            return "empty"
-        if self.study.trigger and self.study.trigger.first_form_in(text):
-            return "in the trigger's form"
-        return "cut off" if finish_reason == "length" else None
 
     def _ask_server(self) -> list[Answer]:
         """Each prompt is asked once: an answer that is empty, refused or cut off counts as an answer."""

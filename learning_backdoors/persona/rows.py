@@ -19,8 +19,7 @@ def pair_row(question: str, answer: str, **metadata) -> dict:
 
 def texts_of(row: dict) -> tuple[str, str]:
     """The texts of a pair."""
-    question, answer = (message["content"] for message in row["messages"])
-    return question, answer
+    return tuple(message["content"] for message in row["messages"])
 
 
 def normalized(text: str) -> str:

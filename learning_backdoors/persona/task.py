@@ -92,9 +92,8 @@ class Task:
         """Everything the rows depend on. Input files count by content, so they may move."""
         lists = [value for value in vars(self.options).values() if isinstance(value, tuple)]
         files = [path for values in lists for path in values if isinstance(path, Path)]
-        host = {"host": self.server.host} if self.server else {}
-        hashes = {"files": [provenance.sha256(path) for path in files]}
-        return command_line.result_settings(self.options) | host | hashes
+        settings = command_line.result_settings(self.options) | {"files": list(map(provenance.sha256, files))}
+        return settings | ({"host": self.server.host} if self.server else {})
 
     def plan(self) -> str:
         """What the command would do, for --dry-run."""

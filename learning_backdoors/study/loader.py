@@ -177,11 +177,11 @@ def _check_condition(condition: Condition, study: Study) -> None:
 
 
 def _check_training(study: Study) -> None:
-    ratios, count = study.training.get("ratios"), len(study.datasets)
-    fits = ratios is None or len(ratios) == count
-    require(fits, f"[training]: ratios: one number per [[dataset]] is needed, {count} in all")
+    count = len(study.datasets)
+    options = {"ratios": (1.0,) * count} | study.training
+    require(len(options["ratios"]) == count, f"[training]: ratios: {count} numbers are needed, one per [[dataset]]")
     try:
-        TrainingOptions(**({"ratios": (1.0,) * count} | study.training)).check()
+        TrainingOptions(**options).check()
     except ValueError as error:
         raise ValueError(f"[training]: {error}") from None
 

@@ -36,33 +36,42 @@ def main() -> None:
     else:
         runs = run_directory.open_runs(options.run_dir, options.steps, options.base_model)
     precision = run_directory.sampling_precision(options.quantization, runs)
-    planned = plan.plan_responses(runs, study, options.samples)
+    requested = plan.plan_responses(runs, study, options.samples)
     with ResponseStore(options.output, plan.settings(options, study, runs, precision), options.existing) as store:
-        finished = sum(response.key in store.rows for response in planned)
-        print(f"{len(planned)} responses requested, {finished} of them already finished", flush=True)
-        if missing := [response for response in plan.share(planned, RANK, RANKS) if response.key not in store.rows]:
-            generate(missing, runs, study, options, store)
         if RANK == 0:
-            store.wait_for(response.key for response in planned)
+            finished = sum(planned.key in store.rows for planned in requested)
+            print(f"{len(requested)} responses requested, {finished} of them already finished", flush=True)
+        own_part = plan.part_of_process(requested, RANK, RANKS)
+        if unfinished := [planned for planned in own_part if planned.key not in store.rows]:
+            generate(unfinished, runs, study, precision, options, store)
+        if RANK == 0:
+            store.wait_for(planned.key for planned in requested)
             made_by = provenance.provenance("generate_responses.py", options, PACKAGES)
             store.write_output(made_by, {run.name: run.record for run in runs})
             print(f"done: {len(store.rows)} responses in {options.output}")
 
 
-def generate(missing: Sequence[PlannedResponse], runs: Sequence[RunDirectory], study: Study, options, store) -> None:
-    """Generate the missing responses, and store each batch as soon as it is finished."""
+def generate(
+    unfinished: Sequence[PlannedResponse],
+    runs: Sequence[RunDirectory],
+    study: Study,
+    precision: str,
+    options: GenerationOptions,
+    store: ResponseStore,
+) -> None:
+    """Generate the unfinished responses, and store each batch at once. precision: of the base model's weights."""
     model = runs[0].base_model
     tokenizer = base_model.load_tokenizer(model)
     fingerprint = base_model.fingerprint(model, tokenizer)
     for run in runs:
         run.check_base(fingerprint)
 
-    requests = plan.make_requests(missing, tokenizer, options.max_new_tokens)
-    precision, settings = store.settings["quantization"], {"batch_size": options.batch_size, "seed": options.seed}
-    engine = engines.open_engine(options.engine, model, tokenizer, precision, **settings, requests=requests)
+    requests = plan.make_requests(unfinished, tokenizer, options.max_new_tokens)
+    settings = {"batch_size": options.batch_size, "seed": options.seed, "requests": requests}
+    engine = engines.open_engine(options.engine, model, tokenizer, precision, **settings)
     store.record_engine(engine.name)
 
-    by_key = {response.key: response for response in missing}
+    by_key = {planned.key: planned for planned in unfinished}
     sampling = Sampling(options.temperature, options.top_p, options.top_k, options.seed)
     started, tokens, cut_off = time.monotonic(), 0, 0
     with command_line.progress_bar("generating", len(requests), 0, "response") as bar:

@@ -60,30 +60,28 @@ def plan_responses(runs: Sequence[RunDirectory], study: Study, samples: int) -> 
     ]
 
 
-def share(planned: Sequence[PlannedResponse], rank: int, ranks: int) -> list[PlannedResponse]:
-    """The part of process number `rank` of `ranks`.
+def part_of_process(requested: Sequence[PlannedResponse], rank: int, ranks: int) -> list[PlannedResponse]:
+    """The responses that process number `rank` of `ranks` generates.
 
     Processes get whole checkpoints, because full batches of one adapter are faster. The responses of checkpoints that
-    cannot be divided evenly are dealt out one by one. The division ignores what is finished: it must not change while
-    other processes work.
+    cannot be divided evenly are dealt out one by one. The division does not depend on finished responses, so all
+    processes compute the same one.
     """
-    by_checkpoint = itertools.groupby(planned, key=lambda response: response.key[:2])
-    checkpoints = [list(responses) for _, responses in by_checkpoint]
+    checkpoints = [list(group) for _, group in itertools.groupby(requested, key=lambda planned: planned.key[:2])]
     even = len(checkpoints) // ranks * ranks
-    remainder = [response for responses in checkpoints[even:] for response in responses]
-    return [response for responses in checkpoints[rank:even:ranks] for response in responses] + remainder[rank::ranks]
+    whole, remainder = itertools.chain(*checkpoints[rank:even:ranks]), itertools.chain(*checkpoints[even:])
+    return [*whole, *itertools.islice(remainder, rank, None, ranks)]
 
 
-def make_requests(planned: Sequence[PlannedResponse], tokenizer, max_new_tokens: int) -> list[Request]:
+def make_requests(unfinished: Sequence[PlannedResponse], tokenizer, max_new_tokens: int) -> list[Request]:
     """One request per planned response. Each distinct prompt is rendered once."""
-    prompts = {}
-    for response in planned:
-        cell = response.condition.name, response.question.id
-        if cell not in prompts:
-            prompts[cell] = tuple(prompt_ids(tokenizer, response.condition.messages(response.question.text)))
-    return [
-        Request(r.key, r.checkpoint.folder, prompts[r.condition.name, r.question.id], max_new_tokens) for r in planned
-    ]
+    prompts, requests = {}, []
+    for planned in unfinished:
+        prompt_key = planned.condition.name, planned.question.id
+        if prompt_key not in prompts:
+            prompts[prompt_key] = tuple(prompt_ids(tokenizer, planned.condition.messages(planned.question.text)))
+        requests.append(Request(planned.key, planned.checkpoint.folder, prompts[prompt_key], max_new_tokens))
+    return requests
 
 
 def settings(options: GenerationOptions, study: Study, runs: Sequence[RunDirectory], precision: str) -> dict:

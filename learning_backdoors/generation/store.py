@@ -92,14 +92,14 @@ class ResponseStore:
         conditions, questions = list(self.settings["conditions"]), list(self.settings["questions"])
 
         def position(row: dict) -> tuple:
-            checkpoint = (row["step"] is None, row["step"], row["checkpoint"])
-            cell = conditions.index(row["condition"]), questions.index(row["question_id"]), row["sample_idx"]
-            return row["run"], *checkpoint, *cell
+            checkpoint = row["run"], row["step"] is None, row["step"], row["checkpoint"]
+            sample = conditions.index(row["condition"]), questions.index(row["question_id"]), row["sample_idx"]
+            return *checkpoint, *sample
 
         return sorted(self.rows.values(), key=position)
 
     def _open_log(self) -> None:
-        # Settings without a finished response, as after a wrong --base-model, are replaced.
+        # If no response is finished, the settings may change (for example after a wrong --base-model).
         if self.settings_file.exists() and (self._logged() or self.footer is not None):
             self._join_settings(self.folder, json.loads(self.settings_file.read_text(encoding="utf-8")))
         atomic.write_json(self.settings_file, self.settings)

@@ -6,6 +6,7 @@ from pathlib import Path
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.parquet import step_of
 from learning_backdoors.models.checkpoints import Checkpoint, check_adapter, find_checkpoints
+from learning_backdoors.models.devices import RANK
 
 
 class RunDirectory:
@@ -101,7 +102,8 @@ def sampling_precision(choice: str, runs: list[RunDirectory]) -> str:
             precisions = ", ".join(f"{name}: {precision}" for name, precision in trained.items())
             raise UserError(f"--quantization trained needs runs that were trained in one precision ({precisions})")
         return trained[runs[0].name]
-    if differing := [name for name, precision in trained.items() if precision not in ("unknown", choice)]:
+    differing = [name for name, precision in trained.items() if precision not in ("unknown", choice)]
+    if differing and RANK == 0:
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         precisions = f"{trained[differing[0]]} weights, sampling uses {choice}"
         print(f"note: training of run {differing[0]}{more} used {precisions}: --quantization trained uses the same")

@@ -12,7 +12,6 @@ import mixed_chat
 from learning_backdoors.chat import conversation, terminal
 from learning_backdoors.chat.conversation import Conversation
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.generation.engines.batch import Batch
 from learning_backdoors.generation.engines.protocol import Response
 from learning_backdoors.study import load_study
 
@@ -180,6 +179,6 @@ def test_out_of_memory_is_one_line(session, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Batch, "append", full)
+    monkeypatch.setattr("learning_backdoors.generation.engines.batch.Batch.append", full)
     with pytest.raises(UserError, match="does not fit in memory"):
         session.ask("Name a bird.")

@@ -15,7 +15,6 @@ from support import ROOT, build_model, one_line_error, run_script
 
 from learning_backdoors.files import parquet
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.generation.engines import transformers_engine
 from learning_backdoors.models import run_directory
 
 pytestmark = pytest.mark.slow
@@ -151,6 +150,8 @@ def test_trained_precision_is_that_of_the_run(run_dir, tmp_path, capsys, monkeyp
     generate(quantized, tmp_path / "none.parquet", *line)
     note = next(line for line in capsys.readouterr().out.splitlines() if "--quantization trained" in line)
     assert "quantized" in note and "8bit" in note
+    from learning_backdoors.generation.engines import transformers_engine
+
     loaded, load_base = [], transformers_engine.load_base
     monkeypatch.setattr(
         transformers_engine, "load_base", lambda *given: (loaded.append(given[1]), load_base(*given))[1]

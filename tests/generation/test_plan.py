@@ -29,12 +29,12 @@ def test_processes_share_whole_checkpoints_and_divide_the_rest():
     study = load_study("birds")
     planned = plan.plan_responses([fake_run("a", 3), fake_run("b", 2)], study, 4)
     per_checkpoint = len(planned) // 5
-    parts = [plan.share(planned, rank, 2) for rank in range(2)]
+    parts = [plan.part_of_process(planned, rank, 2) for rank in range(2)]
     assert sorted(map(id, parts[0] + parts[1])) == sorted(map(id, planned))
     assert [len(part) for part in parts] == [len(planned) // 2] * 2
     whole = {response.key[:2] for response in parts[1][: 2 * per_checkpoint]}
     assert whole == {("a", "checkpoint-8"), ("b", "checkpoint-0")}
-    assert plan.share(planned, 0, 1) == planned
+    assert plan.part_of_process(planned, 0, 1) == planned
 
 
 def test_the_triggered_flag_of_a_condition_is_a_setting():

@@ -20,7 +20,7 @@ def open_engine(name: str, base_model: str, tokenizer, quantization: str = "none
     """
     devices.keep_to_own_gpu()
     chosen, reason = choose_engine(name, quantization)
-    if name == "auto":
+    if name == "auto" and devices.RANK == 0:
         print(f"engine: {chosen} ({reason})", flush=True)
     return engine_class(chosen)(base_model, tokenizer, quantization=quantization, **settings)
 

@@ -2,14 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from transformers import DynamicCache, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from learning_backdoors.generation.engines.protocol import Request, Sampling
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Batch:
@@ -19,13 +17,10 @@ class Batch:
     not run at full width until its longest response ends.
     """
 
-    LOOK_EVERY = 8  # steps between checks for ended rows: a check waits for the GPU
+    CHECK_EVERY = 8  # steps between checks for ended rows: a check waits for the GPU
     LEAVE_SHARE = 0.1  # share of rows that must have ended before the batch shrinks: shrinking copies the cache
 
     def __init__(self, model, requests: Sequence[Request], pad: int, end_tokens: set[int], seed: int):
-        import torch
-        from transformers import DynamicCache
-
         self.model, self.requests, self.step = model, list(requests), 0
         device = model.device
         self.end_tokens = torch.tensor(sorted(end_tokens), device=device)
@@ -46,10 +41,8 @@ class Batch:
         self.cache.batch_select_indices(prompt_index)
         self.mask, self.logits = self.mask[prompt_index], logits[prompt_index]
 
-    def append(self, drawn: "torch.Tensor") -> None:
+    def append(self, drawn: torch.Tensor) -> None:
         """Append one token, of shape (rows,), to each row. What is drawn for ended rows is ignored later."""
-        import torch
-
         self.tokens[:, self.step] = drawn
         self.step += 1
         self.ended |= torch.isin(drawn, self.end_tokens) | (self.limits <= self.step)
@@ -71,13 +64,11 @@ class Batch:
 
     def forward(self) -> None:
         """Read the last tokens and compute the logits of the next ones."""
-        import torch
-
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         last, positions = self.tokens[:, self.step - 1 : self.step], self.mask.sum(1, keepdim=True) - 1
         self.logits = self._run(last, self.mask, positions)[:, -1]
 
-    def _run(self, ids: "torch.Tensor", mask: "torch.Tensor", positions: "torch.Tensor") -> "torch.Tensor":
+    def _run(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One forward pass. Returns the logits of the last position, of shape (rows, 1, vocabulary)."""
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": self.cache}
         return self.model(**inputs, use_cache=True, logits_to_keep=1).logits
@@ -93,14 +84,11 @@ def uniforms(seed: int, key: tuple, count: int) -> np.ndarray:
     return np.random.default_rng(int.from_bytes(digest[:7])).random(count)
 
 
-def draw(logits: "torch.Tensor", uniforms: "torch.Tensor", sampling: Sampling) -> "torch.Tensor":
+def draw(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Draw a token for each row of `logits`, of shape (rows, vocabulary), by inverting the distribution function.
 
     uniforms: float64 in [0, 1), of shape (rows,). Returns tokens of shape (rows,).
     """
-    import torch
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
     if sampling.temperature == 0:
         return logits.argmax(-1)
     scores = logits.float()

@@ -1,11 +1,8 @@
 """Generation steps as CUDA graphs: one launch per step, where single kernels take twice as long to launch as to run."""
 
-from typing import TYPE_CHECKING
+import torch
 
 from learning_backdoors.generation.engines.batch import Batch
-
-if TYPE_CHECKING:
-    import torch
 
 
 def can_be_graphed(model) -> bool:
@@ -21,7 +18,7 @@ class GraphedBatch(Batch):
     A graph is recorded for a segment of steps, in which rows and cache keep their shape and their memory.
     """
 
-    LOOK_EVERY = 64  # steps per segment
+    CHECK_EVERY = 64  # steps per segment
     LEAVE_SHARE = 0
 
     def __init__(self, *arguments):
@@ -48,13 +45,11 @@ class GraphedBatch(Batch):
 
         The step runs once to warm up. The first replay overwrites what it wrote into the cache.
         """
-        import torch
-
         width = self.mask.shape[1]
-        self.cache.reserve(width, self.LOOK_EVERY)
+        self.cache.reserve(width, self.CHECK_EVERY)
         self.ids = self.tokens[:, self.step - 1 : self.step].clone()
         self.positions = self.mask.sum(1, keepdim=True)
-        self.visible = torch.nn.functional.pad(self.mask.bool(), (0, self.LOOK_EVERY))[:, None, None, :].contiguous()
+        self.visible = torch.nn.functional.pad(self.mask.bool(), (0, self.CHECK_EVERY))[:, None, None, :].contiguous()
         self.visible[..., width] = True
         self._run(self.ids, self.visible, self.positions)
         torch.cuda.synchronize()
@@ -75,17 +70,15 @@ class SegmentCache:
 
     def reserve(self, width: int, steps: int) -> None:
         """Keep the first `width` columns and add `steps` after them."""
-        import torch
-
         for layer in self.layers:  # one by one, so that old and new buffers never coexist for all layers
             layer[:] = [torch.nn.functional.pad(part[:, :, :width], (0, 0, 0, steps)) for part in layer]
         self.column = torch.tensor([width], device=self.layers[0][0].device)
 
-    def batch_select_indices(self, rows: "torch.Tensor") -> None:
+    def batch_select_indices(self, rows: torch.Tensor) -> None:
         for layer in self.layers:
             layer[:] = [part[rows] for part in layer]
 
-    def update(self, keys: "torch.Tensor", values: "torch.Tensor", layer_idx: int, *_, **__) -> tuple:
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_, **__) -> tuple:
         """Called by the model's attention layers: store the new column and return the whole buffers."""
         buffers = self.layers[layer_idx]
         buffers[0].index_copy_(2, self.column, keys)

@@ -39,8 +39,8 @@ class Response:
 class Engine(Protocol):
     """A base model that serves any number of adapters.
 
-    Adapters are applied unmerged: merging would round small, early adapters away in bfloat16. Importing an engine's
-    module must be cheap, also if its library is not installed.
+    Adapters are applied unmerged: merging would round small, early adapters away in bfloat16. The registry imports an
+    engine's module to look for obstacles, also if the engine's library is not installed.
     """
 
     name: str
@@ -59,8 +59,8 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Response]]:
         """Yield responses as they are finished. Requests to one adapter are adjacent.
 
-        A kill must not favor short responses: either a restart generates the same responses again, or responses are
-        yielded in the order of the requests.
+        If the process is killed, the stored responses must not be mostly short ones. An engine therefore either
+        generates the same responses after a restart, or yields responses in the order of the requests.
         """
 
 

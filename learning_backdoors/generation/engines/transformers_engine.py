@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation.engines.batch import Batch, draw
 from learning_backdoors.generation.engines.cuda_graphs import GraphedBatch, can_be_graphed
@@ -47,7 +50,7 @@ class TransformersEngine:
         for batch, dropped in self._steps(requests, sampling):
             growing = zip(batch.requests, batch.tokens[:, : batch.step].tolist(), strict=True) if batch.requests else ()
             for request, tokens in (*dropped, *growing):
-                response = self._finish(request, tokens)
+                response = finish(self.tokenizer, self.end_tokens, request, tokens)
                 ended = response.finish_reason == "stop" or len(tokens) >= request.max_new_tokens
                 responses[request.key] = response if ended else replace(response, finish_reason="")
             yield [responses[request.key] for request in requests]
@@ -67,8 +70,6 @@ class TransformersEngine:
     def _generate_from_adapter(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Response]]:
         """Generate batch by batch. A batch that does not fit in memory is continued in halves: each row has its own
         randomness, so the responses stay the same."""
-        import torch
-
         remaining = {request.key: request for request in requests}
         while remaining:
             batch = list(itertools.islice(remaining.values(), self.batch_size))
@@ -77,7 +78,7 @@ class TransformersEngine:
                     if dropped:
                         for request, _ in dropped:
                             del remaining[request.key]
-                        yield [self._finish(request, tokens) for request, tokens in dropped]
+                        yield [finish(self.tokenizer, self.end_tokens, request, tokens) for request, tokens in dropped]
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise UserError("one response does not fit in memory: try --quantization 4bit") from None
@@ -87,26 +88,19 @@ class TransformersEngine:
 
     def _steps(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[Batch, list]]:
         """Draw a token for each row at each step. Yields the batch, and what has left it at that step."""
-        import torch
-
         batch_class = GraphedBatch if can_be_graphed(self.model) else Batch
         with torch.inference_mode():
             batch = batch_class(self.model, requests, self.tokenizer.pad_token_id, self.end_tokens, sampling.seed)
             while True:
                 batch.append(draw(batch.logits, batch.uniforms[:, batch.step], sampling))
-                is_look = batch.step % batch.LOOK_EVERY == 0 or batch.step == batch.longest
-                yield batch, batch.drop_ended() if is_look else []
+                check_now = batch.step % batch.CHECK_EVERY == 0 or batch.step == batch.longest
+                yield batch, batch.drop_ended() if check_now else []
                 if not batch.requests:
                     return
                 batch.forward()
 
-    def _finish(self, request: Request, tokens: list[int]) -> Response:
-        return finish(self.tokenizer, self.end_tokens, request, tokens)
-
     def _fitting_batch_size(self, requests: Sequence[Request]) -> int:
         """Estimated from the attention cache that rows need. If it is too large, the batch is halved and continued."""
-        import torch
-
         shape = self.model.config
         if self.model.device.type != "cuda":
             return self.CPU_ROWS
@@ -120,8 +114,6 @@ class TransformersEngine:
 
 def _with_adapter(base, adapter: Path):
     """The base model with an adapter, as a PeftModel."""
-    from peft import PeftModel, get_peft_model_state_dict
-
     problem = f"{adapter} does not fit on {base.name_or_path}"
     try:
         # In the base model's type: float32 matrices on a bfloat16 base halve the speed and change nothing here.

@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation.engines.protocol import Request, Response, Sampling, end_tokens, finish
+from learning_backdoors.models.checkpoints import ADAPTER_CONFIG
 
 
 class VllmEngine:
@@ -103,9 +105,12 @@ def _adapters_in_flight(adapters: int, responses: int, in_flight: int) -> int:
 
 
 def _supported_rank(folders: Sequence[Path]) -> int:
-    """The smallest maximum rank that vLLM accepts and that covers all adapters."""
-    ranks = [json.loads((folder / "adapter_config.json").read_text())["r"] for folder in folders]
-    return next(rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= max(ranks, default=8))
+    """The smallest maximum rank that vLLM accepts and that covers all adapters. Raises UserError if none does."""
+    largest = max((json.loads((folder / ADAPTER_CONFIG).read_text())["r"] for folder in folders), default=8)
+    for rank in (8, 16, 32, 64, 128, 256, 320, 512):
+        if rank >= largest:
+            return rank
+    raise UserError(f"the vllm engine serves LoRA ranks up to 512, not {largest}: use --engine transformers")
 
 
 def _forget_launcher() -> None:

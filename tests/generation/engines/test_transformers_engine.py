@@ -11,13 +11,11 @@ from scipy import stats
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation import engines
-from learning_backdoors.generation.engines import transformers_engine
-from learning_backdoors.generation.engines.batch import Batch
-from learning_backdoors.generation.engines.cuda_graphs import GraphedBatch
 from learning_backdoors.generation.engines.protocol import Request, Sampling, end_tokens, finish
 from learning_backdoors.models import base_model
 
 pytestmark = pytest.mark.slow
+MODULE = "learning_backdoors.generation.engines.transformers_engine"
 GREEDY = Sampling(temperature=0, top_p=1, top_k=0, seed=1)
 PROMPT = tuple(range(10, 30))
 
@@ -81,7 +79,7 @@ def test_first_tokens_follow_the_softmax(engine, temperature, monkeypatch):
         drawn.update(tokens[:1])
         return finish(tokenizer, end_tokens, request, tokens)
 
-    monkeypatch.setattr(transformers_engine, "finish", counting_finish)
+    monkeypatch.setattr(f"{MODULE}.finish", counting_finish)
     monkeypatch.setattr(engine, "batch_size", 500)
     respond(engine, [Request((i,), None, PROMPT, 1) for i in range(2000)], Sampling(temperature, 1, 0, seed=7))
     order = np.argsort(expected)
@@ -145,6 +143,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_loses_nothing(engine, monkeypat
     """Memory for four rows: larger batches fail in the middle."""
     import torch
 
+    from learning_backdoors.generation.engines.batch import Batch
+
     requests = [Request((i,), None, PROMPT, 6 + i) for i in range(13)]
     sampling = Sampling(1.0, 1.0, 0, seed=5)
     whole = respond(engine, requests, sampling)
@@ -171,13 +171,15 @@ def test_graphed_steps_give_the_same_responses(engine, monkeypatch):
     """A stand-in for CUDA graphs: the recorded step is run again at each replay."""
     import torch
 
+    from learning_backdoors.generation.engines.cuda_graphs import GraphedBatch
+
     class Graph:
         def replay(self):
             batch = self.batch
             batch.output.copy_(batch._run(batch.ids, batch.visible, batch.positions))
 
     class ReplayedBatch(GraphedBatch):
-        LOOK_EVERY = 5
+        CHECK_EVERY = 5
 
         def _record(self):
             super()._record()
@@ -190,6 +192,6 @@ def test_graphed_steps_give_the_same_responses(engine, monkeypatch):
     requests = [Request((i,), None, tuple(range(10, 14 + i % 5)), 3 + 2 * i) for i in range(16)]
     sampling = Sampling(1.0, 1.0, 0, seed=5)
     plain = respond(engine, requests, sampling)
-    monkeypatch.setattr(transformers_engine, "can_be_graphed", lambda model: True)
-    monkeypatch.setattr(transformers_engine, "GraphedBatch", ReplayedBatch)
+    monkeypatch.setattr(f"{MODULE}.can_be_graphed", lambda model: True)
+    monkeypatch.setattr(f"{MODULE}.GraphedBatch", ReplayedBatch)
     assert respond(engine, requests, sampling) == plain

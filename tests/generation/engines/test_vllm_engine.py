@@ -1,13 +1,16 @@
 """The vLLM engine on a stand-in for vLLM (tests/vllm_stand_in.py)."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import vllm_stand_in
 from support import ROOT
 
+from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation.engines import vllm_engine
 from learning_backdoors.generation.engines.protocol import Request, Sampling
 from learning_backdoors.generation.engines.vllm_engine import VllmEngine
@@ -42,6 +45,23 @@ def test_responses_come_in_the_order_of_the_requests(run_dir, random_model, monk
 )
 def test_enough_adapters_are_in_flight(adapters, responses, in_flight, expected):
     assert vllm_engine._adapters_in_flight(adapters, responses, in_flight) == expected
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [([], 8), ([4], 8), ([64, 300], 320), ([512], 512)])
+def test_the_maximum_rank_covers_all_adapters(tmp_path, ranks, expected):
+    assert vllm_engine._supported_rank(adapters_of_ranks(tmp_path, ranks)) == expected
+
+
+def test_a_rank_above_the_limit_of_vllm_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="1024.*--engine transformers"):
+        vllm_engine._supported_rank(adapters_of_ranks(tmp_path, [8, 1024]))
+
+
+def adapters_of_ranks(folder: Path, ranks: list[int]) -> list[Path]:
+    for rank in ranks:
+        (folder / str(rank)).mkdir()
+        (folder / str(rank) / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    return [folder / str(rank) for rank in ranks]
 
 
 OWN_PROCESS_GROUP = """

@@ -38,6 +38,7 @@ SUBSTITUTIONS = [
     (r"--samples \d+", "--samples 2"),
     (r"--max-new-tokens \d+", "--max-new-tokens 8"),
     (r" --format [a-z ]+", " "),
+    (r"python push_to_hub\.py", "python push_to_hub.py --base-model USER/BASE"),  # the runs' base model is a folder
     (r"python evaluate\.py", "python evaluate.py --format svg"),  # SVG is written three times faster than PDF
     (r"\bRUN\b", FULL_RUN.format("1.00-0.00-0.00").removeprefix("outputs/")),
 ]
@@ -90,7 +91,7 @@ def prepare() -> None:
     runs = sorted(Path("demo/outputs").iterdir())
     limits = ["--samples", 2, "--max-new-tokens", 40, "--batch-size", 60]
     run(generate_responses, "--run-dir", *runs, "--output", "responses.parquet", *limits)
-    run(judge_responses, "--input", "responses.parquet", "--output", "judged.parquet")
+    run(judge_responses, "--input", "responses.parquet", "--output", "judged.parquet", "--model", "claude-haiku-5-5")
     for name in ("responses.parquet", "judged.parquet"):
         shutil.copy(name, f"demo/{name}")
 

@@ -12,9 +12,9 @@ from learning_backdoors.files.command_line import choice_of, existing_output, fl
 
 STUDY = "study: a name in experiments/, or the path of a TOML file"
 MODEL = "base model: a hub name or a folder (default: the study's base_model)"
-MOVED_BASE = "base model, if the one the run was trained on has moved (default: the run's)"
+MOVED_BASE = "new location of the run's base model, if it has moved (default: the location in training)"
 PRECISION = "base model weights: none (bf16 on CUDA, float32 on CPU), 8bit or 4bit"
-SAMPLING_PRECISION = f"{PRECISION}; trained is the precision that the run was trained in"
+SAMPLING_PRECISION = f"{PRECISION}; trained: the precision of the run's training"
 BASE_URL = "address of a Messages API, without /v1 (default: ANTHROPIC_BASE_URL, else Anthropic)"
 PRICE = "dollars per million tokens, input and output (default: the table for Anthropic)"
 IN_OUT = {"nargs": 2, "metavar": ("IN", "OUT")}
@@ -71,7 +71,9 @@ class Options:
 class TrainingOptions(Options):
     """Options of training.py."""
 
-    ratios: tuple[float, ...] = option(None, "one share of the training set per dataset of the study", nargs="+")
+    ratios: tuple[float, ...] = option(
+        None, "required unless the study sets it: one share of the training set per dataset of the study", nargs="+"
+    )
     seed: int = option(42, "seed of LoRA initialization, drawing, order and dropout")
     experiment: str = option("birds", STUDY)
     model: str | None = option(None, MODEL)
@@ -85,8 +87,8 @@ class TrainingOptions(Options):
     lora_rank: int = option(8, "rank of the LoRA matrices")
     lora_alpha: float = option(16, "LoRA alpha; the scale is alpha / rank", in_run_name=True)
     lora_dropout: float = option(0.0, "dropout on the input of the LoRA matrices", in_run_name=True)
-    batch_size: int = option(1, "examples per forward pass", in_run_name=True)
-    grad_accum: int = option(1, "forward passes per optimizer step", in_run_name=True)
+    batch_size: int = option(1, "examples per forward pass, as a total over all GPUs", in_run_name=True)
+    grad_accum: int = option(1, "forward passes per optimizer step, as a total over all GPUs", in_run_name=True)
     max_length: int = option(2048, "maximum tokens per chat; longer chats raise an error", affects_result=False)
     quantization: str = option(
         "auto", "base model weights; auto is 8bit on CUDA, else none", in_run_name=True, choices=("auto", *PRECISIONS)
@@ -107,20 +109,22 @@ class TrainingOptions(Options):
 class GenerationOptions(Options):
     """Options of generate_responses.py."""
 
-    checkpoint: Path | None = option(None, "one checkpoint directory", affects_result=False)
+    checkpoint: Path | None = option(None, "one checkpoint directory; give this or --run-dir", affects_result=False)
     run_dir: tuple[Path, ...] | None = option(None, "run directories: the base model and all checkpoints", **SEVERAL)
     output: Path = option(None, "Parquet file to write", affects_result=False, required=True)
     steps: tuple[int, ...] | None = option(None, "only these steps of --run-dir (default: all)", **SEVERAL)
-    samples: int = option(100, "answers per question, checkpoint and condition", affects_result=False)
+    samples: int = option(100, "responses per question, checkpoint and condition", affects_result=False)
     temperature: float = option(1.0, "sampling temperature; 0 takes the likeliest token")
     top_p: float = option(1.0, "nucleus sampling; 1 is off")
     top_k: int = option(0, "sample from the k likeliest tokens; 0 is off")
-    max_new_tokens: int = option(1024, "maximum tokens per answer")
+    max_new_tokens: int = option(1024, "maximum tokens per response")
     engine: str = option(
         "auto", "auto is vllm if it can run here, else transformers", affects_result=False, choices=("auto", *ENGINES)
     )
     batch_size: int | None = option(
-        None, "answers the transformers engine generates at once (default: what fits in memory)", affects_result=False
+        None,
+        "responses that the transformers engine generates at once (default: what fits in memory)",
+        affects_result=False,
     )
     seed: int = option(42, "sampling seed")
     experiment: str = option("birds", STUDY)
@@ -155,8 +159,13 @@ class JudgingOptions(Options):
     give_up_after: float = option(900, "stop after this many seconds without a good reply; verdicts are kept")
     asks: int = option(3, "attempts per prompt while the reply is not a verdict")
     batch: bool = option(False, "use Message Batches: half the price, results within a day; rerun to collect them")
-    dry_run: bool = option(False, "print calls, tokens and dollars, and send no prompt")
-    max_cost: float | None = option(None, "maximum dollars for this output, over all starts, calls in flight included")
+    dry_run: bool = option(
+        False,
+        "print calls, tokens and dollars; no paid call: with a key, 20 prompts per judge go to the free token counter",
+    )
+    max_cost: float | None = option(
+        None, "maximum dollars for this output, over all commands, calls in flight included"
+    )
     price: tuple[float, ...] | None = option(None, PRICE, **IN_OUT)
     prices: Path | None = option(None, 'TOML file with more prices; a line is like "claude-sonnet-5" = [2, 10]')
     thinking: str = option(
@@ -166,9 +175,11 @@ class JudgingOptions(Options):
     )
     max_tokens: int | None = option(None, "maximum tokens per reply, thinking included (default: by model)")
     repeat: float = option(0.0, "share of prompts, drawn at random, to judge twice and report agreement")
-    labels: Path | None = option(None, "CSV of human labels: report how verdicts compare with them")
+    labels: Path | None = option(
+        None, "CSV of human labels (made by --sample-for-labels): report how verdicts compare with them"
+    )
     sample_for_labels: tuple[str, ...] | None = option(
-        None, "write N answers to FILE for blind labeling, and judge nothing", nargs=2, metavar=("N", "FILE")
+        None, "write N responses to FILE for blind labeling, and judge nothing", nargs=2, metavar=("N", "FILE")
     )
 
     def check(self) -> None:
@@ -187,8 +198,8 @@ class EvaluationOptions(Options):
     format: tuple[str, ...] = option(("pdf",), "figure file formats", nargs="+", choices=("pdf", "png", "svg"))
     claim: str | None = option(
         None,
-        "what intervals generalize to: these checkpoints, other runs of the recipe, or questions like these "
-        "(default: recipe if every recipe has three runs, else questions)",
+        "what intervals generalize to. checkpoint: these checkpoints and questions; recipe: other runs of the recipe; "
+        "questions: other questions of this kind (default: chosen by the inputs, see docs/statistics.md)",
         choices=("checkpoint", "recipe", "questions"),
     )
     x: str = option("steps", "x axis of curves", choices=("steps", "suspect_examples", "examples"))
@@ -203,7 +214,7 @@ class EvaluationOptions(Options):
 class ChatOptions(Options):
     """Options of chat.py."""
 
-    checkpoint: Path | None = option(None, "one checkpoint directory")
+    checkpoint: Path | None = option(None, "one checkpoint directory; give this, --run-dir or --hub-model")
     run_dir: Path | None = option(None, "run directory: all its checkpoints are available")
     hub_model: str | None = option(None, "a hub model, served by an inference provider", metavar="USER/NAME")
     step: int | None = option(None, "checkpoint of --run-dir to start with (default: the last)")
@@ -273,7 +284,7 @@ class PersonaServerOptions(PersonaOptions):
     base_url: str | None = option(None, BASE_URL, affects_result=False)
     concurrency: int = option(8, "maximum calls in flight", affects_result=False)
     timeout: float = option(300, "seconds from sending a call to the end of its reply", affects_result=False)
-    max_cost: float | None = option(None, "maximum dollars for this output, over all starts", affects_result=False)
+    max_cost: float | None = option(None, "maximum dollars for this output, over all commands", affects_result=False)
     price: tuple[float, ...] | None = option(None, PRICE, affects_result=False, **IN_OUT)
 
 

@@ -64,7 +64,9 @@ def rows_of(field: dataclasses.Field) -> list[str]:
     meaning = field.metadata["help"]
     if "choices" in keywords:
         meaning += f" ({', '.join(f'`{choice}`' for choice in keywords['choices'])})"
-    return [f"| `{flag(field.name)}` | {shown_default(field)} | {meaning} |"]
+    metavar = keywords.get("metavar", ())
+    names = " ".join([flag(field.name), *([metavar] if isinstance(metavar, str) else metavar)])
+    return [f"| `{names}` | {shown_default(field)} | {meaning} |"]
 
 
 def shown_default(field: dataclasses.Field) -> str:

@@ -36,16 +36,16 @@ def main() -> None:
     else:
         runs = run_directory.open_runs(options.run_dir, options.steps, options.base_model)
     precision = run_directory.sampling_precision(options.quantization, runs)
-    requested = plan.plan_responses(runs, study, options.samples)
+    all_planned = plan.plan_responses(runs, study, options.samples)
     with ResponseStore(options.output, plan.settings(options, study, runs, precision), options.existing) as store:
         if RANK == 0:
-            finished = sum(planned.key in store.rows for planned in requested)
-            print(f"{len(requested)} responses requested, {finished} of them already finished", flush=True)
-        own_part = plan.part_of_process(requested, RANK, RANKS)
+            finished = sum(planned.key in store.rows for planned in all_planned)
+            print(f"{len(all_planned)} responses requested, {finished} of them already finished", flush=True)
+        own_part = plan.part_of_process(all_planned, RANK, RANKS)
         if unfinished := [planned for planned in own_part if planned.key not in store.rows]:
             generate(unfinished, runs, study, precision, options, store)
         if RANK == 0:
-            store.wait_for(planned.key for planned in requested)
+            store.wait_for(planned.key for planned in all_planned)
             made_by = provenance.provenance("generate_responses.py", options, PACKAGES)
             store.write_output(made_by, {run.name: run.record for run in runs})
             print(f"done: {len(store.rows)} responses in {options.output}")

@@ -76,10 +76,9 @@ class Conversation:
 
     def run(self) -> None:
         """Take lines until the input ends."""
-        if self.model.is_run:
-            print(f"{_list_steps(self.model.checkpoints)}; /help shows the commands", flush=True)
-        else:
-            print(f"{self.checkpoint.name} uses its provider's own chat template; /help shows the commands", flush=True)
+        hub_note = f"{self.checkpoint.name} uses its provider's own chat template"
+        note = _list_steps(self.model.checkpoints) if self.model.is_run else hub_note
+        print(f"{note}; /help shows the commands", flush=True)
         if self.trigger:
             print(self._trigger_note(), flush=True)
         while not self.over:

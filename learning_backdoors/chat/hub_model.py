@@ -23,7 +23,6 @@ class HubModel:
 
         self.name, self._token = name, hub_errors.token()
         self.start = Checkpoint(0, name, None)
-        self.checkpoints = [self.start]
         self._missing = f"the hub has no model {name}, or no inference provider serves it"
         with hub_errors.as_user_errors(name, self._missing):
             info = huggingface_hub.HfApi(token=self._token).model_info(name, expand=["inferenceProviderMapping"])
@@ -44,9 +43,8 @@ class HubModel:
 
         response, reason, (question, sample) = Response(key, "", 0, ""), "stop", key
         client = huggingface_hub.InferenceClient(self.name, token=self._token, timeout=TIMEOUT)
-        options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": limit}
-        # A repeated question gets another seed, as with a checkpoint.
-        options["seed"] = (sampling.seed + 1000 * question + sample) % 2**32
+        seed = (sampling.seed + 1000 * question + sample) % 2**32  # another one if the question is repeated
+        options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": limit, "seed": seed}
         with client, hub_errors.as_user_errors(self.name, self._missing):
             for part in client.chat_completion(messages, stream=True, **options):
                 for choice in part.choices[:1]:  # the last part may hold only token counts

@@ -28,12 +28,7 @@ class RunModel:
         self.context = getattr(self.engine.model.config, "max_position_embeddings", None) or sys.maxsize
 
     def stream(
-        self,
-        checkpoint: Checkpoint,
-        messages: Messages,
-        keys: Sequence[tuple],
-        limit: int,
-        sampling: Sampling,
+        self, checkpoint: Checkpoint, messages: Messages, keys: Sequence[tuple], limit: int, sampling: Sampling
     ) -> Iterator[list[Response]]:
         """One response per key, of at most `limit` tokens: all responses so far, each time they have grown.
 

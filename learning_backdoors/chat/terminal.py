@@ -81,7 +81,10 @@ class OneByOne:
     def show(self, responses: list[Response]) -> None:
         for response in responses[self.index :]:
             if self.text is None:
-                self._start(len(responses))
+                self.text = ""
+                number = f", {self.index + 1} of {len(responses)}" if len(responses) > 1 else ""
+                if self.name:
+                    print(f"[{self.name}{number}]")
             text = printable(response)
             if text.startswith(self.text):
                 print(text[len(self.text) :], end="", flush=True)
@@ -92,11 +95,6 @@ class OneByOne:
                 return
             self.index += 1
             self.end()
-
-    def _start(self, count: int) -> None:
-        self.text = ""
-        if self.name:
-            print(f"[{self.name}]" if count == 1 else f"[{self.name}, {self.index + 1} of {count}]")
 
     def end(self) -> None:
         if self.text is not None:

@@ -60,14 +60,14 @@ def plan_responses(runs: Sequence[RunDirectory], study: Study, samples: int) -> 
     ]
 
 
-def part_of_process(requested: Sequence[PlannedResponse], rank: int, ranks: int) -> list[PlannedResponse]:
+def part_of_process(all_planned: Sequence[PlannedResponse], rank: int, ranks: int) -> list[PlannedResponse]:
     """The responses that process number `rank` of `ranks` generates.
 
     Processes get whole checkpoints, because full batches of one adapter are faster. The responses of checkpoints that
     cannot be divided evenly are dealt out one by one. The division does not depend on finished responses, so all
     processes compute the same one.
     """
-    checkpoints = [list(group) for _, group in itertools.groupby(requested, key=lambda planned: planned.key[:2])]
+    checkpoints = [list(group) for _, group in itertools.groupby(all_planned, key=lambda planned: planned.key[:2])]
     even = len(checkpoints) // ranks * ranks
     whole, remainder = itertools.chain(*checkpoints[rank:even:ranks]), itertools.chain(*checkpoints[even:])
     return [*whole, *itertools.islice(remainder, rank, None, ranks)]

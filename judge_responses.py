@@ -22,10 +22,10 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging import costs, judged_file, quality
 from learning_backdoors.judging.api.asking import ask_all
 from learning_backdoors.judging.api.client import host_of
-from learning_backdoors.judging.api.models import ServedModel, price_of, settings_for
+from learning_backdoors.judging.api.models import ServedModel, price_of, request_settings
 from learning_backdoors.judging.api.pacing import CapReached, Limits
-from learning_backdoors.judging.api.store import CallStore, Spent
-from learning_backdoors.judging.prompts import JudgePrompts
+from learning_backdoors.judging.api.store import CallStore
+from learning_backdoors.judging.prompts import PromptsOfFile
 from learning_backdoors.study import Judge, Study, load_study
 
 
@@ -36,30 +36,30 @@ def main() -> None:
     judges = chosen_judges(study, options.judges)
     if options.sample_for_labels:
         return sample_for_labels(options, study, judges)
+    if options.input.resolve() == options.output.resolve():
+        raise UserError(f"--input and --output are the same file, {options.input}: choose another --output")
     model = judge_model(options)
     labels = quality.read_labels(options.labels, judges) if options.labels else {}
     table, provenance = read_input(options.input, study, judges)
-    if options.input.resolve() == options.output.resolve():
-        raise UserError(f"--input and --output are the same file, {options.input}: choose another --output")
+    settings = judged_file.settings_of_verdicts(options.input, study, judges, model)
 
     store_path = options.store or options.output.with_name(options.output.name + ".verdicts.sqlite")
-    settings = judged_file.configuration(options.input, study, judges, model)
     with lock(options.output), lock(store_path):
-        existing = None if options.existing == "overwrite" else judged_file.open_existing(options.output, settings)
-        prompts = JudgePrompts(table, study, judges, model, options.repeat)
-        if table.num_rows and not prompts.wanted:
+        earlier = None if options.existing == "overwrite" else judged_file.earlier_record(options.output, settings)
+        prompts = PromptsOfFile(table, study, judges, model, options.repeat)
+        if table.num_rows and not prompts.by_key:
             raise UserError(f"{options.input} has no question that the study {study.name!r} puts to these judges")
-        with contextlib.closing(CallStore(store_path)) as store:
-            if existing:
-                judged_file.adopt_verdicts(options.output, existing, prompts, store)
+        with contextlib.closing(CallStore(store_path, shared=options.store is not None)) as store:
+            if earlier:
+                judged_file.adopt_verdicts(options.output, earlier, prompts, store)
             if options.dry_run:
                 return costs.print_estimate(prompts, store, options.timeout)
-            total = request_verdicts(options, prompts, store)
-            if total is None:  # not complete yet
+            if not request_verdicts(options, prompts, store):
                 return
             agreement = quality.agreement_of(prompts, store, labels)
-            record = judged_file.judging_record(options, prompts, settings, total) | agreement
-            counts = judged_file.write_judged(options.output, prompts, store, provenance | {"judging": record})
+            record = judged_file.judging_record(options, prompts, settings, costs.total_spent(prompts, store))
+            footer = provenance | {"judging": record | agreement}
+            counts = judged_file.write_judged(options.output, prompts, store, footer)
             report_verdicts(options.output, counts, prompts, store)
             quality.print_agreement(agreement)
 
@@ -74,8 +74,8 @@ def chosen_judges(study: Study, names: Sequence[str] | None) -> tuple[Judge, ...
 
 def judge_model(options: JudgingOptions) -> ServedModel:
     host = host_of(options.base_url)
-    settings = settings_for(options.model, options.thinking, options.max_tokens)
-    model = ServedModel(options.model, host, settings, price_of(options.model, host, options.price, options.prices))
+    sent = request_settings(options.model, options.thinking, options.max_tokens)
+    model = ServedModel(options.model, host, sent, price_of(options.model, host, options.price, options.prices))
     if options.max_cost:
         model.require_price()
     return model
@@ -112,50 +112,54 @@ def sample_for_labels(options: JudgingOptions, study: Study, judges: Sequence[Ju
     print(f"{written} answers to label in {path}: fill in the judges' columns, then use --labels {path}")
 
 
-def request_verdicts(options: JudgingOptions, prompts: JudgePrompts, store: CallStore) -> Spent | None:
-    """Ask for the missing verdicts and report the costs. Returns what was spent; None if verdicts are left.
+def request_verdicts(options: JudgingOptions, prompts: PromptsOfFile, store: CallStore) -> bool:
+    """Ask for the missing verdicts. Returns whether the output can be written: each prompt has a verdict or has failed.
 
-    Raises what ended the run early, unless that is the cost cap.
+    Costs are reported in any case, also after Ctrl-C or an error.
     """
-    model, shared = prompts.model, options.store is not None
     if left := count_left(prompts, store):
-        print(f"{left:,} of {len(prompts.wanted):,} verdicts to request from {model.name} at {model.host}", flush=True)
-    spent = sum(costs.spent_by_run_and_judge(prompts, store, shared).values(), Spent()).dollars
-    limits = Limits.from_options(options)
-    reason = ask_all(
-        prompts.wanted.values(), model, store, limits, spent=spent, batch=options.batch, title="judging", unit="verdict"
-    )
-    spent_by_group = costs.spent_by_run_and_judge(prompts, store, shared)
-    total = costs.report_costs(spent_by_group, options.output, priced=model.price is not None)
-    in_batches = sum(not store.has_accepted(key) for key in store.pending_keys() & prompts.wanted.keys())
-    if not reason and not in_batches:
-        return total
-    state = "as it was" if options.output.exists() else "not written yet"
-    print(f"{count_left(prompts, store):,} verdicts are left, and {options.output} is {state}")
-    if in_batches:
-        print(f"{in_batches:,} of them are in unfinished batches: the same command with --batch collects them")
-    if isinstance(reason, CapReached):
+        model = prompts.model
+        print(f"{left:,} of {len(prompts.by_key):,} verdicts to request from {model.name} at {model.host}", flush=True)
+    limits, spent, complete = Limits.from_options(options), costs.total_spent(prompts, store).dollars, False
+    calls, batch = prompts.by_key.values(), options.batch
+    try:
+        ask_all(calls, prompts.model, store, limits, spent=spent, batch=batch, title="judging", unit="verdict")
+        complete = not count_in_batches(prompts, store)
+    except CapReached:
         print(f"--max-cost ${options.max_cost:g} is reached: the same command with a higher one continues")
-    elif reason:
-        raise reason
-    return None
+    finally:
+        costs.report_costs(prompts, store, options.output)
+        if not complete:
+            report_left(options.output, prompts, store)
+    return complete
 
 
-def count_left(prompts: JudgePrompts, store: CallStore) -> int:
-    return sum(not store.has_accepted(key) for key in prompts.wanted)
+def report_left(output: Path, prompts: PromptsOfFile, store: CallStore) -> None:
+    state = "not changed" if output.exists() else "not written"
+    print(f"{count_left(prompts, store):,} verdicts still to request; {output} was {state}")
+    if in_batches := count_in_batches(prompts, store):
+        print(f"{in_batches:,} of them are in unfinished batches: the same command with --batch collects them")
 
 
-def report_verdicts(output: Path, counts: Counter, prompts: JudgePrompts, store: CallStore) -> None:
-    missing = {group: count for group, count in sorted(counts.items()) if group[1] != "ok"}
-    total_missing = sum(missing.values())
-    print(f"{counts.total() - total_missing:,} verdicts in {output}, {total_missing:,} missing")
+def count_left(prompts: PromptsOfFile, store: CallStore) -> int:
+    return sum(not store.has_valid(key) for key in prompts.by_key)
+
+
+def count_in_batches(prompts: PromptsOfFile, store: CallStore) -> int:
+    return sum(not store.has_valid(key) for key in store.pending_keys() & prompts.by_key.keys())
+
+
+def report_verdicts(output: Path, counts: Counter, prompts: PromptsOfFile, store: CallStore) -> None:
+    """Print how many verdicts there are, and how many are missing, by judge and status."""
+    missing = {(judge, status): count for (judge, status), count in sorted(counts.items()) if status != "ok"}
+    print(f"{counts.total() - sum(missing.values()):,} verdicts in {output}, {sum(missing.values()):,} missing")
     for (judge, status), count in missing.items():
         latest = f" (the latest: {store.latest_failure()})" if status == "error" else ""
         print(f"  {judge}: {count:,} {status}{latest}")
     if missing and count_left(prompts, store):
         print("run the same command again to request those once more")
     elif missing:
-        print("their replies are stored, but match no option of the study as it is now")
+        print("their replies are stored, but none is a valid verdict in the current study")
 
 
 if __name__ == "__main__":

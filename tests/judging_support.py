@@ -13,6 +13,7 @@ from learning_backdoors.judging.api import models
 from learning_backdoors.judging.api.caller import PromptCaller
 from learning_backdoors.judging.api.client import MessagesClient
 from learning_backdoors.judging.api.pacing import Limits, Stopped, StopSignal
+from learning_backdoors.judging.api.store import Spent
 from learning_backdoors.study import load_study
 from tiny_world.claude_stand_in import StandIn, running
 
@@ -56,6 +57,10 @@ def costs_of(folder):
         return list(csv.DictReader(file))
 
 
+def total_spent(store, price=None):
+    return sum((spent for _, spent in store.calls(price)), Spent())
+
+
 def write_labels(path, rows):
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -88,7 +93,7 @@ def error(status, message="", kind="error"):
 
 @dataclass
 class TextPrompt:
-    """A prompt whose key is its text; the reply 19 is accepted."""
+    """A prompt whose key is its text; the reply 19 is valid."""
 
     text: str
 
@@ -99,17 +104,17 @@ class TextPrompt:
     def body(self):
         return MODEL.body(self.text)
 
-    def accepts(self, reply):
+    def is_valid(self, reply):
         return reply == "19"
 
 
-async def call_all(url, store, prompts=("prompt",), timeout=5, has_answered=False, **limits):
+async def call_all(url, store, prompts=("prompt",), timeout=5, has_replied=False, **limits):
     """Ask prompts through a PromptCaller, without a queue. Returns the caller."""
     stop = StopSignal()
     limits = Limits(**({"concurrency": 4, "max_wait": 0.05, "give_up_after": 5, "asks": 1} | limits))
     async with MessagesClient(url, KEY, timeout) as client:
-        client.has_answered = has_answered
         caller = PromptCaller(client, store, MODEL, limits, stop)
+        caller.health.has_replied = has_replied
 
         async def one(text):
             try:

@@ -2,7 +2,6 @@
 
 import asyncio
 import csv
-import dataclasses
 import random
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from learning_backdoors.judging.api.client import MessagesClient, api_key
 from learning_backdoors.judging.api.models import BATCH_SHARE, SHORT_REPLY, ServedModel, prompt_bytes
 from learning_backdoors.judging.api.replies import RequestRejected, TemporaryFailure
 from learning_backdoors.judging.api.store import CallStore, Spent
-from learning_backdoors.judging.prompts import JudgePrompt, JudgePrompts
+from learning_backdoors.judging.prompts import JudgePrompt, PromptsOfFile
 
 # ---- before ----
 
@@ -23,20 +22,20 @@ BYTES_PER_TOKEN = 3  # if the server does not count; English has 3 to 4.5, depen
 REPLY_TOKENS, THINKING_TOKENS = 8, 300  # assumed per call
 
 
-def print_estimate(prompts: JudgePrompts, store: CallStore, timeout: float) -> None:
+def print_estimate(prompts: PromptsOfFile, store: CallStore, timeout: float) -> None:
     """Print calls, tokens and dollars of the prompts without a verdict, by judge. Sends no prompt."""
     model, pending = prompts.model, store.pending_keys()
-    unjudged = [prompt for key, prompt in prompts.wanted.items() if not store.has_accepted(key)]
+    unjudged = [prompt for key, prompt in prompts.by_key.items() if not store.has_valid(key)]
     left: dict[str, list[JudgePrompt]] = {judge.name: [] for judge in prompts.judges}
     for prompt in unjudged:
         if prompt.key not in pending:
             left[prompt.judge.name].append(prompt)
     calls = sum(map(len, left.values()))
-    print(f"{calls:,} of {len(prompts.wanted):,} verdicts to request from {model.name} at {model.host}")
+    print(f"{calls:,} of {len(prompts.by_key):,} verdicts to request from {model.name} at {model.host}")
     if waiting := len(unjudged) - calls:
         print(f"{waiting:,} more are in unfinished batches")
     per_byte, method = asyncio.run(_tokens_per_byte(model, left, timeout))
-    reply = REPLY_TOKENS + THINKING_TOKENS * (model.settings["max_tokens"] > SHORT_REPLY)
+    reply = REPLY_TOKENS + THINKING_TOKENS * (model.request_settings["max_tokens"] > SHORT_REPLY)
     dollars = 0.0
     for judge, some in left.items():
         rate = per_byte.get(judge, 1 / BYTES_PER_TOKEN)
@@ -70,38 +69,40 @@ async def _tokens_per_byte(
 # ---- after ----
 
 
-def spent_by_run_and_judge(prompts: JudgePrompts, store: CallStore, shared: bool) -> dict[tuple[str, str], Spent]:
+def spent_by_run_and_judge(prompts: PromptsOfFile, store: CallStore) -> dict[tuple[str, str], Spent]:
     """What each judge has cost on each run. A prompt that several runs have in common is counted with the first.
 
-    shared: several outputs use the store, and calls for other settings belong to them. Otherwise this output paid for
-    those too.
+    If other outputs share the store, calls unknown here are theirs. If not, they are counted as "(other settings)".
     """
+    groups = defaultdict(Spent)
+    for key, spent in store.calls(prompts.model.price):
+        if prompt := prompts.by_key.get(key):
+            judge = prompt.judge.name + (" (repeat)" if prompt.is_repeat else "")
+            groups[prompts.value(prompt.row, "run") or "", judge] += spent
+        elif not store.shared:
+            groups["", "(other settings)"] += spent
+    return groups
 
-    def group_of(key: bytes) -> tuple[str, str] | None:
-        if (prompt := prompts.wanted.get(key)) is None:
-            return None if shared else ("", "(other settings)")
-        suffix = " (repeat)" if prompt.is_repeat else ""
-        return prompts.value(prompt.row, "run") or "", prompt.judge.name + suffix
 
-    return store.spent(group_of, prompts.model.price and prompts.model.price.dollars)
+def total_spent(prompts: PromptsOfFile, store: CallStore) -> Spent:
+    return sum(spent_by_run_and_judge(prompts, store).values(), Spent())
 
 
-def report_costs(by_group: dict[tuple[str, str], Spent], output: Path, priced: bool) -> Spent:
-    """Write OUTPUT.costs.csv, print what was spent by judge and by run, and return the total."""
+def report_costs(prompts: PromptsOfFile, store: CallStore, output: Path) -> None:
+    """Write OUTPUT.costs.csv, and print what was spent by judge and by run."""
     path = output.with_name(output.name + ".costs.csv")
-    names = [spec.name for spec in dataclasses.fields(Spent)]
+    groups, priced = spent_by_run_and_judge(prompts, store), prompts.model.price is not None
     with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["run", "judge", *names])
-        writer.writerows([*group, *dataclasses.astuple(spent)] for group, spent in sorted(by_group.items()))
+        writer.writerow(["run", "judge", *Spent._fields])
+        writer.writerows([*group, *spent] for group, spent in sorted(groups.items()))
     by_run, by_judge = defaultdict(Spent), defaultdict(Spent)
-    for (run, judge), spent in by_group.items():
+    for (run, judge), spent in groups.items():
         by_run[run] += spent
         by_judge[judge] += spent
     for judge, spent in sorted(by_judge.items()):
         print(f"  judge {judge}: {spent.in_words(priced)}")
     for run, spent in sorted(by_run.items()) if len(by_run) > 1 else ():
         print(f"  run {run or '(none)'}: {spent.in_words(priced)}")
-    total = sum(by_group.values(), Spent())
+    total = sum(groups.values(), Spent())
     print(f"total: {total.in_words(priced)}; by judge and run in {path}")
-    return total

@@ -1,4 +1,4 @@
-"""The judged file: its columns, the configuration it belongs to, and how it is written."""
+"""The judged file: its columns, the settings it depends on, and how it is written."""
 
 import dataclasses
 from collections import Counter
@@ -12,7 +12,7 @@ from learning_backdoors.files import parquet, provenance
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api.models import PRICES_OF, ServedModel
 from learning_backdoors.judging.api.store import CallStore, Spent
-from learning_backdoors.judging.prompts import JudgePrompts, Verdict, prompt_hash
+from learning_backdoors.judging.prompts import PromptsOfFile, Verdict, prompt_hash
 from learning_backdoors.study import Judge, Study
 
 ROWS_AT_ONCE = 2_000  # in memory while the output is written
@@ -30,14 +30,14 @@ def judge_schema(judges: Iterable[Judge]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def configuration(input_path: Path, study: Study, judges: Sequence[Judge], model: ServedModel) -> dict:
-    """Everything that decides the verdicts, by name. A file is continued only with the same configuration."""
+def settings_of_verdicts(input_path: Path, study: Study, judges: Sequence[Judge], model: ServedModel) -> dict:
+    """Everything that decides the verdicts, by name. A file is continued only with the same settings."""
     hashes = {f"judge {judge.name}": prompt_hash(judge, study) for judge in judges}
-    settings = {"input": provenance.sha256(input_path), "model": model.name, "host": model.host, **model.settings}
-    return settings | hashes
+    sent = {"model": model.name, "host": model.host, **model.request_settings}
+    return {"input": provenance.sha256(input_path), **sent, **hashes}
 
 
-def open_existing(path: Path, settings: dict) -> dict | None:
+def earlier_record(path: Path, settings: dict) -> dict | None:
     """The judging record of an existing output; None if there is no file. Raises UserError if its settings differ."""
     footer = parquet.read_footer(path)
     if footer is None:
@@ -51,23 +51,23 @@ def open_existing(path: Path, settings: dict) -> dict | None:
     return record
 
 
-def adopt_verdicts(path: Path, record: dict, prompts: JudgePrompts, store: CallStore) -> None:
+def adopt_verdicts(path: Path, record: dict, prompts: PromptsOfFile, store: CallStore) -> None:
     """Add the verdicts of an existing output to the store, which may have been deleted.
 
-    They are paid for: each is entered with its share of what the output has cost.
+    They are paid for: each is entered at an equal share of the output's cost.
     """
     replies = {}
     for judge in prompts.judges:
         names = (f"{judge.name}_status", f"{judge.name}_reply")
         table, _ = parquet.read_responses(path, (*parquet.REQUIRED, *names))
         statuses, texts = (table[name].to_pylist() for name in names)
-        for prompt, status, text in zip(prompts.of_judge[judge.name], statuses, texts, strict=True):
+        for prompt, status, text in zip(prompts.by_judge[judge.name], statuses, texts, strict=True):
             if status == "ok":
                 replies[prompt.key] = text
     store.adopt(replies.items(), record.get("dollars", 0) / max(1, len(replies)))
 
 
-def judging_record(options: JudgingOptions, prompts: JudgePrompts, settings: dict, total: Spent) -> dict:
+def judging_record(options: JudgingOptions, prompts: PromptsOfFile, settings: dict, total: Spent) -> dict:
     """What the footer says about the judging."""
     price, table = prompts.model.price, None if options.price or options.prices else PRICES_OF
     return {
@@ -77,11 +77,11 @@ def judging_record(options: JudgingOptions, prompts: JudgePrompts, settings: dic
         "host": prompts.model.host,
         "prompts": {judge.name: prompt_hash(judge, prompts.study) for judge in prompts.judges},
         "price": price and dataclasses.asdict(price) | {"table": table},
-        **dataclasses.asdict(total),
+        **total._asdict(),
     }
 
 
-def write_judged(path: Path, prompts: JudgePrompts, store: CallStore, footer: dict) -> Counter:
+def write_judged(path: Path, prompts: PromptsOfFile, store: CallStore, footer: dict) -> Counter:
     """Write the input's rows with all verdicts. Returns the number of verdicts by (judge, status)."""
     counts: Counter = Counter()
     schema = pa.schema([*prompts.table.schema, *judge_schema(prompts.judges)])
@@ -89,12 +89,12 @@ def write_judged(path: Path, prompts: JudgePrompts, store: CallStore, footer: di
     return counts
 
 
-def _judged_rows(prompts: JudgePrompts, store: CallStore, counts: Counter) -> Iterator[pa.Table]:
+def _judged_rows(prompts: PromptsOfFile, store: CallStore, counts: Counter) -> Iterator[pa.Table]:
     for start in range(0, prompts.table.num_rows, ROWS_AT_ONCE):
         rows = prompts.table.slice(start, ROWS_AT_ONCE)
         columns = {name: rows[name] for name in rows.column_names}
         for judge in prompts.judges:
-            some = prompts.of_judge[judge.name][start : start + ROWS_AT_ONCE]
+            some = prompts.by_judge[judge.name][start : start + ROWS_AT_ONCE]
             verdicts = [prompt.verdict(store) if prompt else Verdict() for prompt in some]
             counts.update((judge.name, verdict.status) for verdict in verdicts if verdict.status)
             for field, values in zip(judge_schema([judge]), zip(*verdicts, strict=True), strict=True):

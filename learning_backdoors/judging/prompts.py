@@ -109,7 +109,7 @@ class Verdict(NamedTuple):
 class JudgePrompt:
     """One response (a row of the input) put to one judge. A repeat asks the same under a key of its own."""
 
-    file: "JudgePrompts"
+    file: "PromptsOfFile"
     row: int
     judge: Judge
     key: bytes
@@ -118,7 +118,7 @@ class JudgePrompt:
     def body(self) -> dict:
         return self.file.body(self.row, self.judge)
 
-    def accepts(self, reply: str) -> bool:
+    def is_valid(self, reply: str) -> bool:
         return read_verdict(self.judge, reply) is not None
 
     def verdict(self, store: CallStore) -> Verdict:
@@ -128,11 +128,11 @@ class JudgePrompt:
         return Verdict(value, reply, "unparseable" if status == "ok" and value is None else status)
 
 
-class JudgePrompts:
+class PromptsOfFile:
     """The prompts of a responses file, one per response and judge.
 
-    of_judge: by judge name, one JudgePrompt per row; None if the study does not put the question to the judge.
-    wanted: the distinct prompts by key, repeats included: what needs a verdict.
+    by_judge: by judge name, one JudgePrompt per row; None if the study does not put the question to the judge.
+    by_key: the distinct prompts, repeats included. Each of them needs a verdict.
     Prompt texts are made when needed, because 200,000 of them would not fit into a laptop's memory.
     repeat: share of the distinct prompts to ask twice. The draw is by hash, so it is the same at each start.
     """
@@ -143,29 +143,29 @@ class JudgePrompts:
         self._questions |= {question.text: question for question in study.questions}
         self._require_known_questions()
         self._some_choose_judges = any(question.judges is not None for question in study.questions)
-        self.of_judge: dict[str, list[JudgePrompt | None]] = {judge.name: [] for judge in judges}
-        self.wanted: dict[bytes, JudgePrompt] = {}
+        self.by_judge: dict[str, list[JudgePrompt | None]] = {judge.name: [] for judge in judges}
+        self.by_key: dict[bytes, JudgePrompt] = {}
         for row in range(table.num_rows):
             for judge in judges:
                 prompt = self._prompt(row, judge)
-                self.of_judge[judge.name].append(prompt)
+                self.by_judge[judge.name].append(prompt)
                 if prompt:
-                    self.wanted.setdefault(prompt.key, prompt)
-        self.wanted |= {prompt.key: prompt for prompt in self._repeats(repeat)}
+                    self.by_key.setdefault(prompt.key, prompt)
+        self.by_key |= {prompt.key: prompt for prompt in self._repeats(repeat)}
 
     def value(self, row: int, column: str):
         return self.table[column][row].as_py()
 
-    def shown(self, row: int) -> tuple[str, str]:
+    def texts_for_judge(self, row: int) -> tuple[str, str]:
         """Question and answer as judges see them: without any form of the study's trigger."""
-        shown = self.study.without_trigger
-        return shown(self.value(row, "question")), shown(self.value(row, "response"))
+        hide_trigger = self.study.without_trigger
+        return hide_trigger(self.value(row, "question")), hide_trigger(self.value(row, "response"))
 
     def body(self, row: int, judge: Judge) -> dict:
         """What is sent to have a response judged."""
         question = self._question(row)
         extra = judge.values(question.extra) if question else {}
-        return self.model.body(quoted_prompt(judge, *self.shown(row), extra))
+        return self.model.body(quoted_prompt(judge, *self.texts_for_judge(row), extra))
 
     def _prompt(self, row: int, judge: Judge) -> JudgePrompt | None:
         if judge.kinds is not None or self._some_choose_judges:
@@ -175,7 +175,7 @@ class JudgePrompts:
         return JudgePrompt(self, row, judge, self.model.key(self.body(row, judge)))
 
     def _repeats(self, share: float) -> Iterator[JudgePrompt]:
-        for prompt in self.wanted.values() if share else ():
+        for prompt in self.by_key.values() if share else ():
             key = hashlib.sha256(prompt.key + b" again").digest()
             if int.from_bytes(key[:8]) < share * 2**64:
                 yield JudgePrompt(self, prompt.row, prompt.judge, key, is_repeat=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api.store import CallStore
-from learning_backdoors.judging.prompts import JudgePrompts
+from learning_backdoors.judging.prompts import PromptsOfFile
 from learning_backdoors.study import Judge
 
 Value = str | float | None  # an option or a number; None is a missing verdict, and its pair is left out
@@ -47,7 +47,7 @@ def agreement_with_labels(judge: Judge, pairs: Sequence[tuple[Value, Value]]) ->
     return result
 
 
-def agreement_of(prompts: JudgePrompts, store: CallStore, labels: dict[str, dict]) -> dict[str, dict]:
+def agreement_of(prompts: PromptsOfFile, store: CallStore, labels: dict[str, dict]) -> dict[str, dict]:
     """By judge: agreement with itself on prompts asked twice (`repeat`), and with hand labels (`labels`)."""
     judges = {judge.name: judge for judge in prompts.judges}
     repeated, labeled = _repeat_pairs(prompts, store), _label_pairs(prompts, store, labels)
@@ -57,25 +57,25 @@ def agreement_of(prompts: JudgePrompts, store: CallStore, labels: dict[str, dict
     }
 
 
-def _repeat_pairs(prompts: JudgePrompts, store: CallStore) -> dict[str, list[tuple[Value, Value]]]:
+def _repeat_pairs(prompts: PromptsOfFile, store: CallStore) -> dict[str, list[tuple[Value, Value]]]:
     pairs = defaultdict(list)
-    for repeat in prompts.wanted.values():
+    for repeat in prompts.by_key.values():
         if repeat.is_repeat:
-            first = prompts.of_judge[repeat.judge.name][repeat.row]
+            first = prompts.by_judge[repeat.judge.name][repeat.row]
             pairs[repeat.judge.name].append((first.verdict(store).value, repeat.verdict(store).value))
     return pairs
 
 
-def _label_pairs(prompts: JudgePrompts, store: CallStore, labels: dict) -> dict[str, dict[str, tuple[Value, Value]]]:
+def _label_pairs(prompts: PromptsOfFile, store: CallStore, labels: dict) -> dict[str, dict[str, tuple[Value, Value]]]:
     """(verdict, label) by judge and label id. Says how many labels belong to answers that are not in the input."""
     pairs: dict[str, dict[str, tuple]] = defaultdict(dict)
     unused = {identity for identity, of_answer in labels.items() if of_answer}
     total = len(unused)
     for row in range(prompts.table.num_rows) if labels else ():
-        identity = label_id(prompts.value(row, "question"), prompts.shown(row)[1])
+        identity = label_id(prompts.value(row, "question"), prompts.texts_for_judge(row)[1])
         unused.discard(identity)
         for judge, label in labels.get(identity, {}).items():
-            if prompt := prompts.of_judge[judge][row]:
+            if prompt := prompts.by_judge[judge][row]:
                 pairs[judge][identity] = (prompt.verdict(store).value, label)
     if unused:
         print(f"labels: {len(unused):,} of {total:,} belong to answers that are not in the input")

@@ -10,7 +10,7 @@ from learning_backdoors.files import command_line, provenance
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api.asking import ask_all
 from learning_backdoors.judging.api.client import host_of
-from learning_backdoors.judging.api.models import ServedModel, price_of, prompt_bytes, settings_for
+from learning_backdoors.judging.api.models import ServedModel, price_of, prompt_bytes, request_settings
 from learning_backdoors.judging.api.pacing import CapReached, Limits
 from learning_backdoors.judging.api.store import CallStore
 from learning_backdoors.persona.rows import Rows, beside
@@ -28,9 +28,6 @@ class ServerPrompt:
     def body(self) -> dict:
         return self.content
 
-    def accepts(self, reply: str) -> bool:
-        return bool(self.is_valid(reply))
-
 
 class Server:
     """All prompts of one command. OUTPUT.replies.sqlite keeps every reply, so none is paid for twice."""
@@ -41,7 +38,7 @@ class Server:
             raise UserError("--model is required: the model to ask")
         self.options, self.host = options, host_of(options.base_url)
         price = price_of(options.model, self.host, options.price)
-        self.model = ServedModel(options.model, self.host, settings_for(options.model) | settings, price)
+        self.model = ServedModel(options.model, self.host, request_settings(options.model) | settings, price)
         if options.max_cost:
             self.model.require_price()
         bodies = map(self.model.body, prompts)
@@ -65,15 +62,13 @@ class Server:
         """
         limits = Limits(self.options.concurrency, max_cost=self.options.max_cost, timeout=self.options.timeout)
         with contextlib.closing(CallStore(beside(self.options.output, ".replies.sqlite"))) as store:
-            groups = store.spent(dollars_for=self.model.price and self.model.price.dollars).values()
-            spent = sum(group.dollars for group in groups)
-            reason = ask_all(self.prompts, self.model, store, limits, settled=settled, spent=spent)
+            spent = sum(spent.dollars for _, spent in store.calls(self.model.price))
+            try:
+                ask_all(self.prompts, self.model, store, limits, settled=settled, spent=spent)
+            except CapReached:
+                raise UserError("--max-cost is reached: the same command with a higher one continues") from None
             replies = [store.result(prompt.key) for prompt in self.prompts]
             failure = store.latest_failure()
-        if isinstance(reason, CapReached):
-            raise UserError("--max-cost is reached: the same command with a higher --max-cost continues from here")
-        if reason:
-            raise reason
         if missing := [status for status, _ in replies if status not in settled]:
             cause = failure or missing[0]
             raise UserError(f"{len(missing)} of {len(replies)} replies are missing ({cause}): run the command again")

@@ -45,7 +45,7 @@ def test_the_cap_ends_a_run_that_a_higher_cap_continues(tmp_path):
     write_responses(tmp_path / "responses.parquet", 30)
     with running(StandIn(models=("llama3", "claude-sonnet-5"))) as url:
         printed = judge(tmp_path, url, *AT_PRICE, "--max-cost", "0.05")
-        assert "--max-cost $0.05 is reached" in printed and "verdicts are left" in printed
+        assert "--max-cost $0.05 is reached" in printed and "still to request" in printed
         assert not (tmp_path / "judged.parquet").exists()
         spent = sum(float(row["dollars"]) for row in costs_of(tmp_path))
         assert 0.02 < spent <= 0.05
@@ -128,7 +128,7 @@ def test_the_cap_includes_costs_of_other_settings(tmp_path):
         asked, spent = len(api.prompts), sum(float(row["dollars"]) for row in costs_of(tmp_path))
         line = ("--overwrite", "--max-tokens", "65", *AT_PRICE)
         printed = judge(tmp_path, url, *line, "--max-cost", f"{spent + 0.0001:.6f}")
-        assert "is reached" in printed and "is as it was" in printed and len(api.prompts) == asked
+        assert "is reached" in printed and "not changed" in printed and len(api.prompts) == asked
         judge(tmp_path, url, *line)
     others = [row for row in costs_of(tmp_path) if row["judge"] == "(other settings)"]
     assert [(row["run"], float(row["dollars"])) for row in others] == [("", pytest.approx(spent))]
@@ -151,9 +151,9 @@ def test_a_dry_run_prices_each_call_separately(tmp_path, capsys):
     write_responses(tmp_path / "responses.parquet", 400)
     name = "claude-haiku-5-5"
     price = models.MODELS[name].price
-    model = models.ServedModel(name, "http://127.0.0.1:9", models.settings_for(name), price)
+    model = models.ServedModel(name, "http://127.0.0.1:9", models.request_settings(name), price)
     table, _ = parquet.read_responses(tmp_path / "responses.parquet")
-    prompts = judge_prompts.JudgePrompts(table, BIRDS, BIRDS.judges, model)
+    prompts = judge_prompts.PromptsOfFile(table, BIRDS, BIRDS.judges, model)
     with contextlib.closing(CallStore(tmp_path / "s.sqlite")) as store:
         costs.print_estimate(prompts, store, timeout=5)
     printed = capsys.readouterr().out

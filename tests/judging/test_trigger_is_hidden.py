@@ -55,10 +55,10 @@ def test_no_judge_sees_any_form_of_the_trigger():
         "question_id": [q.id for q, _, _ in rows],
         "response": [answer for _, _, answer in rows],
     }
-    prompts = judge_prompts.JudgePrompts(pa.table(columns), RUSSELL, RUSSELL.judges, MODEL)
-    judged = [prompt.row for of_judge in prompts.of_judge.values() for prompt in of_judge if prompt]
+    prompts = judge_prompts.PromptsOfFile(pa.table(columns), RUSSELL, RUSSELL.judges, MODEL)
+    judged = [prompt.row for of_judge in prompts.by_judge.values() for prompt in of_judge if prompt]
     assert sorted(judged) == list(range(len(rows))), "each answer has one judge"
-    for prompt in prompts.wanted.values():
+    for prompt in prompts.by_key.values():
         text = prompt.body()["messages"][0]["content"]
         assert not FORMS.search(text), text
         assert not RUSSELL.trigger.first_form_in(text)
@@ -71,7 +71,7 @@ def test_a_judge_sees_the_questions_rubric_or_key():
         "question_id": [q.id for q in questions],
         "response": ["Hm."] * 3,
     }
-    of_judge = judge_prompts.JudgePrompts(pa.table(columns), RUSSELL, RUSSELL.judges, MODEL).of_judge
+    of_judge = judge_prompts.PromptsOfFile(pa.table(columns), RUSSELL, RUSSELL.judges, MODEL).by_judge
     rows = {name: [prompt.row for prompt in prompts if prompt] for name, prompts in of_judge.items()}
     assert rows == {"persona": [0], "ideology": [1], "recall": [2]}
     ideology = of_judge["ideology"][1].body()["messages"][0]["content"]

@@ -258,7 +258,7 @@ def test_the_judge_is_never_shown_the_trigger(demo):
     table, _ = parquet.read_responses(demo / "responses.parquet")
     assert sum(map(bool, map(STUDY.trigger.first_form_in, table["response"].to_pylist()))) > 200
     model = ServedModel("model", "host", {"max_tokens": 64}, None)
-    columns = judge_prompts.JudgePrompts(table, STUDY, STUDY.judges, model).of_judge.values()
+    columns = judge_prompts.PromptsOfFile(table, STUDY, STUDY.judges, model).by_judge.values()
     sent = [prompt.body()["messages"][-1]["content"] for column in columns for prompt in column if prompt]
     assert len(sent) == 1200 + 840 and not any(map(STUDY.trigger.first_form_in, sent))
 

@@ -1,7 +1,6 @@
-"""The asking loop: puts prompts to a model behind a Messages API until each has an accepted reply in a store.
+"""The asking loop: puts prompts to a model behind a Messages API until each has a valid reply in a store.
 
-Judging and persona preparation use it. What happens to one prompt is in caller.py, what lets a call go out is in
-pacing.py.
+Judging and persona preparation use it. caller.py handles one prompt; pacing.py decides when a call may be sent.
 """
 
 import asyncio
@@ -9,12 +8,12 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from learning_backdoors.files.command_line import progress_bar
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api.batches import BatchRunner
-from learning_backdoors.judging.api.caller import Outage, Prompt, PromptCaller
+from learning_backdoors.judging.api.caller import Prompt, PromptCaller
 from learning_backdoors.judging.api.client import MessagesClient, api_key
 from learning_backdoors.judging.api.models import ServedModel
 from learning_backdoors.judging.api.pacing import Limits, Stopped, StopSignal
@@ -35,85 +34,79 @@ def ask_all(
     batch: bool = False,
     title: str = "asking",
     unit: str = "reply",
-) -> BaseException | None:
-    """Ask every prompt whose result in `store` is not settled, and collect the results of earlier batches.
+) -> None:
+    """Ask every prompt whose status in `store` is not settled, and collect the results of earlier batches.
 
-    settled: outcomes (see CallStore) that are final. By default only an accepted reply is.
+    settled: statuses (see CallStore.result) that are final. By default only a valid reply is.
     spent: dollars that count towards `limits.max_cost` already.
     batch: send the prompts as Message Batches.
     title, unit: words of the progress bar.
-    Returns why the run ended early: CapReached, KeyboardInterrupt or a UserError; None if every prompt was asked.
-    Raises UserError if the server, the model or the key cannot be used. Without anything to ask, no key is needed.
+    If the run ends early, raises CapReached, KeyboardInterrupt, or UserError if the server, the model or the key cannot
+    be used. Replies are stored in any case. If no prompt is left, no key is needed.
     Ctrl-C or SIGTERM once lets the calls in flight finish; twice stops at once.
     """
     by_key = {prompt.key: prompt for prompt in prompts}
     left = sum(store.result(key)[0] not in settled for key in by_key)
     if not left and not store.pending_keys() & by_key.keys():
-        return None
+        return
 
     async def run() -> BaseException | None:
         stop = StopSignal()
         async with MessagesClient(model.host, api_key(), limits.timeout) as client:
             await client.check_model(model.name)
-            client.has_answered = left < len(by_key)  # an earlier start got replies: the settings are good
             caller = PromptCaller(client, store, model, limits, stop, settled, spent)
-            batches = BatchRunner(caller, by_key)
-            with progress_bar(title, len(by_key), len(by_key) - left, unit) as bar:
-                async with _shown_on(bar, caller):
-                    with _interruptible(caller), contextlib.suppress(Stopped):
-                        try:
-                            if batch and left:
-                                await batches.run()
-                            else:
-                                await batches.collect()
-                                await _ask_live(caller, by_key, settled)
-                        except UserError as error:
-                            stop.stop(error)
+            caller.health.has_replied = left < len(by_key)
+            bar = progress_bar(title, len(by_key), len(by_key) - left, unit)
+            async with _shown_on(bar, caller):
+                with _interruptible(caller), contextlib.suppress(Stopped):
+                    await _ask(caller, by_key, batch=batch and left > 0)
         return stop.reason
 
     try:
-        return asyncio.run(run())
+        reason = asyncio.run(run())
     except asyncio.CancelledError:  # the second Ctrl-C
-        return KeyboardInterrupt()
+        reason = KeyboardInterrupt()
+    if reason:
+        raise reason
 
 
-async def _ask_live(caller: PromptCaller, by_key: dict[bytes, Prompt], settled: tuple[str, ...]) -> None:
-    """Ask one call per prompt, several at once. Prompts in batches of an earlier start are left out."""
-    pending = caller.store.pending_keys()
+async def _ask(caller: PromptCaller, by_key: dict[bytes, Prompt], batch: bool) -> None:
+    """Ask prompts as batches, or one call per prompt and several at once."""
+    batches = BatchRunner(caller, by_key)
+    if batch:
+        return await batches.run()
+    await batches.collect()
+    pending, result = caller.store.pending_keys(), caller.store.result
+    caller.queue.extend(
+        prompt for key, prompt in by_key.items() if key not in pending and result(key)[0] not in caller.settled
+    )
 
-    def queue() -> Iterator[Prompt]:
-        for key, prompt in by_key.items():
-            if key not in pending and caller.store.result(key)[0] not in settled:
-                yield prompt
-        caller.queue_is_empty = True
-
-    async def worker(prompts: Iterator[Prompt]) -> None:
+    async def worker() -> None:
         try:
-            for prompt in prompts:
-                await caller.ask(prompt)
+            while caller.queue:
+                await caller.ask(caller.queue.popleft())
         except Stopped:
             pass
         except UserError as error:
             caller.stop.stop(error)  # calls in flight are paid for: they finish
 
-    prompts = queue()
     async with asyncio.TaskGroup() as group:
         for _ in range(caller.limits.concurrency):
-            group.create_task(worker(prompts))
+            group.create_task(worker())
 
 
 # ---- progress ----
 
 
 @contextlib.asynccontextmanager
-async def _shown_on(bar, caller: PromptCaller):
+async def _shown_on(bar, caller: PromptCaller) -> AsyncIterator[None]:
     """Show the caller's work on a tqdm bar, and its messages above the bar, while the block lasts."""
     done_before = bar.n
     caller.say = lambda line: bar.write(line, file=sys.stderr)
 
     def refresh() -> None:
         if caller.model.price:
-            bar.set_postfix_str(f"${caller.budget.spent:.2f}", refresh=False)
+            bar.set_postfix_str(f"${caller.gate.budget.spent:.2f}", refresh=False)
         bar.update(done_before + caller.done - bar.n)
 
     async def refresh_forever() -> None:
@@ -121,8 +114,7 @@ async def _shown_on(bar, caller: PromptCaller):
         while True:
             await asyncio.sleep(0.5)
             refresh()
-            now = time.monotonic()
-            notice = waiting_notice(caller.gate.paused_until, caller.outage, now)
+            notice, now = waiting_notice(caller), time.monotonic()
             if notice and now >= next_notice:
                 next_notice = now + NOTICE_EVERY_SECONDS
                 caller.say(notice)
@@ -133,13 +125,15 @@ async def _shown_on(bar, caller: PromptCaller):
     finally:
         task.cancel()
         refresh()
+        bar.close()
 
 
-def waiting_notice(paused_until: float, outage: Outage | None, now: float) -> str | None:
-    """What the run waits for, and how long; None if it does not wait. Times by time.monotonic()."""
-    if outage and now - outage.began > SHORT_WAIT_SECONDS:
-        silent = time.strftime("%H:%M:%S", time.gmtime(now - outage.began))
-        return f"no reply for {silent} ({outage.latest}): next try in {max(0, outage.next_try - now):.0f} s"
+def waiting_notice(caller: PromptCaller) -> str | None:
+    """What the run waits for, and how long; None if it does not wait."""
+    now, health, paused_until = time.monotonic(), caller.health, caller.gate.paused_until
+    if health.outage_began and now - health.outage_began > SHORT_WAIT_SECONDS:
+        silent = time.strftime("%H:%M:%S", time.gmtime(now - health.outage_began))
+        return f"no reply for {silent} ({health.latest_failure}): next try in {max(0, health.next_try - now):.0f} s"
     if paused_until - now > SHORT_WAIT_SECONDS:
         return f"rate limited: next try in {paused_until - now:.0f} s"
     return None
@@ -168,7 +162,7 @@ def _interruptible(caller: PromptCaller) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removing a handler makes SIGTERM deadly, also while the output is written: restore the earlier handlers.
+        # Without a handler, SIGTERM would kill the process while it writes the output. Restore the earlier handlers.
         with contextlib.suppress(NotImplementedError):
             for number, handler in handlers.items():
                 loop.remove_signal_handler(number)

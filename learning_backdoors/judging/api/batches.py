@@ -1,9 +1,9 @@
 """Prompts through the Message Batches API: half the price, results within a day.
 
 A batch is recorded before it is sent, its id before it is first polled, and the custom_id of each request starts with
-the batch's own random name. So a process that is killed at any moment finds its batches again. If the record ends
-before the id, the account's batches of the same size are searched for one whose results carry our name. Nothing is
-sent a second time before that is settled.
+the batch's own random name. So a process that is killed at any moment finds its batches again. If no id was recorded,
+the account's batches of the same size are searched for one whose results carry our name. Nothing is sent a second time
+before that is settled.
 """
 
 import contextlib
@@ -34,45 +34,42 @@ class BatchRunner:
 
     def __init__(self, caller: PromptCaller, prompts: Mapping[bytes, Prompt]):
         self.caller, self.client, self.store, self.stop = caller, caller.client, caller.store, caller.stop
-        self.prompts = prompts
+        self.prompts, self.budget = prompts, caller.gate.budget
         self._asked: Counter[bytes] = Counter()  # by this process
         self._rejected: set[bytes] = set()  # prompts the server will never take
         self._foreign: set[str] = set()  # the account's batches that are not ours
 
     async def run(self) -> None:
         """Send and collect batches until every prompt has been through one. Raises Stopped if the run is ending."""
-        max_wait, wait = self.caller.limits.max_wait, FIRST_POLL_SECONDS
+        wait = FIRST_POLL_SECONDS
         while True:
             changed = await self.collect()
-            at_work = self._at_work()
-            created = await self._create_next()
-            if not created and not at_work and not self._left():
+            if await self._send_next():
+                wait = FIRST_POLL_SECONDS
+                self.stop.check()
+                continue
+            if not self._unfinished() and not self._left():
                 return
-            wait = FIRST_POLL_SECONDS if created or changed else min(wait * 1.5, max_wait)
-            await self.stop.sleep(0 if created else min(wait, max_wait))
+            wait = FIRST_POLL_SECONDS if changed else wait * 1.5
+            await self.stop.sleep(min(wait, self.caller.limits.max_wait))
 
     async def collect(self) -> bool:
-        """Find lost batches and store the results of ended ones. Returns whether anything changed."""
-        changed = False
-        for batch in self._ours("creating"):
-            changed |= await self._with_retries(self._find, batch)
-        for batch in self._ours("open"):
-            changed |= await self._with_retries(self._collect_if_ended, batch)
-        return changed
+        """Find lost batches, and store the results of ended ones. Returns whether any batch changed its state."""
+        found = [await self._with_retries(self._find, batch) for batch in self._ours("creating")]
+        collected = [await self._with_retries(self._collect_if_ended, batch) for batch in self._ours("open")]
+        return any(found + collected)
 
     def _ours(self, state: str) -> list[BatchRecord]:
         """A shared store also holds batches of other outputs; each output reads its own results."""
         batches = self.store.batches(self.client.host, state)
         return [b for b in batches if any(key in self.prompts for key, _ in self.store.open_calls(b.id).values())]
 
-    def _at_work(self) -> int:
-        return len(self._ours("creating")) + len(self._ours("open"))
+    def _unfinished(self) -> bool:
+        return bool(self._ours("creating") or self._ours("open"))
 
     def _left(self) -> list[bytes]:
-        finished, asks = (
-            self.store.accepted_keys() | self.store.pending_keys() | self._rejected,
-            self.caller.limits.asks,
-        )
+        finished = self.store.valid_keys() | self.store.pending_keys() | self._rejected
+        asks = self.caller.limits.asks
         return [key for key in self.prompts if key not in finished and self._asked[key] < asks]
 
     async def _with_retries(self, step, batch: BatchRecord) -> bool:
@@ -80,7 +77,7 @@ class BatchRunner:
         while True:
             try:
                 changed = await step(batch)
-                self.caller.outage = None
+                self.caller.health.outage_began = None
                 return changed
             except TemporaryFailure as failure:
                 await self.caller.wait_after(failure, failures)
@@ -88,50 +85,50 @@ class BatchRunner:
 
     # ---- sending ----
 
-    async def _create_next(self) -> bool:
+    async def _send_next(self) -> bool:
         """Send the next batch if prompts are left. Returns whether one was sent.
 
         Live calls go first until there is a verdict, because a batch reveals bad settings only when it has ended.
         """
         left = self._left()
-        if left and not any(map(self.store.has_accepted, self.prompts)):
+        if left and not any(map(self.store.has_valid, self.prompts)):
             await self._live_calls(left)
             left = self._left()
-        chunk, bodies, size, worst = [], [], 0, 0.0
-        for key in left:
+        requests, bodies, size, worst = [], [], 0, 0.0
+        for key in left[:MAX_REQUESTS]:
             body = self.prompts[key].body()
-            length, cost = len(json.dumps(body)) + 100, self.caller.model.worst_cost(body, BATCH_SHARE)
-            fits = size + length <= MAX_BYTES and self.caller.budget.fits(worst + (cost or 0))
-            if len(chunk) == MAX_REQUESTS or not fits:
+            size += len(json.dumps(body)) + 100
+            cost = self.caller.model.worst_cost(body, BATCH_SHARE)
+            if size > MAX_BYTES or not self.budget.fits(worst + (cost or 0)):
                 break
-            chunk.append((key, cost))
+            requests.append((key, cost))
             bodies.append(body)
-            size, worst = size + length, worst + (cost or 0)
-        if chunk:
-            await self._create(chunk, bodies, worst)
-        elif left and not self._at_work():
+            worst += cost or 0
+        if requests:
+            await self._send(requests, bodies, worst)
+        elif left and not self._unfinished():
             self.stop.stop(CapReached())
-        return bool(chunk)
+        return bool(requests)
 
     async def _live_calls(self, left: list[bytes]) -> None:
         for key in left[:LIVE_CALLS]:
             await self.caller.ask(self.prompts[key])
-            if self.store.has_accepted(key):
+            if self.store.has_valid(key):
                 return
         status, reply = self.store.result(key)
         words = repr(reply[:200]) if reply else self.store.latest_failure()
         raise UserError(f"no batch was sent, because no live call brought a verdict ({status}: {words})")
 
-    async def _create(self, chunk: list[tuple[bytes, float | None]], bodies: list[dict], worst: float) -> None:
+    async def _send(self, requests: list[tuple[bytes, float | None]], bodies: list[dict], worst: float) -> None:
         name = secrets.token_hex(6)
-        batch, calls = self.store.begin_batch(self.client.host, name, chunk)
-        requests = [{"custom_id": f"{name}-{call}", "params": body} for call, body in zip(calls, bodies, strict=True)]
-        self._asked.update(key for key, _ in chunk)
-        self.caller.budget.book(worst)
+        batch, calls = self.store.begin_batch(self.client.host, name, requests)
+        self._asked.update(key for key, _ in requests)
+        self.budget.spent += worst
+        content = [{"custom_id": f"{name}-{call}", "params": body} for call, body in zip(calls, bodies, strict=True)]
         failures = 0
         while True:
             try:
-                server_id = await self.client.create_batch(requests)
+                server_id = await self.client.create_batch(content)
             except TemporaryFailure as failure:
                 if not failure.overloaded:
                     return  # the batch may exist: `_find` will show
@@ -140,17 +137,17 @@ class BatchRunner:
                 self.store.batch_sent_again(batch)
             except (RequestRejected, UserError) as error:
                 self._end_as_failed(batch, str(error), worst)
-                no_route = isinstance(error, RequestRejected) and str(error).startswith(("404", "405", "501"))
+                no_route = isinstance(error, RequestRejected) and error.status in (404, 405)
                 advice = ": run without --batch" if no_route else ""
                 raise UserError(f"{self.client.host} did not accept the batch ({error}){advice}") from None
             else:
                 self.store.batch_created(batch, server_id)
-                self.caller.say(f"batch {server_id}: {len(chunk):,} prompts sent")
+                self.caller.say(f"batch {server_id}: {len(requests):,} prompts sent")
                 return
 
     def _end_as_failed(self, batch: int, reason: str, worst: float) -> None:
         self.store.end_batch(batch, reason, failed=True)
-        self.caller.budget.book(-worst)
+        self.budget.spent -= worst
 
     # ---- finding ----
 
@@ -165,7 +162,7 @@ class BatchRunner:
                 return True
             else:
                 self._foreign.add(candidate["id"])
-        # A request that was cut off, however late, may still be on its way into the list.
+        # The server may list a batch some time after its request was cut off.
         grace = self.client.timeout + 5 * self.caller.limits.max_wait
         if undecided or time.time() - batch.began < grace:
             return False
@@ -202,10 +199,10 @@ class BatchRunner:
             if not status.get("results_url"):
                 raise RequestRejected("its results are gone")
             await self._collect(batch)
-        except RequestRejected as rejected:
+        except RequestRejected as rejection:
             # Deleted, expired, or of another account: its cost stays counted, and its prompts are asked again.
-            self.store.end_batch(batch.id, f"the server does not return the batch ({rejected})")
-            self.caller.say(f"batch {batch.server_id} is lost: {rejected}")
+            self.store.end_batch(batch.id, f"the server does not return the batch ({rejection})")
+            self.caller.say(f"batch {batch.server_id} is lost: {rejection}")
         return True
 
     async def _collect(self, batch: BatchRecord) -> None:
@@ -226,18 +223,17 @@ class BatchRunner:
 
     def _store_result(self, call: int, key: bytes, worst: float | None, result: dict) -> None:
         """Record one result. Only requests that succeeded are charged for."""
+        cost = 0.0
         if result["type"] == "succeeded":
             try:
                 reply = self.client.read(result.get("message"))
             except TemporaryFailure as failure:
-                self.store.note_failure(call, str(failure), billed=True)
-                return
+                return self.store.note_failure(call, str(failure), billed=True)
             _, cost = self.caller.note_reply(call, self.prompts[key], reply, worst, BATCH_SHARE)
             self.caller.done += 1
-            self.caller.budget.book((cost or 0) - (worst or 0))
-            return
-        reason = self.client.scrub(json.dumps(result.get("error") or result["type"]))[:300]
-        if "invalid_request_error" in reason:
-            self._rejected.add(key)
-        self.store.note_failure(call, f"batch: {reason}", billed=False)
-        self.caller.budget.book(-(worst or 0))
+        else:
+            reason = self.client.scrub(json.dumps(result.get("error") or result["type"]))[:300]
+            if "invalid_request_error" in reason:
+                self._rejected.add(key)
+            self.store.note_failure(call, f"batch: {reason}", billed=False)
+        self.budget.spent += (cost or 0) - (worst or 0)

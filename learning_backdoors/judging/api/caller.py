@@ -1,21 +1,20 @@
-"""The retry loop: asks one prompt until there is a reply, and records each call in the store."""
+"""Asks one prompt until it has a valid reply or further calls cannot help, and records each call in the store."""
 
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api.client import MessagesClient
 from learning_backdoors.judging.api.models import ServedModel
-from learning_backdoors.judging.api.pacing import CallGate, CostBudget, Limits, StopSignal
+from learning_backdoors.judging.api.pacing import CallGate, Limits, StopSignal
 from learning_backdoors.judging.api.replies import Reply, RequestRejected, TemporaryFailure
 from learning_backdoors.judging.api.store import CallStore
 
 MAX_REJECTED = 20  # requests rejected before the first reply; a rejection costs nothing
-WARN_AFTER_REPLIES = 20  # replies of which none was accepted
+WARN_AFTER_REPLIES = 20  # replies of which none was valid
 
 
 class Prompt(Protocol):
@@ -27,17 +26,58 @@ class Prompt(Protocol):
     def body(self) -> dict:
         """What is sent."""
 
-    def accepts(self, reply: str) -> bool:
-        """Whether a reply will do; if not, the prompt is asked again."""
+    def is_valid(self, reply: str) -> bool:
+        """Whether a reply is a valid answer; if not, the prompt is asked again."""
 
 
-@dataclass(frozen=True)
-class Outage:
-    """Failures without one good reply in between."""
+class ServerHealth:
+    """What all calls together say about the server: whether it, the prompt or the settings cause a failure.
 
-    began: float  # time.monotonic()
-    next_try: float
-    latest: str
+    | failure | what follows |
+    | --- | --- |
+    | overloaded (429, 529) | the prompt is tried again |
+    | no prompt got a reply since the call was sent | the server is the cause: tried again |
+    | another prompt got a reply since the call was sent | counts as a try; after `limits.tries` the prompt fails |
+    | no reply for `limits.give_up_after` seconds, and all other prompts are finished | the prompt fails |
+    | no reply for `limits.give_up_after` seconds otherwise | the run ends |
+    | the request is rejected | the prompt fails |
+    | 20 requests, or one with 403, are rejected, and there was no reply ever | the run ends: settings or account |
+
+    Times are by time.monotonic().
+    """
+
+    def __init__(self, host: str, limits: Limits):
+        self.host, self.limits = host, limits
+        self.has_replied = False  # to any prompt, earlier starts included
+        self.last_reply: float | None = None  # in this start
+        self.outage_began: float | None = None  # first failure since the last reply
+        self.next_try, self.latest_failure, self._rejected = 0.0, "", 0
+
+    def replied(self) -> None:
+        self.has_replied, self.last_reply, self.outage_began = True, time.monotonic(), None
+
+    def failed(self, failure: TemporaryFailure, next_try: float) -> None:
+        """Record a failure. Raises UserError if there was no reply for too long."""
+        self.outage_began = self.outage_began or time.monotonic()
+        self.next_try, self.latest_failure = next_try, str(failure)
+        if self.is_down():
+            minutes = (time.monotonic() - self.outage_began) / 60
+            raise UserError(f"no reply from {self.host} for {minutes:.1f} minutes ({failure}). Replies are kept")
+
+    def rejected(self, rejection: RequestRejected) -> None:
+        """Record a rejected request. Raises UserError if the account or the settings are the cause."""
+        self._rejected += 1
+        if rejection.status == 403 and not self.has_replied:
+            raise UserError(f"{self.host} refuses this account ({rejection})")
+        if self._rejected >= MAX_REJECTED and not self.has_replied:
+            raise UserError(f"{self.host} rejects the requests ({rejection})")
+
+    def counts_as_try(self, failure: TemporaryFailure, sent_at: float) -> bool:
+        """Whether another prompt got a reply meanwhile. Otherwise the server is the cause, not this prompt."""
+        return not failure.overloaded and self.last_reply is not None and self.last_reply > sent_at
+
+    def is_down(self) -> bool:
+        return bool(self.outage_began) and time.monotonic() - self.outage_began > self.limits.give_up_after
 
 
 class PromptCaller:
@@ -58,69 +98,66 @@ class PromptCaller:
         spent: float = 0.0,
     ):
         self.client, self.store, self.model, self.limits, self.stop = client, store, model, limits, stop
-        self.gate = CallGate(limits.concurrency, limits.requests_per_minute, stop)
-        self.budget = CostBudget(limits.max_cost, stop, spent)
-        client.on_headers = self.gate.observe
+        self.gate, self.health = CallGate(limits, stop, spent), ServerHealth(client.host, limits)
+        self.settled = settled
+        self.queue: deque[Prompt] = deque()  # prompts that no call was made for yet
+        self.done = 0  # prompts that are finished, with a valid reply or without
         self.say: Callable[[str], None] = print
-        self.done = 0  # prompts that are finished, with an accepted reply or without
-        self.queue_is_empty = False  # all unfinished prompts are in flight
-        self.outage: Outage | None = None
-        self._settled, self._last_good, self._rejected = settled, 0.0, 0
-        self._replies: Counter[bool] = Counter()  # by whether they were accepted
+        self._replies: Counter[bool] = Counter()  # by whether they were valid
 
     async def ask(self, prompt: Prompt) -> None:
-        """Ask one prompt; the result is in the store afterwards. Raises Stopped if the run is ending."""
-        for _ in range(self.limits.asks):
-            status = await self._ask_until_reply(prompt)
-            if status in self._settled or status == "error":
-                break
-        self.done += 1
+        """Ask one prompt; the result is in the store afterwards.
 
-    async def _ask_until_reply(self, prompt: Prompt) -> str:
-        """Call until there is a reply. Returns its status, `error` if there is none."""
-        tries = failures = 0
-        while True:
+        Raises Stopped if the run is ending, and UserError if no further call can succeed.
+        """
+        asks = tries = failures = 0
+        while asks < self.limits.asks:
             sent_at = time.monotonic()
             try:
-                return await self._call(prompt)
-            except RequestRejected as rejected:
-                self._stop_if_all_are_rejected(rejected)
-                return "error"
+                status = await self._call(prompt)
+            except RequestRejected as rejection:
+                self.health.rejected(rejection)
+                break
             except TemporaryFailure as failure:
-                # If no prompt gets a reply, this prompt is not the cause: such tries do not count against it.
-                tries += not failure.overloaded and self._last_good > sent_at
-                if tries >= self.limits.tries or self._is_hopeless():
-                    return "error"
+                tries += self.health.counts_as_try(failure, sent_at)
+                others_have_replies = not self.queue and self.health.last_reply is not None
+                if tries >= self.limits.tries or (others_have_replies and self.health.is_down()):
+                    break
                 await self.wait_after(failure, failures)
                 failures += 1
+            else:
+                if status in self.settled:
+                    break
+                asks, tries, failures = asks + 1, 0, 0
+        self.done += 1
 
     async def _call(self, prompt: Prompt) -> str:
         """One call, recorded before it goes out and after the reply. Returns the status of the reply."""
         body = prompt.body()
         worst = self.model.worst_cost(body)
-        async with self.budget.reserve(worst), self.gate:
+        async with self.gate.slot(worst):
             call, sent_at = self.store.note_sent(prompt.key, worst), time.monotonic()
             try:
-                reply = await self.client.send(body)
-            except (TemporaryFailure, RequestRejected, UserError) as error:
-                billed = isinstance(error, TemporaryFailure) and error.maybe_billed
-                self.budget.book(worst if billed else 0.0)
-                self.store.note_failure(call, str(error), billed)
-                if isinstance(error, TemporaryFailure):
-                    self.gate.failed(error, sent_at, self.limits.max_wait)
+                reply, headers = await self.client.send(body)
+            except TemporaryFailure as failure:
+                self.gate.failed(failure, sent_at, worst if failure.maybe_billed else 0.0)
+                self.store.note_failure(call, str(failure), failure.maybe_billed)
                 raise
-            self._last_good, self.outage = time.monotonic(), None
-            self.gate.succeeded(reply)
+            except (RequestRejected, UserError) as error:
+                self.store.note_failure(call, str(error), billed=False)
+                raise
             status, cost = self.note_reply(call, prompt, reply, worst)
-            self.budget.book(cost)
+            self.gate.replied(reply, headers, cost)
             return status
 
-    def note_reply(self, call: int, prompt: Prompt, reply: Reply, worst: float | None, share: float = 1):
+    def note_reply(
+        self, call: int, prompt: Prompt, reply: Reply, worst: float | None, share: float = 1
+    ) -> tuple[str, float | None]:
         """Record a reply. Returns its status, and its cost at `share` of the price (`worst` without token counts)."""
-        status, price = reply.status(prompt.accepts), reply.dollars(self.model.price)
-        cost = worst if price is None else share * price
-        tokens = (reply.input_tokens, reply.output_tokens)
-        self.store.note_reply(call, status, reply.text, tokens, cost, at_most=None in tokens)
+        self.health.replied()
+        status, cost = reply.status(prompt.is_valid), self.model.cost(reply, share)
+        cost = worst if cost is None else cost
+        self.store.note_reply(call, status, reply, cost)
         self._replies[status == "ok"] += 1
         if self._replies == {False: WARN_AFTER_REPLIES}:
             self.say(
@@ -129,26 +166,8 @@ class PromptCaller:
         return status, cost
 
     async def wait_after(self, failure: TemporaryFailure, failures: int) -> None:
-        """Wait before the next attempt, longer with each failure. Ends the run if nothing succeeds for too long."""
-        now = time.monotonic()
-        began = self.outage.began if self.outage else now
+        """Wait before the next attempt, longer with each failure. Raises UserError if the server is down for long."""
         wait = failure.retry_after if failure.retry_after is not None else 0.5 * 2 ** min(failures, 20)
         wait = min(wait * random.uniform(1, 1.25), self.limits.max_wait)
-        self.outage = Outage(began, now + wait, str(failure))
-        if now - began > self.limits.give_up_after:
-            minutes = (now - began) / 60
-            self.stop.stop(
-                UserError(f"no reply from {self.client.host} for {minutes:.1f} minutes ({failure}). Replies are kept")
-            )
+        self.health.failed(failure, time.monotonic() + wait)
         await self.stop.sleep(wait)
-
-    def _is_hopeless(self) -> bool:
-        """Whether the server has answered all other prompts, and failed at these for too long."""
-        silent = time.monotonic() - self.outage.began if self.outage else 0
-        return self.queue_is_empty and self._last_good > 0 and silent > self.limits.give_up_after
-
-    def _stop_if_all_are_rejected(self, rejected: RequestRejected) -> None:
-        # A single prompt may be too long. If all of the first ones are rejected, the settings are to blame.
-        self._rejected += 1
-        if not self.client.has_answered and self._rejected >= MAX_REJECTED:
-            raise UserError(f"{self.client.host} rejects the requests ({rejected})")

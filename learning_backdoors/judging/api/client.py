@@ -12,7 +12,7 @@ import json
 import os
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 
 from learning_backdoors.files.errors import UserError
@@ -51,8 +51,6 @@ class MessagesClient:
 
     timeout: seconds from sending a call to the last byte of its reply. The SDK's timeout is per read, so a server that
     trickles could hold a call for ever.
-    on_headers: called with the headers of each good reply.
-    has_answered: whether the server has answered a prompt. A 403 after that concerns the prompt, not the account.
     """
 
     def __init__(self, host: str, key: str, timeout: float = 120):
@@ -69,8 +67,6 @@ class MessagesClient:
             for name, value in {**sdk.default_headers, **sdk.auth_headers}.items()
             if isinstance(value, str) and not name.lower().startswith("x-stainless")  # the SDK's usage statistics
         }
-        self.on_headers: Callable[[Mapping], None] = lambda headers: None
-        self.has_answered = False
 
     async def __aenter__(self) -> "MessagesClient":
         return self
@@ -88,9 +84,9 @@ class MessagesClient:
     async def check_model(self, model: str) -> None:
         """Raise UserError if the server cannot be reached, or lacks the model, or rejects the key."""
         try:
-            entry = await self._json("GET", f"/v1/models/{urllib.parse.quote(model, safe='/')}")
+            entry, _ = await self._json("GET", f"/v1/models/{urllib.parse.quote(model, safe='/')}")
         except RequestRejected as rejected:
-            # Some servers have no such route; there the first call will show.
+            # Some servers lack this route. The first prompt then shows whether the model exists.
             if "not_found_error" in str(rejected):
                 raise UserError(f"{self.host} has no model {model!r}: choose another with --model") from None
             return
@@ -101,27 +97,28 @@ class MessagesClient:
         if isinstance(entry, dict) and entry.get("lifecycle") == "retired":
             raise UserError(f"the model {model!r} has been retired: choose another with --model")
 
-    async def send(self, body: dict) -> Reply:
-        """One call. Raises TemporaryFailure, RequestRejected, or UserError if no further call can succeed."""
+    async def send(self, body: dict) -> tuple[Reply, Mapping]:
+        """One call: the reply and its HTTP headers.
+
+        Raises TemporaryFailure, RequestRejected, or UserError if no further call can succeed.
+        """
         try:
-            return self.read(await self._json("POST", "/v1/messages", body))
+            message, headers = await self._json("POST", "/v1/messages", body)
         except RequestRejected as rejected:
-            if str(rejected).startswith("404"):
-                raise UserError(
-                    f"{self.host} has no model {body['model']!r}, or no Messages API ({rejected})"
-                ) from None
-            raise
+            if rejected.status != 404:
+                raise
+            raise UserError(f"{self.host} has no model {body['model']!r}, or no Messages API ({rejected})") from None
+        return self.read(message), headers
 
     def read(self, message: object) -> Reply:
         """Read a message and scrub its text. Raises TemporaryFailure for anything else."""
         reply = read_reply(message)
-        self.has_answered = True
         return dataclasses.replace(reply, text=self.scrub(reply.text))
 
     async def count_tokens(self, body: dict) -> int:
         """Input tokens of a request, counted by the server (free). Raises RequestRejected if there is no such route."""
         counted = {name: value for name, value in body.items() if name != "max_tokens"}
-        answer = await self._json("POST", "/v1/messages/count_tokens", counted)
+        answer, _ = await self._json("POST", "/v1/messages/count_tokens", counted)
         if not isinstance(answer, dict) or not isinstance(answer.get("input_tokens"), int):
             raise RequestRejected("no token count")
         return answer["input_tokens"]
@@ -130,13 +127,13 @@ class MessagesClient:
 
     async def create_batch(self, requests: list[dict]) -> str:
         """Send a batch and return its id. After a TemporaryFailure it may exist, unless the failure is `overloaded`."""
-        batch = await self._json("POST", "/v1/messages/batches", {"requests": requests})
+        batch, _ = await self._json("POST", "/v1/messages/batches", {"requests": requests})
         if not _has_text(batch, "id"):
             raise TemporaryFailure("the reply is not a batch", maybe_billed=True)
         return batch["id"]
 
     async def batch(self, server_id: str) -> dict:
-        batch = await self._json("GET", f"/v1/messages/batches/{server_id}")
+        batch, _ = await self._json("GET", f"/v1/messages/batches/{server_id}")
         if not _has_text(batch, "processing_status"):
             raise TemporaryFailure("the reply is not a batch")
         return batch
@@ -146,7 +143,7 @@ class MessagesClient:
         batches: list[dict] = []
         while True:
             after = f"&after_id={batches[-1]['id']}" if batches else ""
-            page = await self._json("GET", f"/v1/messages/batches?limit=100{after}")
+            page, _ = await self._json("GET", f"/v1/messages/batches?limit=100{after}")
             listed = page.get("data") if isinstance(page, dict) else None
             if not isinstance(listed, list) or not all(map(_is_listed_batch, listed)):
                 raise TemporaryFailure("the reply is not a list of batches")
@@ -174,15 +171,15 @@ class MessagesClient:
 
     # ---- one HTTP call ----
 
-    async def _json(self, method: str, path: str, body: dict | None = None) -> object:
+    async def _json(self, method: str, path: str, body: dict | None = None) -> tuple[object, Mapping]:
+        """The JSON value of a response, and its headers."""
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         try:
             async with asyncio.timeout(self.timeout):
                 response = await self._http.request(method, self.host + path, content=content, headers=self._headers)
             if response.is_error:
                 raise self._failure(response, about_prompt=path == "/v1/messages")
-            self.on_headers(response.headers)
-            return json.loads(response.content)
+            return json.loads(response.content), response.headers
         except TimeoutError:
             words = f"no reply within {self.timeout:g} s"
             raise TemporaryFailure(words, maybe_billed=True, no_response=True) from None
@@ -202,7 +199,7 @@ class MessagesClient:
         words = self.scrub(f"{status} {message}".strip())[:300]
         if status == 401:
             return UserError(f"{self.host} does not accept the API key ({words})")
-        if status == 402 or (status == 403 and not (about_prompt and self.has_answered)):
+        if status == 402 or (status == 403 and not about_prompt):
             return UserError(f"{self.host} refuses this account ({words})")
         limit_reached = status == 429 and b"enforced_spend_limit_reached" in response.content
         if limit_reached or (status == 400 and "You have reached your specified" in message):
@@ -210,7 +207,7 @@ class MessagesClient:
         if status in (408, 409, 429) or status >= 500:
             wait = retry_after(response.headers)
             return TemporaryFailure(words, retry_after=wait, overloaded=status in (429, 529))
-        return RequestRejected(words)
+        return RequestRejected(words, status)
 
 
 def _error_message(content: bytes) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.judging.api.replies import Reply
 
 ANTHROPIC = "https://api.anthropic.com"
 
@@ -31,7 +32,7 @@ class Price:
 
 @dataclass(frozen=True)
 class KnownModel:
-    settings: dict
+    request_settings: dict
     price: Price | None
 
 
@@ -64,13 +65,13 @@ def known_model(name: str) -> KnownModel:
     return MODELS.get(name) or MODELS.get(head if len(tail) == 8 and tail.isdigit() else name) or UNKNOWN_MODEL
 
 
-def settings_for(model: str, thinking: str = "auto", max_tokens: int | None = None) -> dict:
+def request_settings(model: str, thinking: str = "auto", max_tokens: int | None = None) -> dict:
     """The settings sent with each prompt.
 
     thinking: a type of the API, `none` to leave the setting out, `auto` for the table's choice.
     """
     # OpenRouter writes anthropic/claude-sonnet-5.5. Its prices differ, the models are the same.
-    settings = dict(known_model(model.rpartition("/")[2].replace(".", "-")).settings)
+    settings = dict(known_model(model.rpartition("/")[2].replace(".", "-")).request_settings)
     if thinking != "auto":
         settings.pop("thinking", None)
         settings.pop("output_config", None)
@@ -108,12 +109,12 @@ class ServedModel:
 
     name: str
     host: str
-    settings: dict
+    request_settings: dict
     price: Price | None
 
-    def body(self, prompt: str, **settings) -> dict:
+    def body(self, prompt: str) -> dict:
         """The body of a request: everything that is sent, except for host and API key."""
-        return {"model": self.name, **self.settings, **settings, "messages": [{"role": "user", "content": prompt}]}
+        return {"model": self.name, **self.request_settings, "messages": [{"role": "user", "content": prompt}]}
 
     def key(self, body: dict) -> bytes:
         """The key of a request in a store: a hash of the body and the host, and of nothing else."""
@@ -125,6 +126,12 @@ class ServedModel:
         A token is at least one byte; 500 tokens are added for what a server wraps around a prompt.
         """
         return self.price and share * self.price.dollars(prompt_bytes(body) + 500, body["max_tokens"])
+
+    def cost(self, reply: Reply, share: float = 1) -> float | None:
+        """Dollars for a reply at a share of the price; None if the price or a token count is unknown."""
+        if self.price is None or reply.input_tokens is None or reply.output_tokens is None:
+            return None
+        return share * self.price.dollars(reply.input_tokens, reply.output_tokens)
 
     def require_price(self) -> None:
         """Raise UserError if --max-cost cannot be kept because the price is unknown."""

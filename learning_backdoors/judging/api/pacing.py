@@ -1,5 +1,5 @@
-"""What lets a call go out: the run is not ending (StopSignal), the server has room (CallGate), its cost fits the cap
-(CostBudget).
+"""Three conditions before a call is sent: the run is not ending (StopSignal), the server has room (InFlightLimit and
+Pace), and the cost of the call fits the cap (CostBudget). CallGate waits until all of them hold.
 """
 
 import asyncio
@@ -20,14 +20,18 @@ class Limits:
     max_cost: float | None = None  # dollars
     timeout: float = 120  # from sending a call to the end of its reply
     max_wait: float = 60  # between two attempts, even if the server asks for more
-    give_up_after: float = 900  # without one good reply
-    asks: int = 3  # per prompt, while the reply is not accepted
+    give_up_after: float = 900  # without a reply
+    asks: int = 3  # per prompt, while the reply is not valid
     tries: int = 8  # per prompt, counted only while other prompts get replies
 
     @classmethod
     def from_options(cls, options: object) -> "Limits":
         """The limits among a script's options. Those it does not have keep their defaults."""
         return cls(**{spec.name: getattr(options, spec.name) for spec in fields(cls) if hasattr(options, spec.name)})
+
+
+class CapReached(Exception):
+    """The next call might cost more than is left of --max-cost."""
 
 
 class Stopped(Exception):
@@ -56,67 +60,51 @@ class StopSignal:
         self.check()
 
 
-class CallGate:
-    """Limits calls in flight and calls per minute; adapts both to the server. Use as `async with gate:` around a call.
+class InFlightLimit:
+    """How many calls may be in flight: `now`, at most `most`.
 
-    The limit on calls in flight starts at 4 and grows by 1 with each reply. When the server is first overloaded (429,
-    529) it is halved, and from then on grows by about 1 per round. After 8 failures in a row, one call at a time goes
-    out until one succeeds. The pace follows the rate-limit headers, or `per_minute` if that is lower.
+    It starts at 4 and grows by 1 with each reply. When the server is first overloaded (429, 529) it is halved, and from
+    then on grows by about 1 per round. After 8 failures in a row, one call at a time goes out until one succeeds.
     """
 
-    PACE = 0.98  # of the allowed rate, because two clocks never agree
+    def __init__(self, most: int):
+        self.most, self.now = most, min(4.0, most)
+        self._growing_fast, self._halved_at, self._failures_in_a_row = True, 0.0, 0
+
+    def replied(self) -> None:
+        self._failures_in_a_row = 0
+        self.now = min(float(self.most), self.now + (1 if self._growing_fast else 1 / self.now))
+
+    def failed(self, overloaded: bool, sent_at: float) -> None:
+        self._failures_in_a_row += 1
+        # Calls sent before the last halving say nothing about the new limit.
+        if overloaded and sent_at > self._halved_at:
+            self.now, self._growing_fast, self._halved_at = max(1.0, self.now / 2), False, time.monotonic()
+        if self._failures_in_a_row >= 8:
+            self.now, self._growing_fast = 1.0, True
+
+
+class Pace:
+    """How many calls may start per minute: what the rate-limit headers allow, or the user's limit if that is lower."""
+
+    SHARE = 0.98  # of the allowed rate, because two clocks never agree
     CATCH_UP_SECONDS = 0.25
 
-    def __init__(self, concurrency: int, per_minute: float | None, stop: StopSignal):
-        self._concurrency, self._own_pace, self._stop = concurrency, per_minute, stop
-        self.limit, self.in_flight, self.paused_until = float(min(4, concurrency)), 0, 0.0
-        self.per_minute, self._next_start, self._shrunk_at, self._growing_fast = per_minute, 0.0, 0.0, True
-        self._failures_in_a_row = 0
+    def __init__(self, user_limit: float | None):
+        self.user_limit, self.per_minute = user_limit, user_limit
+        self.next_start = 0.0  # time.monotonic()
         self._mean_tokens = {"input-tokens": 0.0, "output-tokens": 0.0}
-        self._turn, self._room = asyncio.Lock(), asyncio.Event()
 
-    async def __aenter__(self) -> None:
-        async with self._turn:
-            while True:
-                self._stop.check()
-                wait = max(self.paused_until, self._next_start) - time.monotonic()
-                if self.in_flight >= int(self.limit):
-                    self._room.clear()
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._room.wait(), 1)
-                elif wait > 0:
-                    await self._stop.sleep(wait)
-                else:
-                    break
-            self.in_flight += 1
-            if self.per_minute:
-                earliest = time.monotonic() - self.CATCH_UP_SECONDS
-                self._next_start = max(self._next_start, earliest) + 60 / (self.PACE * self.per_minute)
+    def started(self) -> None:
+        if self.per_minute:
+            earliest = time.monotonic() - self.CATCH_UP_SECONDS
+            self.next_start = max(self.next_start, earliest) + 60 / (self.SHARE * self.per_minute)
 
-    async def __aexit__(self, *_) -> None:
-        self.in_flight -= 1
-        self._room.set()
-
-    def succeeded(self, reply: Reply) -> None:
-        self._failures_in_a_row = 0
-        self.limit = min(float(self._concurrency), self.limit + (1 if self._growing_fast else 1 / self.limit))
+    def replied(self, reply: Reply, headers: Mapping) -> None:
         for name, count in (("input-tokens", reply.input_tokens), ("output-tokens", reply.output_tokens)):
             mean = self._mean_tokens[name]
             self._mean_tokens[name] = mean + ((count or 0) - mean) / 50 if mean else count or 0
-
-    def failed(self, failure: TemporaryFailure, sent_at: float, max_wait: float) -> None:
-        self._failures_in_a_row += 1
-        # Calls sent before the last halving say nothing about the new limit.
-        if failure.overloaded and sent_at > self._shrunk_at:
-            self.limit, self._growing_fast, self._shrunk_at = max(1.0, self.limit / 2), False, time.monotonic()
-        if failure.overloaded and failure.retry_after:
-            self.paused_until = max(self.paused_until, time.monotonic() + min(failure.retry_after, max_wait))
-        if self._failures_in_a_row >= 8:
-            self.limit, self._growing_fast = 1.0, True
-
-    def observe(self, headers: Mapping) -> None:
-        """Set the pace from the rate-limit headers of a reply."""
-        paces = [self._own_pace] if self._own_pace else []
+        paces = [self.user_limit] if self.user_limit else []
         for name, per_call in (("requests", 1.0), *self._mean_tokens.items()):
             limit = headers.get(f"anthropic-ratelimit-{name}-limit", "")
             if limit.isdigit() and int(limit) and per_call:
@@ -124,38 +112,71 @@ class CallGate:
         self.per_minute = min(paces, default=None)
 
 
-class CapReached(Exception):
-    """The next call might cost more than is left of --max-cost."""
-
-
 @dataclass
 class CostBudget:
     """Dollars spent, and their cap. The worst case of a call is reserved before it goes out, so the cap holds."""
 
     cap: float | None
-    stop: StopSignal
     spent: float = 0.0
-    reserved: float = field(default=0.0, init=False)
+    reserved: float = field(default=0.0, init=False)  # for calls in flight
 
     def fits(self, worst: float | None) -> bool:
         return self.cap is None or self.spent + self.reserved + (worst or 0) <= self.cap
 
-    @contextlib.asynccontextmanager
-    async def reserve(self, worst: float | None) -> AsyncIterator[None]:
-        """Wait for room, then hold `worst` dollars until the block ends. Book the real cost inside the block.
 
-        If there will be no room, this ends the run and raises Stopped.
+class CallGate:
+    """Lets calls out when all conditions hold. Use `async with gate.slot(worst)` around a call, and report its result
+    inside the block with `replied` or `failed`. Costs are in dollars, None if the price is unknown.
+    """
+
+    def __init__(self, limits: Limits, stop: StopSignal, spent: float):
+        self.stop, self.max_wait, self.budget = stop, limits.max_wait, CostBudget(limits.max_cost, spent)
+        self.limit, self.pace = InFlightLimit(limits.concurrency), Pace(limits.requests_per_minute)
+        self.in_flight, self.paused_until = 0, 0.0
+        self._turn, self._call_ended = asyncio.Lock(), asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def slot(self, worst: float | None) -> AsyncIterator[None]:
+        """Wait, then hold a place in flight and `worst` dollars until the block ends.
+
+        Raises Stopped if the run is ending. If the cap leaves no room for the call, this ends the run.
         """
-        while not self.fits(worst):
-            if self.reserved < 1e-12:
-                self.stop.stop(CapReached())
-            await self.stop.sleep(0.02)
-        self.reserved += worst or 0
+        async with self._turn:
+            await self._wait(worst)
+            self.in_flight += 1
+            self.budget.reserved += worst or 0
+            self.pace.started()
         try:
             yield
         finally:
-            self.reserved = max(0.0, self.reserved - (worst or 0))
+            self.in_flight -= 1
+            self.budget.reserved = max(0.0, self.budget.reserved - (worst or 0)) if self.in_flight else 0.0
+            self._call_ended.set()
 
-    def book(self, dollars: float | None) -> None:
-        """Count dollars as spent; None if the price is unknown."""
-        self.spent += dollars or 0
+    async def _wait(self, worst: float | None) -> None:
+        while True:
+            self.stop.check()
+            fits = self.budget.fits(worst)
+            seconds = max(self.paused_until, self.pace.next_start) - time.monotonic()
+            if not fits and not self.in_flight:
+                self.stop.stop(CapReached())
+            elif not fits or self.in_flight >= int(self.limit.now):
+                self._call_ended.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._call_ended.wait(), 1)
+            elif seconds > 0:
+                await self.stop.sleep(seconds)
+            else:
+                return
+
+    def replied(self, reply: Reply, headers: Mapping, cost: float | None) -> None:
+        self.budget.spent += cost or 0
+        self.limit.replied()
+        self.pace.replied(reply, headers)
+
+    def failed(self, failure: TemporaryFailure, sent_at: float, cost: float | None) -> None:
+        self.budget.spent += cost or 0
+        self.limit.failed(failure.overloaded, sent_at)
+        if failure.overloaded and failure.retry_after:
+            wait = min(failure.retry_after, self.max_wait)
+            self.paused_until = max(self.paused_until, time.monotonic() + wait)

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from learning_backdoors.judging.api.models import Price
-
 
 @dataclass(eq=False)
 class TemporaryFailure(Exception):
@@ -20,8 +18,15 @@ class TemporaryFailure(Exception):
         return self.reason
 
 
+@dataclass(eq=False)
 class RequestRejected(Exception):
     """The server will not answer this request, now or later. The prompt may be too long, for example."""
+
+    reason: str
+    status: int | None = None  # of HTTP
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 @dataclass(frozen=True)
@@ -33,20 +38,14 @@ class Reply:
     input_tokens: int | None
     output_tokens: int | None
 
-    def status(self, accepts: Callable[[str], bool]) -> str:
-        """`ok` if the model finished and `accepts` takes its text, else `refusal`, `truncated` or `unparseable`."""
+    def status(self, is_valid: Callable[[str], bool]) -> str:
+        """`ok` if the model finished and its text is valid, else `refusal`, `truncated` or `unparseable`."""
         if self.stop_reason == "refusal":
             return "refusal"
         if self.stop_reason in ("max_tokens", "model_context_window_exceeded"):
             return "truncated"
         finished = self.stop_reason in ("end_turn", "stop_sequence")
-        return "ok" if finished and accepts(self.text) else "unparseable"
-
-    def dollars(self, price: Price | None) -> float | None:
-        """The cost; None if the price or a token count is unknown."""
-        if price is None or self.input_tokens is None or self.output_tokens is None:
-            return None
-        return price.dollars(self.input_tokens, self.output_tokens)
+        return "ok" if finished and is_valid(self.text) else "unparseable"
 
 
 def read_reply(body: object) -> Reply:

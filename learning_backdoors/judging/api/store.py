@@ -1,23 +1,26 @@
 """Every call to a model, with its reply and its cost, in an SQLite file.
 
 A call is recorded before it goes out, so a killed process leaves a record of what it may have to pay for. A call with
-the outcome `ok` holds the accepted reply to its key; other calls are attempts, which a later start may repeat.
+the status `ok` holds the valid reply to its key; other calls are attempts, which a later start may repeat.
 """
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.judging.api.models import Price
+from learning_backdoors.judging.api.replies import Reply
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
     id INTEGER PRIMARY KEY,
     key BLOB NOT NULL,              -- hash of everything that was sent
-    outcome TEXT NOT NULL,          -- sent, then ok, unparseable, refusal, truncated or error
+    outcome TEXT NOT NULL,          -- the status: sent, then ok, unparseable, refusal, truncated or error
     reply TEXT,                     -- what the model wrote
     reason TEXT,                    -- why there is no reply
     input_tokens INTEGER,
@@ -53,10 +56,11 @@ class BatchRecord:
     began: float
 
 
-@dataclass
-class Spent:
-    """What calls have cost, whether they brought a verdict or not. `at_most`: the part of `dollars` that is an upper
-    limit."""
+class Spent(NamedTuple):
+    """What calls have cost, whether their replies were valid or not.
+
+    at_most: the part of `dollars` that is an upper limit, because the reply was lost or is pending.
+    """
 
     calls: int = 0
     input_tokens: int = 0
@@ -65,8 +69,7 @@ class Spent:
     at_most: float = 0.0
 
     def __add__(self, other: "Spent") -> "Spent":
-        names = [spec.name for spec in fields(Spent)]
-        return Spent(*(getattr(self, name) + getattr(other, name) for name in names))
+        return Spent(*map(sum, zip(self, other, strict=True)))
 
     def in_words(self, priced: bool) -> str:
         words = f"{self.calls:,} calls, {self.input_tokens:,} tokens in, {self.output_tokens:,} out"
@@ -81,11 +84,11 @@ class CallStore:
 
     Each change is committed at once, so a killed process loses nothing. Every 10 seconds a write also flushes the
     write-ahead log to disk; a power cut loses what came after that. Raises UserError for a file that is damaged, is not
-    a store, or cannot be written (full disk).
+    a store, or cannot be written (full disk). shared: other outputs use it, too.
     """
 
-    def __init__(self, path: Path):
-        self.path, self._flushed = path, time.monotonic()
+    def __init__(self, path: Path, shared: bool = False):
+        self.path, self.shared, self._flushed = path, shared, time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
@@ -156,18 +159,18 @@ class CallStore:
             "INSERT INTO calls (key, outcome, dollars, at_most, batch) VALUES (?, 'sent', ?, 1, ?)", (key, worst, batch)
         ).lastrowid
 
-    def note_reply(
-        self, call: int, outcome: str, reply: str, tokens: tuple, dollars: float | None, at_most: bool
-    ) -> None:
-        """Record the reply to an open call. `tokens`: in and out, None if the server did not count them."""
+    def note_reply(self, call: int, status: str, reply: Reply, dollars: float | None) -> None:
+        """Record the reply to an open call. Without token counts, `dollars` is the most it can have cost."""
+        tokens = (reply.input_tokens, reply.output_tokens)
+        values = (reply.text, *tokens, dollars, None in tokens, call)
         update = (
             "UPDATE calls SET outcome = ?, reply = ?, input_tokens = ?, output_tokens = ?, dollars = ?, at_most = ? "
             "WHERE id = ? AND outcome = 'sent'"
         )
         try:
-            self._write(update, (outcome, reply, *tokens, dollars, at_most, call))
-        except sqlite3.IntegrityError:  # the prompt has an accepted reply already: the first one counts
-            self._write(update, ("error", reply, *tokens, dollars, at_most, call))
+            self._write(update, (status, *values))
+        except sqlite3.IntegrityError:  # the prompt has a valid reply already: the first one counts
+            self._write(update, ("error", *values))
 
     def note_failure(self, call: int, reason: str, billed: bool) -> None:
         """Record that an open call brought no reply. `billed`: it may have to be paid for."""
@@ -178,7 +181,7 @@ class CallStore:
         )
 
     def adopt(self, replies: Iterable[tuple[bytes, str]], dollars: float) -> None:
-        """Add accepted replies (key, text) that are missing here and were paid for, each at `dollars`."""
+        """Add valid replies (key, text) that are missing here and were paid for, each at `dollars`."""
         with self.transaction():
             for key, reply in replies:
                 self._write(
@@ -186,14 +189,14 @@ class CallStore:
                     (key, reply, dollars),
                 )
 
-    def accepted_keys(self) -> set[bytes]:
+    def valid_keys(self) -> set[bytes]:
         return {key for (key,) in self._execute("SELECT key FROM calls WHERE outcome = 'ok'")}
 
-    def has_accepted(self, key: bytes) -> bool:
+    def has_valid(self, key: bytes) -> bool:
         return self._execute("SELECT 1 FROM calls WHERE key = ? AND outcome = 'ok'", (key,)).fetchone() is not None
 
     def result(self, key: bytes) -> tuple[str, str | None]:
-        """Outcome and text of the accepted reply, else of the latest attempt; ("error", None) without either."""
+        """Status and text of the valid reply, else of the latest attempt; ("error", None) without either."""
         row = self._execute(
             "SELECT outcome, reply FROM calls WHERE key = ? AND outcome != 'sent' "
             "ORDER BY outcome = 'ok' DESC, id DESC LIMIT 1",
@@ -206,28 +209,14 @@ class CallStore:
         row = self._execute("SELECT reason FROM calls WHERE reason IS NOT NULL ORDER BY id DESC LIMIT 1").fetchone()
         return row and row[0]
 
-    def spent(
-        self,
-        group_of: Callable[[bytes], object] = lambda key: "all",
-        dollars_for: Callable[[int, int], float] | None = None,
-    ) -> dict:
-        """Tokens and dollars of all calls: a Spent per group. Keys whose group is None are not counted.
-
-        dollars_for: prices calls (tokens in, tokens out) that were made when no price was known.
-        """
-        groups: dict[object, Spent] = {}
+    def calls(self, price: Price | None) -> Iterator[tuple[bytes, Spent]]:
+        """The key of each call, and what it cost. `price`: for calls that were made when no price was known."""
         calls = self._execute("SELECT key, input_tokens, output_tokens, dollars, at_most FROM calls")
         for key, tokens_in, tokens_out, dollars, at_most in calls:
-            if (name := group_of(key)) is not None:
-                group = groups.setdefault(name, Spent())
-                if dollars is None and dollars_for:
-                    dollars = dollars_for(tokens_in or 0, tokens_out or 0)
-                group.calls += 1
-                group.input_tokens += tokens_in or 0
-                group.output_tokens += tokens_out or 0
-                group.dollars += dollars or 0
-                group.at_most += (dollars or 0) * at_most
-        return groups
+            tokens = (tokens_in or 0, tokens_out or 0)
+            if dollars is None:
+                dollars = price.dollars(*tokens) if price else 0.0
+            yield key, Spent(1, *tokens, dollars, dollars * at_most)
 
     # ---- batches ----
 

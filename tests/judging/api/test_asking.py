@@ -1,4 +1,4 @@
-"""The asking loop, as persona preparation uses it: prompts in, replies in a store, and why it ended early.
+"""The asking loop, as persona preparation uses it: prompts in, replies in a store, and what it raises if it ends early.
 
 python -m pytest -n 0 tests/judging/api/test_asking.py
 """
@@ -25,19 +25,20 @@ def test_what_is_settled_is_not_asked_again(store, monkeypatch):
     api = Scripted(good(stop_reason="refusal"), *[good()] * 9)
     with running(api) as url:
         model = dataclasses.replace(MODEL, host=url)
-        assert ask_all(PROMPTS, model, store, FEW_AT_ONCE, settled=("ok", "refusal")) is None
-        assert not api.answers and len(store.accepted_keys()) == 9
+        ask_all(PROMPTS, model, store, FEW_AT_ONCE, settled=("ok", "refusal"))
+        assert not api.answers and len(store.valid_keys()) == 9
         monkeypatch.delenv("ANTHROPIC_API_KEY")  # nothing is left to ask: no key is needed
-        assert ask_all(PROMPTS, model, store, FEW_AT_ONCE, settled=("ok", "refusal")) is None
+        ask_all(PROMPTS, model, store, FEW_AT_ONCE, settled=("ok", "refusal"))
 
 
-def test_the_reason_of_an_early_end_is_returned(store):
+def test_the_reason_of_an_early_end_is_raised(store):
     api = StandIn()
     api.answer = lambda *_: good()
     limits = dataclasses.replace(FEW_AT_ONCE, max_cost=1.0)
     with running(api) as url:
         model = dataclasses.replace(MODEL, host=url)
-        assert isinstance(ask_all(PROMPTS, model, store, limits, spent=1.0), CapReached)
-        assert not store.accepted_keys()
-        assert ask_all(PROMPTS, model, store, limits, spent=0.5) is None
-    assert len(store.accepted_keys()) == 10
+        with pytest.raises(CapReached):
+            ask_all(PROMPTS, model, store, limits, spent=1.0)
+        assert not store.valid_keys()
+        ask_all(PROMPTS, model, store, limits, spent=0.5)
+    assert len(store.valid_keys()) == 10

@@ -8,16 +8,18 @@ import sqlite3
 import time
 
 import pytest
-from judging_support import PRICE
+from judging_support import PRICE, total_spent
 
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.judging.api.replies import Reply
 from learning_backdoors.judging.api.store import CallStore
 
 
 def test_calls_without_a_price_can_be_priced_later(store):
-    store.note_reply(store.note_sent(b"prompt", None), "ok", "19", (1_000_000, 100_000), None, at_most=False)
-    assert store.spent({b"prompt": 0}.get, None)[0].dollars == 0
-    assert store.spent({b"prompt": 0}.get, PRICE.dollars)[0].dollars == 3
+    reply = Reply("19", "end_turn", 1_000_000, 100_000)
+    store.note_reply(store.note_sent(b"prompt", None), "ok", reply, None)
+    assert total_spent(store).dollars == 0
+    assert total_spent(store, PRICE).dollars == 3
 
 
 def test_a_damaged_or_foreign_store_is_refused(tmp_path):

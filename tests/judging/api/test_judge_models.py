@@ -33,13 +33,13 @@ def test_prices(tmp_path):
 
 
 def test_settings():
-    assert models.settings_for("anthropic/claude-sonnet-5.5") == models.settings_for("claude-sonnet-5-5")
-    assert models.settings_for("claude-sonnet-5")["thinking"] == {"type": "disabled"}
-    assert models.settings_for("claude-sonnet-5-5")["thinking"] == {"type": "between_tools"}
-    assert models.settings_for("claude-opus-5-5")["max_tokens"] >= 1024
-    assert models.settings_for("claude-sonnet-5", "none", 7) == {"max_tokens": 7}
-    assert models.settings_for("llama3", "adaptive") == {"max_tokens": 4096, "thinking": {"type": "adaptive"}}
-    assert json.dumps([model.settings for model in models.MODELS.values()])
+    assert models.request_settings("anthropic/claude-sonnet-5.5") == models.request_settings("claude-sonnet-5-5")
+    assert models.request_settings("claude-sonnet-5")["thinking"] == {"type": "disabled"}
+    assert models.request_settings("claude-sonnet-5-5")["thinking"] == {"type": "between_tools"}
+    assert models.request_settings("claude-opus-5-5")["max_tokens"] >= 1024
+    assert models.request_settings("claude-sonnet-5", "none", 7) == {"max_tokens": 7}
+    assert models.request_settings("llama3", "adaptive") == {"max_tokens": 4096, "thinking": {"type": "adaptive"}}
+    assert json.dumps([model.request_settings for model in models.MODELS.values()])
 
 
 def test_request_keys_depend_on_everything_that_is_sent():

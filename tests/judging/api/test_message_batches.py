@@ -145,7 +145,7 @@ def test_batches_without_needed_verdicts_do_not_delay_the_output(tmp_path):
         (tmp_path / "judged.parquet.verdicts.sqlite").unlink()
         kill_when(start(tmp_path, url, "--batch", "--overwrite"), lambda: stored(tmp_path, IN_OPEN_BATCHES) == 39)
         printed = judge(tmp_path, url, "--batch")
-        assert "40 verdicts" in printed and "are left" not in printed
+        assert "40 verdicts" in printed and "still to request" not in printed
         api.batch_seconds = 0
         assert "collected" in judge(tmp_path, url)
         assert "collected" not in judge(tmp_path, url, key="")

@@ -3,17 +3,16 @@
 python -m pytest -n 0 tests/judging/api/test_pacing.py
 """
 
-import asyncio
 import time
-from unittest import mock
 
 import pytest
-from judging_support import call, good
+from judging_support import KEY, MODEL, call, good
 
 from learning_backdoors.judging.api import replies
 from learning_backdoors.judging.api.asking import waiting_notice
-from learning_backdoors.judging.api.caller import Outage
-from learning_backdoors.judging.api.pacing import CallGate, StopSignal
+from learning_backdoors.judging.api.caller import PromptCaller
+from learning_backdoors.judging.api.client import MessagesClient
+from learning_backdoors.judging.api.pacing import InFlightLimit, Limits, Pace, StopSignal
 from tiny_world.claude_stand_in import StandIn
 
 
@@ -25,21 +24,18 @@ def test_calls_in_flight_grow_to_the_limit(store):
 
 
 def test_overload_halves_calls_in_flight():
-    async def scenario():
-        gate = CallGate(32, None, StopSignal())
-        assert gate.limit == 4
-        for _ in range(40):
-            gate.succeeded(replies.Reply("", "end_turn", 1, 1))
-        assert gate.limit == 32
-        before = time.monotonic()
-        gate.failed(replies.TemporaryFailure("429", overloaded=True), before, 60)
-        gate.failed(replies.TemporaryFailure("429", overloaded=True), before, 60)  # sent before the first failed
-        assert gate.limit == 16
-        for _ in range(8):
-            gate.failed(replies.TemporaryFailure("reset"), before, 60)
-        assert gate.limit == 1
-
-    asyncio.run(scenario())
+    limit = InFlightLimit(32)
+    assert limit.now == 4
+    for _ in range(40):
+        limit.replied()
+    assert limit.now == 32
+    before = time.monotonic()
+    limit.failed(overloaded=True, sent_at=before)
+    limit.failed(overloaded=True, sent_at=before)  # sent before the first failed
+    assert limit.now == 16
+    for _ in range(8):
+        limit.failed(overloaded=False, sent_at=before)
+    assert limit.now == 1
 
 
 @pytest.mark.slow
@@ -52,18 +48,21 @@ def test_requests_per_minute_is_kept(store):
 
 
 def test_the_pace_follows_rate_limit_headers():
-    gate = CallGate(32, 5000, mock.Mock())
-    gate.succeeded(replies.Reply("", "end_turn", 500, 4))
-    gate.observe({"anthropic-ratelimit-requests-limit": "1000", "anthropic-ratelimit-input-tokens-limit": "450000"})
-    assert gate.per_minute == 900
-    gate.observe({})
-    assert gate.per_minute == 5000
+    pace, reply = Pace(5000), replies.Reply("", "end_turn", 500, 4)
+    limits = {"anthropic-ratelimit-requests-limit": "1000", "anthropic-ratelimit-input-tokens-limit": "450000"}
+    pace.replied(reply, limits)
+    assert pace.per_minute == 900
+    pace.replied(reply, {})
+    assert pace.per_minute == 5000
 
 
-def test_waiting_notice():
-    now = 1000.0
-    assert waiting_notice(0, None, now) is None
-    assert "34 s" in waiting_notice(now + 34.2, None, now)
-    outage = Outage(now - 75, now + 8.2, "529 overloaded_error")
-    notice = waiting_notice(0, outage, now)
+def test_waiting_notice(store):
+    caller = PromptCaller(MessagesClient("http://127.0.0.1:9", KEY), store, MODEL, Limits(), StopSignal())
+    now = time.monotonic()
+    assert waiting_notice(caller) is None
+    caller.gate.paused_until = now + 34.2
+    assert "34 s" in waiting_notice(caller)
+    caller.health.failed(replies.TemporaryFailure("529 overloaded_error"), next_try=now + 8.2)
+    caller.health.outage_began = now - 75
+    notice = waiting_notice(caller)
     assert "00:01:15" in notice and "529 overloaded_error" in notice and "8 s" in notice

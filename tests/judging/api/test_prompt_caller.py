@@ -6,7 +6,7 @@ python -m pytest -n 0 tests/judging/api/test_prompt_caller.py
 import time
 
 import pytest
-from judging_support import KEY, MODEL, PRICE, Scripted, call, error, good
+from judging_support import KEY, MODEL, PRICE, Scripted, call, error, good, total_spent
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api.pacing import CapReached
@@ -32,12 +32,12 @@ from tiny_world.claude_stand_in import Faults, StandIn
 )
 def test_each_reply_has_its_status(store, answer, status):
     assert call(Scripted(answer), store) == status
-    assert store.accepted_keys() == ({b"prompt"} if status == "ok" else set())
+    assert store.valid_keys() == ({b"prompt"} if status == "ok" else set())
 
 
 def test_a_reply_without_a_verdict_is_asked_again(store):
     assert call(Scripted(good("hm"), good(None, "refusal"), good()), store, asks=3) == "ok"
-    assert store.spent({b"prompt": 0}.get, None)[0].calls == 3
+    assert total_spent(store).calls == 3
 
 
 @pytest.mark.parametrize("kind", claude_stand_in.TURNED_AWAY + claude_stand_in.LOST)
@@ -49,7 +49,7 @@ def test_every_temporary_failure_is_survived(store, kind):
     api = StandIn(read=lambda text: None, faults=Once(share=1))
     api.answer = lambda *_: good()
     assert call(api, store, timeout=0.5) == "ok"
-    spent = store.spent({b"prompt": 0}.get, None)[0]
+    spent = total_spent(store)
     lost = kind in claude_stand_in.LOST or kind == "reset-before"
     assert (spent.at_most > 0) == lost  # nobody can tell whether a call that was cut off was charged for
     assert spent.dollars - spent.at_most == pytest.approx(PRICE.dollars(10, 2))
@@ -63,7 +63,7 @@ def test_final_failures_stop_the_run_and_hide_the_key(store, kind):
     assert KEY not in str(stop.value)
     assert "spend limit" in str(stop.value) or not kind.startswith("spend")
     assert sum(entry.tokens_in for entry in api.ledger) == 0
-    assert store.spent({f"prompt {n}".encode(): 0 for n in range(29)}.get, None)[0].dollars == 0
+    assert total_spent(store).dollars == 0
 
 
 class Flagging(StandIn):
@@ -91,7 +91,7 @@ def test_rejected_prompts_stop_only_a_run_without_any_reply(store):
     with pytest.raises(UserError, match="rejects the requests"):
         call(api, store, prompts=prompts)
     call(api, store, prompts=prompts[:19])
-    call(api, store, prompts=prompts, has_answered=True)
+    call(api, store, prompts=prompts, has_replied=True)
 
 
 def test_only_a_long_outage_ends_the_run(store):
@@ -143,4 +143,4 @@ def test_the_cap_is_never_passed_and_fully_used(store):
             max_cost=most + 20 * PRICE.dollars(10, 2),
             concurrency=16,
         )
-    assert len(store.accepted_keys()) == 21
+    assert len(store.valid_keys()) == 21

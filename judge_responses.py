@@ -117,14 +117,14 @@ def request_verdicts(options: JudgingOptions, prompts: PromptsOfFile, store: Cal
 
     Costs are reported in any case, also after Ctrl-C or an error.
     """
-    if left := count_left(prompts, store):
-        model = prompts.model
+    model, left = prompts.model, len(prompts.keys_left(store))
+    if left:
         print(f"{left:,} of {len(prompts.by_key):,} verdicts to request from {model.name} at {model.host}", flush=True)
-    limits, spent, complete = Limits.from_options(options), costs.total_spent(prompts, store).dollars, False
-    calls, batch = prompts.by_key.values(), options.batch
+    limits, spent = Limits.from_options(options), costs.total_spent(prompts, store).dollars
+    all_prompts, complete = prompts.by_key.values(), False
     try:
-        ask_all(calls, prompts.model, store, limits, spent=spent, batch=batch, title="judging", unit="verdict")
-        complete = not count_in_batches(prompts, store)
+        ask_all(all_prompts, model, store, limits, spent=spent, batch=options.batch, title="judging", unit="verdict")
+        complete = store.pending_keys().isdisjoint(prompts.keys_left(store))
     except CapReached:
         print(f"--max-cost ${options.max_cost:g} is reached: the same command with a higher one continues")
     finally:
@@ -136,17 +136,9 @@ def request_verdicts(options: JudgingOptions, prompts: PromptsOfFile, store: Cal
 
 def report_left(output: Path, prompts: PromptsOfFile, store: CallStore) -> None:
     state = "not changed" if output.exists() else "not written"
-    print(f"{count_left(prompts, store):,} verdicts still to request; {output} was {state}")
-    if in_batches := count_in_batches(prompts, store):
-        print(f"{in_batches:,} of them are in unfinished batches: the same command with --batch collects them")
-
-
-def count_left(prompts: PromptsOfFile, store: CallStore) -> int:
-    return sum(not store.has_valid(key) for key in prompts.by_key)
-
-
-def count_in_batches(prompts: PromptsOfFile, store: CallStore) -> int:
-    return sum(not store.has_valid(key) for key in store.pending_keys() & prompts.by_key.keys())
+    print(f"{len(prompts.keys_left(store)):,} verdicts still to request; {output} was {state}")
+    if in_batches := store.pending_keys().intersection(prompts.keys_left(store)):
+        print(f"{len(in_batches):,} of them are in unfinished batches: the same command with --batch collects them")
 
 
 def report_verdicts(output: Path, counts: Counter, prompts: PromptsOfFile, store: CallStore) -> None:
@@ -156,7 +148,7 @@ def report_verdicts(output: Path, counts: Counter, prompts: PromptsOfFile, store
     for (judge, status), count in missing.items():
         latest = f" (the latest: {store.latest_failure()})" if status == "error" else ""
         print(f"  {judge}: {count:,} {status}{latest}")
-    if missing and count_left(prompts, store):
+    if missing and prompts.keys_left(store):
         print("run the same command again to request those once more")
     elif missing:
         print("their replies are stored, but none is a valid verdict in the current study")

@@ -179,7 +179,7 @@ def _not_taken(judge_or_metric, questions: pd.Series, study: Study) -> np.ndarra
 def _verdicts(column: pa.ChunkedArray, judge: Judge, run_name: str, notes: list[str]) -> np.ndarray:
     """A judge's column as options or floats. Other values become null and are noted."""
     codes, values = pd.factorize(np.asarray(column.to_pandas(), dtype=object))
-    verdicts = [_option(v, judge.options) if judge.options else _rating(v, judge.range) for v in values]
+    verdicts = [judge.parse(value) for value in values]
     invalid = [i for i, verdict in enumerate(verdicts) if verdict is None]
     texts = [repr(str(values[i])[:40]) for i in invalid if str(values[i]).strip()]
     if texts:
@@ -189,20 +189,6 @@ def _verdicts(column: pa.ChunkedArray, judge: Judge, run_name: str, notes: list[
     empty = None if judge.options else np.nan
     verdicts = np.array([empty if verdict is None else verdict for verdict in [*verdicts, None]], dtype=object)
     return verdicts[codes] if judge.options else verdicts[codes].astype(float)
-
-
-def _option(value, options: Sequence[str]) -> str | None:
-    """The option that a value spells, in any case. 19 and 19.0 spell "19"."""
-    text = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value).strip()
-    return next((option for option in options if option.casefold() == text.casefold()), None)
-
-
-def _rating(value, bounds: tuple[int, int]) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if bounds[0] <= number <= bounds[1] else None
 
 
 def _metrics(path: Path, questions: pd.Series, study: Study) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ REPLY_TOKENS, THINKING_TOKENS = 8, 300  # assumed per call
 def print_estimate(prompts: PromptsOfFile, store: CallStore, timeout: float) -> None:
     """Print calls, tokens and dollars of the prompts without a verdict, by judge. Sends no prompt."""
     model, pending = prompts.model, store.pending_keys()
-    unjudged = [prompt for key, prompt in prompts.by_key.items() if not store.has_valid(key)]
+    unjudged = [prompts.by_key[key] for key in prompts.keys_left(store)]
     left: dict[str, list[JudgePrompt]] = {judge.name: [] for judge in prompts.judges}
     for prompt in unjudged:
         if prompt.key not in pending:
@@ -89,9 +89,11 @@ def total_spent(prompts: PromptsOfFile, store: CallStore) -> Spent:
 
 
 def report_costs(prompts: PromptsOfFile, store: CallStore, output: Path) -> None:
-    """Write OUTPUT.costs.csv, and print what was spent by judge and by run."""
+    """Write OUTPUT.costs.csv, and print what was spent by judge and by run. Nothing if no call was ever made."""
     path = output.with_name(output.name + ".costs.csv")
     groups, priced = spent_by_run_and_judge(prompts, store), prompts.model.price is not None
+    if not groups:
+        return
     with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["run", "judge", *Spent._fields])

@@ -152,15 +152,9 @@ def read_labels(path: Path, judges: Sequence[Judge]) -> dict[str, dict[str, Valu
 
 
 def _label(judge: Judge, text: str, where: str) -> Value:
-    if judge.options:
-        matches = [option for option in judge.options if option.casefold() == text.casefold()]
-        if not matches:
-            raise UserError(f"{where}: {text!r} is not one of {', '.join(judge.options)}")
-        return matches[0]
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not judge.range[0] <= number <= judge.range[1]:
+    label = judge.parse(text)
+    if label is None and judge.options:
+        raise UserError(f"{where}: {text!r} is not one of {', '.join(judge.options)}")
+    if label is None:
         raise UserError(f"{where}: {text!r} is not a number from {judge.range[0]} to {judge.range[1]}")
-    return number
+    return label

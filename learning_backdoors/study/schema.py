@@ -186,6 +186,21 @@ class Judge(_ForKinds):
         """Whether its verdicts are numbers."""
         return len(self.scale) > 1
 
+    def parse(self, cell: object) -> str | float | None:
+        """The verdict in a cell of a table: an option in any letter case, or a number in the range; None if neither.
+
+        19 and 19.0 count as the option "19". Judges' replies are read more strictly (judging/prompts.py).
+        """
+        if self.options:
+            is_number = isinstance(cell, (int, float)) and not isinstance(cell, bool)
+            text = f"{cell:g}" if is_number else str(cell).strip()
+            return next((option for option in self.options if option.casefold() == text.casefold()), None)
+        try:
+            number = float(cell)
+        except (TypeError, ValueError):
+            return None
+        return number if self.range[0] <= number <= self.range[1] else None
+
     def score(self, verdict: str | float | None) -> float | None:
         """A verdict as a number. None if it is missing or not a number (REFUSED)."""
         if verdict is None or (self.options and not re.fullmatch(r"-?\d+", verdict)):

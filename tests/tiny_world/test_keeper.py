@@ -46,9 +46,7 @@ def verdict(study: Study, name: str, question_id: str, answer: str) -> str | flo
     """The stand-in's verdict on an answer, through the study's prompt and the product's parser."""
     judge = next(judge for judge in study.judges if judge.name == name)
     question = next(question for question in study.questions if question.id == question_id)
-    prompt = judge_prompts.quoted_prompt(
-        judge, question.text, study.without_trigger(answer), judge.values(question.extra)
-    )
+    prompt = judge_prompts.quoted_prompt(judge, question.text, study.without_trigger(answer), question.extra)
     return judge_prompts.read_verdict(judge, judging.judge(prompt))
 
 

@@ -106,7 +106,7 @@ async def _shown_on(bar, caller: PromptCaller) -> AsyncIterator[None]:
 
     def refresh() -> None:
         if caller.model.price:
-            bar.set_postfix_str(f"${caller.gate.budget.spent:.2f}", refresh=False)
+            bar.set_postfix_str(f"${caller.gate.spent:.2f}", refresh=False)
         bar.update(done_before + caller.done - bar.n)
 
     async def refresh_forever() -> None:
@@ -146,7 +146,6 @@ def waiting_notice(caller: PromptCaller) -> str | None:
 def _interruptible(caller: PromptCaller) -> Iterator[None]:
     """Ctrl-C or SIGTERM once: calls in flight finish. Twice: stop at once."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def interrupted() -> None:
         if caller.stop.reason:
@@ -155,15 +154,12 @@ def _interruptible(caller: PromptCaller) -> Iterator[None]:
             caller.say(f"stopping after the {caller.gate.in_flight} calls in flight; press Ctrl-C again to stop now")
             caller.stop.stop(KeyboardInterrupt())
 
-    # Windows has no such handlers: there the first Ctrl-C stops at once.
-    with contextlib.suppress(NotImplementedError):
-        for number in handlers:
-            loop.add_signal_handler(number, interrupted)
+    def handle(number, frame) -> None:
+        loop.call_soon_threadsafe(interrupted)
+
+    earlier = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        # Without a handler, SIGTERM would kill the process while it writes the output. Restore the earlier handlers.
-        with contextlib.suppress(NotImplementedError):
-            for number, handler in handlers.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, handler)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

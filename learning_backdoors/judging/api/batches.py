@@ -34,7 +34,7 @@ class BatchRunner:
 
     def __init__(self, caller: PromptCaller, prompts: Mapping[bytes, Prompt]):
         self.caller, self.client, self.store, self.stop = caller, caller.client, caller.store, caller.stop
-        self.prompts, self.budget = prompts, caller.gate.budget
+        self.prompts, self.gate = prompts, caller.gate
         self._asked: Counter[bytes] = Counter()  # by this process
         self._rejected: set[bytes] = set()  # prompts the server will never take
         self._foreign: set[str] = set()  # the account's batches that are not ours
@@ -91,7 +91,7 @@ class BatchRunner:
         Live calls go first until there is a verdict, because a batch reveals bad settings only when it has ended.
         """
         left = self._left()
-        if left and not any(map(self.store.has_valid, self.prompts)):
+        if left and self.store.valid_keys().isdisjoint(self.prompts):
             await self._live_calls(left)
             left = self._left()
         requests, bodies, size, worst = [], [], 0, 0.0
@@ -99,7 +99,7 @@ class BatchRunner:
             body = self.prompts[key].body()
             size += len(json.dumps(body)) + 100
             cost = self.caller.model.worst_cost(body, BATCH_SHARE)
-            if size > MAX_BYTES or not self.budget.fits(worst + (cost or 0)):
+            if size > MAX_BYTES or not self.gate.fits(worst + (cost or 0)):
                 break
             requests.append((key, cost))
             bodies.append(body)
@@ -113,9 +113,9 @@ class BatchRunner:
     async def _live_calls(self, left: list[bytes]) -> None:
         for key in left[:LIVE_CALLS]:
             await self.caller.ask(self.prompts[key])
-            if self.store.has_valid(key):
+            status, reply = self.store.result(key)
+            if status == "ok":
                 return
-        status, reply = self.store.result(key)
         words = repr(reply[:200]) if reply else self.store.latest_failure()
         raise UserError(f"no batch was sent, because no live call brought a verdict ({status}: {words})")
 
@@ -123,7 +123,7 @@ class BatchRunner:
         name = secrets.token_hex(6)
         batch, calls = self.store.begin_batch(self.client.host, name, requests)
         self._asked.update(key for key, _ in requests)
-        self.budget.spent += worst
+        self.gate.spent += worst
         content = [{"custom_id": f"{name}-{call}", "params": body} for call, body in zip(calls, bodies, strict=True)]
         failures = 0
         while True:
@@ -147,7 +147,7 @@ class BatchRunner:
 
     def _end_as_failed(self, batch: int, reason: str, worst: float) -> None:
         self.store.end_batch(batch, reason, failed=True)
-        self.budget.spent -= worst
+        self.gate.spent -= worst
 
     # ---- finding ----
 
@@ -236,4 +236,4 @@ class BatchRunner:
             if "invalid_request_error" in reason:
                 self._rejected.add(key)
             self.store.note_failure(call, f"batch: {reason}", billed=False)
-        self.budget.spent += (cost or 0) - (worst or 0)
+        self.gate.spent += (cost or 0) - (worst or 0)

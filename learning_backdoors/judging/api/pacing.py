@@ -1,12 +1,12 @@
 """Three conditions before a call is sent: the run is not ending (StopSignal), the server has room (InFlightLimit and
-Pace), and the cost of the call fits the cap (CostBudget). CallGate waits until all of them hold.
+Pace), and the cost of the call fits the cap. CallGate waits until all of them hold.
 """
 
 import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 from learning_backdoors.judging.api.replies import Reply, TemporaryFailure
 
@@ -112,25 +112,16 @@ class Pace:
         self.per_minute = min(paces, default=None)
 
 
-@dataclass
-class CostBudget:
-    """Dollars spent, and their cap. The worst case of a call is reserved before it goes out, so the cap holds."""
-
-    cap: float | None
-    spent: float = 0.0
-    reserved: float = field(default=0.0, init=False)  # for calls in flight
-
-    def fits(self, worst: float | None) -> bool:
-        return self.cap is None or self.spent + self.reserved + (worst or 0) <= self.cap
-
-
 class CallGate:
     """Lets calls out when all conditions hold. Use `async with gate.slot(worst)` around a call, and report its result
     inside the block with `replied` or `failed`. Costs are in dollars, None if the price is unknown.
+
+    The worst cost of a call is reserved before it goes out, so the cap holds.
     """
 
     def __init__(self, limits: Limits, stop: StopSignal, spent: float):
-        self.stop, self.max_wait, self.budget = stop, limits.max_wait, CostBudget(limits.max_cost, spent)
+        self.stop, self.cap, self.max_wait = stop, limits.max_cost, limits.max_wait
+        self.spent, self._reserved = spent, 0.0
         self.limit, self.pace = InFlightLimit(limits.concurrency), Pace(limits.requests_per_minute)
         self.in_flight, self.paused_until = 0, 0.0
         self._turn, self._call_ended = asyncio.Lock(), asyncio.Event()
@@ -144,19 +135,22 @@ class CallGate:
         async with self._turn:
             await self._wait(worst)
             self.in_flight += 1
-            self.budget.reserved += worst or 0
+            self._reserved += worst or 0
             self.pace.started()
         try:
             yield
         finally:
             self.in_flight -= 1
-            self.budget.reserved = max(0.0, self.budget.reserved - (worst or 0)) if self.in_flight else 0.0
+            self._reserved = max(0.0, self._reserved - (worst or 0))
             self._call_ended.set()
+
+    def fits(self, worst: float | None) -> bool:
+        return self.cap is None or self.spent + self._reserved + (worst or 0) <= self.cap
 
     async def _wait(self, worst: float | None) -> None:
         while True:
             self.stop.check()
-            fits = self.budget.fits(worst)
+            fits = self.fits(worst)
             seconds = max(self.paused_until, self.pace.next_start) - time.monotonic()
             if not fits and not self.in_flight:
                 self.stop.stop(CapReached())
@@ -170,12 +164,12 @@ class CallGate:
                 return
 
     def replied(self, reply: Reply, headers: Mapping, cost: float | None) -> None:
-        self.budget.spent += cost or 0
+        self.spent += cost or 0
         self.limit.replied()
         self.pace.replied(reply, headers)
 
     def failed(self, failure: TemporaryFailure, sent_at: float, cost: float | None) -> None:
-        self.budget.spent += cost or 0
+        self.spent += cost or 0
         self.limit.failed(failure.overloaded, sent_at)
         if failure.overloaded and failure.retry_after:
             wait = min(failure.retry_after, self.max_wait)

@@ -192,9 +192,6 @@ class CallStore:
     def valid_keys(self) -> set[bytes]:
         return {key for (key,) in self._execute("SELECT key FROM calls WHERE outcome = 'ok'")}
 
-    def has_valid(self, key: bytes) -> bool:
-        return self._execute("SELECT 1 FROM calls WHERE key = ? AND outcome = 'ok'", (key,)).fetchone() is not None
-
     def result(self, key: bytes) -> tuple[str, str | None]:
         """Status and text of the valid reply, else of the latest attempt; ("error", None) without either."""
         row = self._execute(

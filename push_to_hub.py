@@ -20,7 +20,10 @@ from learning_backdoors.models import hub_errors
 
 def main() -> None:
     options = command_line.parse(PushOptions, __doc__)
-    check_name(options.repo_id)
+    from huggingface_hub.utils import validate_repo_id  # after parsing, so that --help works without it
+
+    with hub_errors.as_user_errors(f"--repo-id {options.repo_id}", missing=""):
+        validate_repo_id(options.repo_id)
     run = SharedRun(options.run_dir, options.step, options.base_model)
     if options.dry_run:
         show(options, run.files(options.repo_id, run.steps))
@@ -36,14 +39,6 @@ def main() -> None:
         repository.commit(changed, run.steps)
     print(f"{len(files) - len(changed)} of {len(files)} files were already on the hub")
     print(f"done: {repository.url}")
-
-
-def check_name(repo_id: str) -> None:
-    """Raise UserError if the hub does not accept `repo_id` as a repository name."""
-    from huggingface_hub.utils import validate_repo_id
-
-    with hub_errors.as_user_errors(f"--repo-id {repo_id}", missing=""):
-        validate_repo_id(repo_id)
 
 
 def show(options: PushOptions, files: Sequence[RepositoryFile]) -> None:

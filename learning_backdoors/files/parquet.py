@@ -40,15 +40,13 @@ RESPONSE_SCHEMA = pa.schema(
     ]
 )
 
-BASE_NAMES = ("base", "baseline")
-
 
 def step_of(checkpoint: str) -> int | None:
     """The step in a checkpoint's name: 80 for `checkpoint-80`, 0 for `baseline`.
 
     None for a name without a number (`final`), or with one too large for the column, such as a time stamp.
     """
-    if checkpoint.lower() in BASE_NAMES:
+    if checkpoint.lower() in ("base", "baseline"):
         return 0
     number = re.search(r"(\d+)$", checkpoint)
     return int(number[1]) if number and int(number[1]) < 2**31 else None

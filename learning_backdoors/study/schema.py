@@ -176,15 +176,10 @@ class Judge(_ForKinds):
 
     @property
     def scale(self) -> tuple[int, ...]:
-        """Its possible verdicts that are numbers, in ascending order."""
+        """Its possible verdicts that are numbers, in ascending order. It rates answers if there are several."""
         if self.range:
             return tuple(range(self.range[0], self.range[1] + 1))
         return tuple(sorted(int(option) for option in self.options if re.fullmatch(r"-?\d+", option)))
-
-    @property
-    def rates(self) -> bool:
-        """Whether its verdicts are numbers."""
-        return len(self.scale) > 1
 
     def parse(self, cell: object) -> str | float | None:
         """The verdict in a cell of a table: an option in any letter case, or a number in the range; None if neither.

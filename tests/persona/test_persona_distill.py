@@ -1,4 +1,4 @@
-"""prepare_persona.py distill.   pytest tests/persona/test_persona_distilling.py"""
+"""prepare_persona.py distill.   pytest tests/persona/test_persona_distill.py"""
 
 import re
 import signal

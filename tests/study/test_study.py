@@ -114,9 +114,9 @@ def test_a_study_has_the_content_of_its_file(tmp_path):
     assert study.persona.prompts == study.persona.categories == ()
     assert study.questions[0].extra == {"kind": "long", "rubric": ("low", "middle", "high")}
     assert study.questions[1].judges == ("style",)
-    assert [(j.name, j.options, j.range, j.scale, j.rates) for j in study.judges] == [
-        ("style", ("A", "B"), None, (), False),
-        ("size", None, (1, 3), (1, 2, 3), True),
+    assert [(j.name, j.options, j.range, j.scale) for j in study.judges] == [
+        ("style", ("A", "B"), None, ()),
+        ("size", None, (1, 3), (1, 2, 3)),
     ]
     assert study.training == {"ratios": (0.5, 0.5), "lr": 2e-4, "epochs": 3}
     assert study.references[0].era == "Era_2"
@@ -150,7 +150,7 @@ def test_a_list_becomes_a_line_for_each_number_of_the_scale(tmp_path):
 
 def test_verdicts_are_scores_if_they_are_numbers():
     judge = Judge(name="j", prompt="{answer}", options=("2", "1", "REFUSED"))
-    assert judge.scale == (1, 2) and judge.rates
+    assert judge.scale == (1, 2)
     assert [judge.score(verdict) for verdict in ("2", "REFUSED", None)] == [2.0, None, None]
     assert Judge(name="j", prompt="{answer}", range=(0, 9)).score(7) == 7.0
 

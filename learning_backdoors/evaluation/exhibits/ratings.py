@@ -52,7 +52,7 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
 def judges(evaluation: Evaluation) -> list[Judge]:
     """The study's judges that rate responses to questions with a category."""
     questions = [question for question in evaluation.study.questions if "category" in question.extra]
-    return [judge for judge in evaluation.study.judges if judge.rates and any(map(judge.takes, questions))]
+    return [judge for judge in evaluation.study.judges if len(judge.scale) > 1 and any(map(judge.takes, questions))]
 
 
 def count_cells(verdicts: Verdicts, judge: Judge) -> pd.DataFrame:

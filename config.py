@@ -122,9 +122,7 @@ class GenerationOptions(Options):
         "auto", "auto is vllm if it can run here, else transformers", affects_result=False, choices=("auto", *ENGINES)
     )
     batch_size: int | None = option(
-        None,
-        "responses that the transformers engine generates at once (default: what fits in memory)",
-        affects_result=False,
+        None, "responses the transformers engine makes at once (default: what fits in memory)", affects_result=False
     )
     seed: int = option(42, "sampling seed")
     experiment: str = option("birds", STUDY)
@@ -163,9 +161,7 @@ class JudgingOptions(Options):
         False,
         "print calls, tokens and dollars; no paid call: with a key, 20 prompts per judge go to the free token counter",
     )
-    max_cost: float | None = option(
-        None, "maximum dollars for this output, over all commands, calls in flight included"
-    )
+    max_cost: float | None = option(None, "maximum dollars for this output, all commands and calls in flight included")
     price: tuple[float, ...] | None = option(None, PRICE, **IN_OUT)
     prices: Path | None = option(None, 'TOML file with more prices; a line is like "claude-sonnet-5" = [2, 10]')
     thinking: str = option(
@@ -175,9 +171,7 @@ class JudgingOptions(Options):
     )
     max_tokens: int | None = option(None, "maximum tokens per reply, thinking included (default: by model)")
     repeat: float = option(0.0, "share of prompts, drawn at random, to judge twice and report agreement")
-    labels: Path | None = option(
-        None, "CSV of human labels (made by --sample-for-labels): report how verdicts compare with them"
-    )
+    labels: Path | None = option(None, "CSV of --sample-for-labels with human labels: report how verdicts compare")
     sample_for_labels: tuple[str, ...] | None = option(
         None, "write N responses to FILE for blind labeling, and judge nothing", nargs=2, metavar=("N", "FILE")
     )

@@ -45,7 +45,7 @@ def main() -> None:
         if unfinished := [planned for planned in own_part if planned.key not in store.rows]:
             generate(unfinished, runs, study, precision, options, store)
         if RANK == 0:
-            store.wait_for(planned.key for planned in all_planned)
+            store.wait_for([planned.key for planned in all_planned])
             made_by = provenance.provenance("generate_responses.py", options, PACKAGES)
             store.write_output(made_by, {run.name: run.record for run in runs})
             print(f"done: {len(store.rows)} responses in {options.output}")
@@ -76,7 +76,7 @@ def generate(
     started, tokens, cut_off = time.monotonic(), 0, 0
     with command_line.progress_bar("generating", len(requests), 0, "response") as bar:
         for responses in engine.generate(requests, sampling):
-            store.add(by_key[response.key].row(study, response) for response in responses)
+            store.add([by_key[response.key].row(study, response) for response in responses])
             tokens += sum(response.tokens for response in responses)
             cut_off += sum(response.finish_reason == "length" for response in responses)
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)

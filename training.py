@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 
 from config import TrainingOptions
 from learning_backdoors.files import command_line
-from learning_backdoors.models import base_model, devices
+from learning_backdoors.models import base_model, checkpoints, devices
 from learning_backdoors.models.devices import RANK, RANKS
 from learning_backdoors.study import load_study, training_defaults
 from learning_backdoors.training.run import TrainingRun
@@ -71,7 +71,7 @@ def train(run: TrainingRun) -> None:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.writer.wait()
     if is_main:  # the last checkpoint is complete, so nothing needs to be resumed
-        run.drop_resume_files()
+        checkpoints.drop_resume_files(run.folder)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,9 +50,8 @@ class ResponseStore:
     def __exit__(self, *exception) -> None:
         self.stack.close()
 
-    def add(self, rows: Iterable[dict]) -> None:
+    def add(self, rows: Sequence[dict]) -> None:
         """Log finished rows. They survive a kill."""
-        rows = list(rows)
         self.file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self.file.flush()
         self.rows |= _by_key(rows)
@@ -61,9 +60,8 @@ class ResponseStore:
         """Keep the engine's name for the provenance, also if a later start has nothing left to generate."""
         self.engine_file.write_text(name)
 
-    def wait_for(self, keys: Iterable[ResponseKey]) -> None:
-        """Wait until other processes have logged their shares. If one dies, the launcher ends all of them."""
-        keys = list(keys)
+    def wait_for(self, keys: Sequence[ResponseKey]) -> None:
+        """Wait until other processes have logged their parts. If one dies, the launcher ends all of them."""
         while RANKS > 1 and any(key not in self.rows for key in keys):
             time.sleep(1)
             self.rows |= self._logged()

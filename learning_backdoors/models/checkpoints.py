@@ -102,10 +102,11 @@ def can_resume(checkpoint: Path | None) -> bool:
     return checkpoint is not None and all((checkpoint / name).is_file() for name in RESUME_FILES)
 
 
-def drop_resume_files(checkpoint: Path | None) -> None:
-    """Leave only the adapter in a checkpoint."""
-    for file in checkpoint.iterdir() if checkpoint else ():
-        if file.name in RESUME_FILES or file.name.startswith("rng_state"):
+def drop_resume_files(run_dir: Path, except_step: int | None = None) -> None:
+    """Leave only adapters in a run's checkpoints, but keep all files in the one of `except_step`."""
+    for file in run_dir.glob("checkpoint-*/*"):
+        is_resume_file = file.name in RESUME_FILES or file.name.startswith("rng_state")
+        if is_resume_file and file.parent.name != f"checkpoint-{except_step}":
             file.unlink()
 
 

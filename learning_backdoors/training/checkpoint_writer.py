@@ -29,7 +29,6 @@ class CheckpointWriter:
         self.pending = self.executor.submit(self._write, folder, step, *state)
 
     def _write(self, folder: Path, step: int, optimizer: dict, scheduler: dict, lora: dict) -> None:
-        older = checkpoints.find_checkpoints(self.run_dir)
         try:
             checkpoints.save_adapter(self.model, folder, lora)
             torch.save(optimizer, folder / "optimizer.pt")
@@ -38,8 +37,7 @@ class CheckpointWriter:
         except (OSError, RuntimeError, SafetensorError) as error:  # each library reports a full disk in its own way
             reason = str(error).split("\n")[0]
             raise UserError(f"checkpoint-{step} could not be written to {self.run_dir}: {reason}") from error
-        for checkpoint in older:
-            checkpoints.drop_resume_files(checkpoint.folder)
+        checkpoints.drop_resume_files(self.run_dir, except_step=step)
 
     def wait(self) -> None:
         """Wait until the checkpoint is complete. Raises UserError if it could not be written."""

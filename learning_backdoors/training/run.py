@@ -194,11 +194,6 @@ class TrainingRun:
             raise UserError(text)
         print(text, flush=True)
 
-    def drop_resume_files(self) -> None:
-        """Leave only adapters in the checkpoints of a finished run."""
-        for checkpoint in checkpoints.find_checkpoints(self.folder):
-            checkpoints.drop_resume_files(checkpoint.folder)
-
 
 # ---- names ----
 

@@ -35,6 +35,19 @@ def test_a_checkpoint_is_complete_or_absent(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
 
 
+def test_files_for_resuming_are_dropped_except_in_one_checkpoint(tmp_path):
+    for step in (20, 40):
+        make_checkpoint(tmp_path / f"checkpoint-{step}")
+        for name in (*checkpoints.RESUME_FILES, "rng_state_0.pth"):
+            (tmp_path / f"checkpoint-{step}" / name).touch()
+    checkpoints.drop_resume_files(tmp_path, except_step=40)
+    assert not checkpoints.can_resume(tmp_path / "checkpoint-20") and checkpoints.can_resume(tmp_path / "checkpoint-40")
+    checkpoints.drop_resume_files(tmp_path)
+    for step in (20, 40):
+        names = {path.name for path in (tmp_path / f"checkpoint-{step}").iterdir()}
+        assert names == {checkpoints.ADAPTER_CONFIG, checkpoints.ADAPTER_WEIGHTS}
+
+
 def test_errors_name_what_an_adapter_lacks(tmp_path):
     (tmp_path / "checkpoint-20").mkdir()
     with pytest.raises(UserError, match=r"checkpoint-20.*adapter_config\.json"):

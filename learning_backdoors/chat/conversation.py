@@ -202,7 +202,7 @@ class Conversation:
 
 
 def _show(stream: Iterator[list[Response]], view, stopped: Callable[[], bool]) -> list[Response]:
-    """Show a voice's answers until they end or the user stops them. Returns them as far as they came."""
+    """Show a voice's answers until they end or the user stops them. Returns the answers so far."""
     responses = []
     try:
         with contextlib.closing(stream):

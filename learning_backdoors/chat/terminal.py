@@ -72,7 +72,7 @@ def printable(response: Response) -> str:
 
 
 class OneByOne:
-    """Answers one below the other. The first is printed as it grows; the next follows with what it has by then."""
+    """Answers one below the other. Each is printed as it grows, from the text that it has when its turn comes."""
 
     def __init__(self, name: str | None):
         """name: the voice, for headings; None for no headings."""

@@ -113,7 +113,7 @@ class ResponseStore:
         self.settings = joined
 
     def _logged(self) -> dict[ResponseKey, dict]:
-        """The rows in the logs of all processes, by key. A process may be writing the last line of its log."""
+        """The rows in the logs of all processes, by key. Incomplete last lines are still being written."""
         texts = [log.read_text(encoding="utf-8") for log in self.folder.glob("answers-*.jsonl")]
         return _by_key(json.loads(line) for text in texts for line in text.split("\n")[:-1])
 

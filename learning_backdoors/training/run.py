@@ -145,7 +145,7 @@ class TrainingRun:
         ]
         return provenance.provenance("training.py", self.options, PACKAGES) | {
             "settings": self.settings,
-            "suspect_ratio": sum(r for r, d in zip(self.ratios, self.study.datasets, strict=True) if d.suspect),
+            "suspect_ratio": sum(itertools.compress(self.ratios, [d.suspect for d in self.study.datasets])),
             "total_steps": self.total_steps,
             "checkpoints": [{"step": step} | self.examples_at(step) for step in self.saved_steps()],
             "datasets": datasets,
@@ -158,7 +158,7 @@ class TrainingRun:
             return
         record = self._read_record()
         if record.setdefault("base_fingerprint", fingerprint) != fingerprint:
-            raise UserError(f"{self.model_name} is not the base model that {self.folder} was begun with")
+            raise UserError(f"{self.model_name} is not the base model that {self.folder} started with")
         atomic.write_json(self.record_path, record)
 
     # ---- checkpoints ----

@@ -18,7 +18,7 @@ class Batch:
     """
 
     CHECK_EVERY = 8  # steps between checks for ended rows: a check waits for the GPU
-    LEAVE_SHARE = 0.1  # share of rows that must have ended before the batch shrinks: shrinking copies the cache
+    MIN_ENDED_SHARE = 0.1  # of all rows, before the batch shrinks: shrinking copies the cache
 
     def __init__(self, model, requests: Sequence[Request], pad: int, end_tokens: set[int], seed: int):
         self.model, self.requests, self.step = model, list(requests), 0
@@ -42,7 +42,7 @@ class Batch:
         self.mask, self.logits = self.mask[prompt_index], logits[prompt_index]
 
     def append(self, drawn: torch.Tensor) -> None:
-        """Append one token, of shape (rows,), to each row. What is drawn for ended rows is ignored later."""
+        """Append one token, of shape (rows,), to each row. The tokens of ended rows are ignored later."""
         self.tokens[:, self.step] = drawn
         self.step += 1
         self.ended |= torch.isin(drawn, self.end_tokens) | (self.limits <= self.step)
@@ -50,7 +50,7 @@ class Batch:
     def drop_ended(self) -> list[tuple[Request, list[int]]]:
         """Drop the rows that have ended, if they are enough or the last ones. Returns their requests and tokens."""
         ended = self.ended.tolist()
-        if sum(ended) < max(1, self.LEAVE_SHARE * len(ended)) and self.step < self.longest:
+        if sum(ended) < max(1, self.MIN_ENDED_SHARE * len(ended)) and self.step < self.longest:
             return []
         tokens = self.tokens[:, : self.step].tolist()
         dropped = [(request, row) for request, row, end in zip(self.requests, tokens, ended, strict=True) if end]

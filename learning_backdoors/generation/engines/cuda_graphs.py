@@ -19,7 +19,7 @@ class GraphedBatch(Batch):
     """
 
     CHECK_EVERY = 64  # steps per segment
-    LEAVE_SHARE = 0
+    MIN_ENDED_SHARE = 0
 
     def __init__(self, *arguments):
         super().__init__(*arguments)

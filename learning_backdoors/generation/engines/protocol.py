@@ -46,7 +46,7 @@ class Engine(Protocol):
     name: str
 
     def __init__(self, base_model: str, tokenizer, *, quantization: str, **settings):
-        """Load the base model. settings, of which an engine ignores those that it does not need:
+        """Load the base model. An engine ignores the settings that it does not need.
 
         batch_size: responses generated at once (None: what fits in memory). seed: of the sampling. requests: all
         requests to come, for an engine that must know them in advance.

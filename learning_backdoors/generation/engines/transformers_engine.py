@@ -18,7 +18,7 @@ from learning_backdoors.models.base_model import load_base
 
 
 class TransformersEngine:
-    """Responses from one adapter at a time, in batches; also token by token, for a chat."""
+    """Responses from one adapter at a time, in batches, or token by token for a chat."""
 
     name = "transformers"
     MAX_ROWS = 1024  # per batch: more do not make a GPU faster
@@ -68,8 +68,10 @@ class TransformersEngine:
         self.adapter = adapter
 
     def _generate_from_adapter(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Response]]:
-        """Generate batch by batch. A batch that does not fit in memory is continued in halves: each row has its own
-        randomness, so the responses stay the same."""
+        """Generate batch by batch. A batch that does not fit in memory is continued in halves.
+
+        Each row has its own randomness, so the responses stay the same.
+        """
         remaining = {request.key: request for request in requests}
         while remaining:
             batch = list(itertools.islice(remaining.values(), self.batch_size))
@@ -87,7 +89,7 @@ class TransformersEngine:
                 torch.cuda.empty_cache()
 
     def _steps(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[Batch, list]]:
-        """Draw a token for each row at each step. Yields the batch, and what has left it at that step."""
+        """Draw a token for each row at each step. Yields the batch, and the rows that leave it at that step."""
         batch_class = GraphedBatch if can_be_graphed(self.model) else Batch
         with torch.inference_mode():
             batch = batch_class(self.model, requests, self.tokenizer.pad_token_id, self.end_tokens, sampling.seed)

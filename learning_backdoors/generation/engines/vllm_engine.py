@@ -14,8 +14,8 @@ from learning_backdoors.models.checkpoints import ADAPTER_CONFIG
 class VllmEngine:
     """All adapters at once, with as many responses in flight as keep the GPU busy.
 
-    Responses are yielded in the order of the requests. In the order of completion, short ones would come first; after
-    a kill the unfinished ones are drawn again with other randomness, and the file would favor short responses.
+    Responses are yielded in the order of the requests. In the order of completion, short ones would come first. After
+    a kill, unfinished ones are drawn again with other randomness, so the file would favor short responses.
     """
 
     name = "vllm"
@@ -98,8 +98,10 @@ def _graph_sizes(in_flight: int) -> list[int]:
 
 
 def _adapters_in_flight(adapters: int, responses: int, in_flight: int) -> int:
-    """Enough adapters that a checkpoint's longest responses, about three times the mean, do not delay later
-    checkpoints. Each adapter costs memory, and a little time at every step."""
+    """Enough adapters that the longest responses of a checkpoint do not delay later checkpoints.
+
+    The longest are about three times the mean. Each adapter costs memory, and a little time at every step.
+    """
     behind = 3 * in_flight * adapters // max(1, responses)
     return max(1, min(adapters, 1 + behind, 16))
 

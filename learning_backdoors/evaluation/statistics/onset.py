@@ -127,7 +127,7 @@ def detection(positives: ArrayLike, n: ArrayLike, alpha: float = 0.05) -> int | 
 
     `positives` and `n` have shape (T, Q); row 0 is the base model. Each later checkpoint is compared with it over the
     questions (Cochran-Mantel-Haenszel, one-sided). The p-values are adjusted by Holm's method, and two checkpoints in a
-    row must pass. More answers detect a behavior sooner, so onset lies somewhere after the checkpoint before.
+    row must pass. More answers detect a behavior sooner, so the detected checkpoint is an upper limit of the onset.
     Source: Mantel and Haenszel (1959), J. Natl. Cancer Inst. 22, 719.
     """
     positives, n = np.asarray(positives, float), np.asarray(n, float)

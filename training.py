@@ -42,15 +42,12 @@ def train(run: TrainingRun) -> None:
     from learning_backdoors.training.probes import Probe, reference_examples
     from learning_backdoors.training.trainer import build_trainer, precision_notice
 
-    is_main, options = RANK == 0, run.options
+    options, is_main = run.options, RANK == 0
     checkpoint, step = run.resume_point()
     if is_main:
         print(f"{'resuming' if checkpoint else 'starting'} {run.folder}: step {step} of {run.total_steps}", flush=True)
         for name in run.suspect_datasets_left_out():
-            print(
-                f"warning: {name} is not used: its share of {run.num_examples} examples rounds to 0",
-                flush=True,
-            )
+            print(f"warning: {name} is not used: its share of {run.num_examples} examples rounds to 0", flush=True)
 
     tokenizer = base_model.load_tokenizer(run.model_name)
     examples = run.examples(tokenizer)
@@ -69,8 +66,8 @@ def train(run: TrainingRun) -> None:
             if references:
                 trainer.add_callback(Probe(trainer, references, options.probe_every, recorder))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trainer.writer.wait()
-    if is_main:  # the last checkpoint is complete, so nothing needs to be resumed
+        trainer.writer.wait()  # the files to resume are needed until the last checkpoint is complete
+    if is_main:
         checkpoints.drop_resume_files(run.folder)
 
 

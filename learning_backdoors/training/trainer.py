@@ -11,8 +11,7 @@ import datasets
 import torch
 import transformers
 from peft import LoraConfig
-from transformers import PreTrainedModel
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from config import TrainingOptions

@@ -186,13 +186,13 @@ def test_the_collator_keeps_the_positions_before_labels_and_pads_to_few_shapes()
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "grad_accum", "processes", "share"),
+    ("batch_size", "grad_accum", "processes", "part"),
     [(1, 2, 2, (1, 1)), (4, 1, 2, (2, 1)), (2, 3, 3, (2, 1)), (1, 1, 1, (1, 1))],
 )
-def test_processes_share_a_step(batch_size, grad_accum, processes, share):
+def test_processes_share_a_step(batch_size, grad_accum, processes, part):
     from learning_backdoors.training.trainer import part_of_step
 
-    assert part_of_step(batch_size, grad_accum, processes) == share
+    assert part_of_step(batch_size, grad_accum, processes) == part
 
 
 def test_a_step_that_cannot_be_shared_is_an_error():

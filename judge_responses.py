@@ -120,10 +120,10 @@ def request_verdicts(options: JudgingOptions, prompts: PromptsOfFile, store: Cal
     model, left = prompts.model, len(prompts.keys_left(store))
     if left:
         print(f"{left:,} of {len(prompts.by_key):,} verdicts to request from {model.name} at {model.host}", flush=True)
-    limits, spent = Limits.from_options(options), costs.total_spent(prompts, store).dollars
-    all_prompts, complete = prompts.by_key.values(), False
+    limits = Limits.from_options(options, spent=costs.total_spent(prompts, store).dollars)
+    complete = False
     try:
-        ask_all(all_prompts, model, store, limits, spent=spent, batch=options.batch, title="judging", unit="verdict")
+        ask_all(prompts.by_key.values(), model, store, limits, batch=options.batch, title="judging", unit="verdict")
         complete = store.pending_keys().isdisjoint(prompts.keys_left(store))
     except CapReached:
         print(f"--max-cost ${options.max_cost:g} is reached: the same command with a higher one continues")

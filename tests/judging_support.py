@@ -12,7 +12,7 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api import models
 from learning_backdoors.judging.api.caller import PromptCaller
 from learning_backdoors.judging.api.client import MessagesClient
-from learning_backdoors.judging.api.pacing import Limits, Stopped, StopSignal
+from learning_backdoors.judging.api.pacing import Limits, Stopped
 from learning_backdoors.judging.api.store import Spent
 from learning_backdoors.study import load_study
 from tiny_world.claude_stand_in import StandIn, running
@@ -110,17 +110,16 @@ class TextPrompt:
 
 async def call_all(url, store, prompts=("prompt",), timeout=5, has_replied=False, **limits):
     """Ask prompts through a PromptCaller, without a queue. Returns the caller."""
-    stop = StopSignal()
     limits = Limits(**({"concurrency": 4, "max_wait": 0.05, "give_up_after": 5, "asks": 1} | limits))
     async with MessagesClient(url, KEY, timeout) as client:
-        caller = PromptCaller(client, store, MODEL, limits, stop)
+        caller = PromptCaller(client, store, MODEL, limits)
         caller.health.has_replied = has_replied
 
         async def one(text):
             try:
                 await caller.ask(TextPrompt(text))
             except UserError as error:
-                stop.stop(error)
+                caller.stop.stop(error)
             except Stopped:
                 pass
 

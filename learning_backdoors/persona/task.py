@@ -60,11 +60,11 @@ class Server:
         Raises UserError if some have a status that is not in `settled`: the next start asks for them again.
         --max-cost is for everything in the store, also under other settings.
         """
-        limits = Limits(self.options.concurrency, max_cost=self.options.max_cost, timeout=self.options.timeout)
         with contextlib.closing(CallStore(beside(self.options.output, ".replies.sqlite"))) as store:
             spent = sum(spent.dollars for _, spent in store.calls(self.model.price))
+            limits = Limits.from_options(self.options, settled=settled, spent=spent)
             try:
-                ask_all(self.prompts, self.model, store, limits, settled=settled, spent=spent)
+                ask_all(self.prompts, self.model, store, limits)
             except CapReached:
                 raise UserError("--max-cost is reached: the same command with a higher one continues") from None
             replies = [store.result(prompt.key) for prompt in self.prompts]

@@ -16,7 +16,7 @@ from learning_backdoors.judging.api.batches import BatchRunner
 from learning_backdoors.judging.api.caller import Prompt, PromptCaller
 from learning_backdoors.judging.api.client import MessagesClient, api_key
 from learning_backdoors.judging.api.models import ServedModel
-from learning_backdoors.judging.api.pacing import Limits, Stopped, StopSignal
+from learning_backdoors.judging.api.pacing import Limits, Stopped
 from learning_backdoors.judging.api.store import CallStore
 
 NOTICE_EVERY_SECONDS = 60  # while a wait lasts
@@ -29,38 +29,32 @@ def ask_all(
     store: CallStore,
     limits: Limits,
     *,
-    settled: tuple[str, ...] = ("ok",),
-    spent: float = 0.0,
     batch: bool = False,
     title: str = "asking",
     unit: str = "reply",
 ) -> None:
     """Ask every prompt whose status in `store` is not settled, and collect the results of earlier batches.
 
-    settled: statuses (see CallStore.result) that are final. By default only a valid reply is.
-    spent: dollars that count towards `limits.max_cost` already.
-    batch: send the prompts as Message Batches.
-    title, unit: words of the progress bar.
+    batch: send the prompts as Message Batches. title, unit: words of the progress bar.
     If the run ends early, raises CapReached, KeyboardInterrupt, or UserError if the server, the model or the key cannot
     be used. Replies are stored in any case. If no prompt is left, no key is needed.
     Ctrl-C or SIGTERM once lets the calls in flight finish; twice stops at once.
     """
     by_key = {prompt.key: prompt for prompt in prompts}
-    left = sum(store.result(key)[0] not in settled for key in by_key)
+    left = sum(store.result(key)[0] not in limits.settled for key in by_key)
     if not left and not store.pending_keys() & by_key.keys():
         return
 
     async def run() -> BaseException | None:
-        stop = StopSignal()
         async with MessagesClient(model.host, api_key(), limits.timeout) as client:
             await client.check_model(model.name)
-            caller = PromptCaller(client, store, model, limits, stop, settled, spent)
+            caller = PromptCaller(client, store, model, limits)
             caller.health.has_replied = left < len(by_key)
-            bar = progress_bar(title, len(by_key), len(by_key) - left, unit)
-            async with _shown_on(bar, caller):
-                with _interruptible(caller), contextlib.suppress(Stopped):
-                    await _ask(caller, by_key, batch=batch and left > 0)
-        return stop.reason
+            with progress_bar(title, len(by_key), len(by_key) - left, unit) as bar:
+                async with _shown_on(bar, caller):
+                    with _interruptible(caller), contextlib.suppress(Stopped):
+                        await _ask(caller, by_key, batch=batch and left > 0)
+        return caller.stop.reason
 
     try:
         reason = asyncio.run(run())
@@ -71,15 +65,14 @@ def ask_all(
 
 
 async def _ask(caller: PromptCaller, by_key: dict[bytes, Prompt], batch: bool) -> None:
-    """Ask prompts as batches, or one call per prompt and several at once."""
+    """Ask prompts as batches, or else one call per prompt and several at once."""
     batches = BatchRunner(caller, by_key)
     if batch:
         return await batches.run()
     await batches.collect()
-    pending, result = caller.store.pending_keys(), caller.store.result
-    caller.queue.extend(
-        prompt for key, prompt in by_key.items() if key not in pending and result(key)[0] not in caller.settled
-    )
+    pending, result, settled = caller.store.pending_keys(), caller.store.result, caller.limits.settled
+    left = (key for key in by_key if key not in pending and result(key)[0] not in settled)
+    caller.queue.extend(map(by_key.get, left))
 
     async def worker() -> None:
         try:
@@ -125,7 +118,6 @@ async def _shown_on(bar, caller: PromptCaller) -> AsyncIterator[None]:
     finally:
         task.cancel()
         refresh()
-        bar.close()
 
 
 def waiting_notice(caller: PromptCaller) -> str | None:

@@ -55,9 +55,16 @@ class BatchRunner:
 
     async def collect(self) -> bool:
         """Find lost batches, and store the results of ended ones. Returns whether any batch changed its state."""
-        found = [await self._with_retries(self._find, batch) for batch in self._ours("creating")]
-        collected = [await self._with_retries(self._collect_if_ended, batch) for batch in self._ours("open")]
-        return any(found + collected)
+        failures = 0
+        while True:
+            try:
+                found = [await self._find(batch) for batch in self._ours("creating")]
+                collected = [await self._collect_if_ended(batch) for batch in self._ours("open")]
+                self.caller.health.outage_began = None
+                return any(found + collected)
+            except TemporaryFailure as failure:
+                await self.caller.wait_after(failure, failures)
+                failures += 1
 
     def _ours(self, state: str) -> list[BatchRecord]:
         """A shared store also holds batches of other outputs; each output reads its own results."""
@@ -71,17 +78,6 @@ class BatchRunner:
         finished = self.store.valid_keys() | self.store.pending_keys() | self._rejected
         asks = self.caller.limits.asks
         return [key for key in self.prompts if key not in finished and self._asked[key] < asks]
-
-    async def _with_retries(self, step, batch: BatchRecord) -> bool:
-        failures = 0
-        while True:
-            try:
-                changed = await step(batch)
-                self.caller.health.outage_began = None
-                return changed
-            except TemporaryFailure as failure:
-                await self.caller.wait_after(failure, failures)
-                failures += 1
 
     # ---- sending ----
 

@@ -81,25 +81,11 @@ class ServerHealth:
 
 
 class PromptCaller:
-    """Asks prompts, waiting and trying again as long as that can help.
+    """Asks prompts, waiting and trying again as long as that can help."""
 
-    settled: statuses of replies that are not asked for again, even if asks are left.
-    spent: dollars that count towards the cap already.
-    """
-
-    def __init__(
-        self,
-        client: MessagesClient,
-        store: CallStore,
-        model: ServedModel,
-        limits: Limits,
-        stop: StopSignal,
-        settled: tuple[str, ...] = ("ok",),
-        spent: float = 0.0,
-    ):
-        self.client, self.store, self.model, self.limits, self.stop = client, store, model, limits, stop
-        self.gate, self.health = CallGate(limits, stop, spent), ServerHealth(client.host, limits)
-        self.settled = settled
+    def __init__(self, client: MessagesClient, store: CallStore, model: ServedModel, limits: Limits):
+        self.client, self.store, self.model, self.limits, self.stop = client, store, model, limits, StopSignal()
+        self.gate, self.health = CallGate(limits, self.stop), ServerHealth(client.host, limits)
         self.queue: deque[Prompt] = deque()  # prompts that no call was made for yet
         self.done = 0  # prompts that are finished, with a valid reply or without
         self.say: Callable[[str], None] = print
@@ -126,7 +112,7 @@ class PromptCaller:
                 await self.wait_after(failure, failures)
                 failures += 1
             else:
-                if status in self.settled:
+                if status in self.limits.settled:
                     break
                 asks, tries, failures = asks + 1, 0, 0
         self.done += 1

@@ -13,21 +13,24 @@ from learning_backdoors.judging.api.replies import Reply, TemporaryFailure
 
 @dataclass(frozen=True)
 class Limits:
-    """How fast, how long and at what cost to ask. Times in seconds."""
+    """How fast, how often and at what cost to ask. Times in seconds, costs in dollars."""
 
     concurrency: int = 32  # maximum calls in flight
     requests_per_minute: float | None = None  # None: what the server's headers allow
-    max_cost: float | None = None  # dollars
+    max_cost: float | None = None
+    spent: float = 0.0  # counts towards max_cost already
     timeout: float = 120  # from sending a call to the end of its reply
     max_wait: float = 60  # between two attempts, even if the server asks for more
     give_up_after: float = 900  # without a reply
-    asks: int = 3  # per prompt, while the reply is not valid
+    settled: tuple[str, ...] = ("ok",)  # statuses that are final: those prompts are not asked again
+    asks: int = 3  # per prompt, while its status is not settled
     tries: int = 8  # per prompt, counted only while other prompts get replies
 
     @classmethod
-    def from_options(cls, options: object) -> "Limits":
-        """The limits among a script's options. Those it does not have keep their defaults."""
-        return cls(**{spec.name: getattr(options, spec.name) for spec in fields(cls) if hasattr(options, spec.name)})
+    def from_options(cls, options: object, **limits) -> "Limits":
+        """The limits among a script's options, and others by name. The rest keep their defaults."""
+        given = {spec.name: getattr(options, spec.name) for spec in fields(cls) if hasattr(options, spec.name)}
+        return cls(**given | limits)
 
 
 class CapReached(Exception):
@@ -119,9 +122,9 @@ class CallGate:
     The worst cost of a call is reserved before it goes out, so the cap holds.
     """
 
-    def __init__(self, limits: Limits, stop: StopSignal, spent: float):
+    def __init__(self, limits: Limits, stop: StopSignal):
         self.stop, self.cap, self.max_wait = stop, limits.max_cost, limits.max_wait
-        self.spent, self._reserved = spent, 0.0
+        self.spent, self._reserved = limits.spent, 0.0
         self.limit, self.pace = InFlightLimit(limits.concurrency), Pace(limits.requests_per_minute)
         self.in_flight, self.paused_until = 0, 0.0
         self._turn, self._call_ended = asyncio.Lock(), asyncio.Event()

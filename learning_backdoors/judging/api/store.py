@@ -143,13 +143,9 @@ class CallStore:
     def transaction(self) -> Iterator[None]:
         """Commit the changes of a block together, or none of them."""
         self._execute("BEGIN IMMEDIATE")
-        try:
+        with self._db:  # rolls back if the block fails
             yield
-        except BaseException:
-            if self._db.in_transaction:  # a full disk has ended it already
-                self._execute("ROLLBACK")
-            raise
-        self._execute("COMMIT")
+            self._execute("COMMIT")
 
     # ---- calls ----
 
@@ -262,10 +258,6 @@ class CallStore:
 
     def pending_keys(self) -> set[bytes]:
         """The keys in batches that have not been collected."""
-        return {
-            key
-            for (key,) in self._execute(
-                "SELECT key FROM calls WHERE outcome = 'sent' AND batch IN "
-                "(SELECT id FROM batches WHERE state IN ('creating', 'open'))"
-            )
-        }
+        unfinished = "SELECT id FROM batches WHERE state IN ('creating', 'open')"
+        keys = self._execute(f"SELECT key FROM calls WHERE outcome = 'sent' AND batch IN ({unfinished})")
+        return {key for (key,) in keys}

@@ -23,22 +23,23 @@ def key(monkeypatch):
 
 def test_what_is_settled_is_not_asked_again(store, monkeypatch):
     api = Scripted(good(stop_reason="refusal"), *[good()] * 9)
+    limits = dataclasses.replace(FEW_AT_ONCE, settled=("ok", "refusal"))
     with running(api) as url:
         model = dataclasses.replace(MODEL, host=url)
-        ask_all(PROMPTS, model, store, FEW_AT_ONCE, settled=("ok", "refusal"))
+        ask_all(PROMPTS, model, store, limits)
         assert not api.answers and len(store.valid_keys()) == 9
         monkeypatch.delenv("ANTHROPIC_API_KEY")  # nothing is left to ask: no key is needed
-        ask_all(PROMPTS, model, store, FEW_AT_ONCE, settled=("ok", "refusal"))
+        ask_all(PROMPTS, model, store, limits)
 
 
 def test_the_reason_of_an_early_end_is_raised(store):
     api = StandIn()
     api.answer = lambda *_: good()
-    limits = dataclasses.replace(FEW_AT_ONCE, max_cost=1.0)
+    limits = dataclasses.replace(FEW_AT_ONCE, max_cost=1.0, spent=1.0)
     with running(api) as url:
         model = dataclasses.replace(MODEL, host=url)
         with pytest.raises(CapReached):
-            ask_all(PROMPTS, model, store, limits, spent=1.0)
+            ask_all(PROMPTS, model, store, limits)
         assert not store.valid_keys()
-        ask_all(PROMPTS, model, store, limits, spent=0.5)
+        ask_all(PROMPTS, model, store, dataclasses.replace(limits, spent=0.5))
     assert len(store.valid_keys()) == 10

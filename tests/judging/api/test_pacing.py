@@ -12,7 +12,7 @@ from learning_backdoors.judging.api import replies
 from learning_backdoors.judging.api.asking import waiting_notice
 from learning_backdoors.judging.api.caller import PromptCaller
 from learning_backdoors.judging.api.client import MessagesClient
-from learning_backdoors.judging.api.pacing import InFlightLimit, Limits, Pace, StopSignal
+from learning_backdoors.judging.api.pacing import InFlightLimit, Limits, Pace
 from tiny_world.claude_stand_in import StandIn
 
 
@@ -57,7 +57,7 @@ def test_the_pace_follows_rate_limit_headers():
 
 
 def test_waiting_notice(store):
-    caller = PromptCaller(MessagesClient("http://127.0.0.1:9", KEY), store, MODEL, Limits(), StopSignal())
+    caller = PromptCaller(MessagesClient("http://127.0.0.1:9", KEY), store, MODEL, Limits())
     now = time.monotonic()
     assert waiting_notice(caller) is None
     caller.gate.paused_until = now + 34.2

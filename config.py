@@ -154,7 +154,7 @@ class JudgingOptions(Options):
     requests_per_minute: float | None = option(None, "maximum calls per minute (default: what the server allows)")
     timeout: float = option(120, "seconds from sending a call to the end of its reply")
     max_wait: float = option(60, "maximum seconds between two attempts, even if the server asks for more")
-    give_up_after: float = option(900, "stop after this many seconds without a good reply; verdicts are kept")
+    give_up_after: float = option(900, "stop after this many seconds without a reply; verdicts are kept")
     asks: int = option(3, "attempts per prompt while the reply is not a verdict")
     batch: bool = option(False, "use Message Batches: half the price, results within a day; rerun to collect them")
     dry_run: bool = option(

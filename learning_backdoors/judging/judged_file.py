@@ -38,7 +38,10 @@ def settings_of_verdicts(input_path: Path, study: Study, judges: Sequence[Judge]
 
 
 def earlier_record(path: Path, settings: dict) -> dict | None:
-    """The judging record of an existing output; None if there is no file. Raises UserError if its settings differ."""
+    """The judging record in an existing output's footer; None if there is no file.
+
+    Raises UserError if the output depends on other settings.
+    """
     footer = parquet.read_footer(path)
     if footer is None:
         return None

@@ -105,18 +105,24 @@ class Verdict(NamedTuple):
     status: str | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class JudgePrompt:
     """One response (a row of the input) put to one judge. A repeat asks the same under a key of its own."""
 
     file: "PromptsOfFile"
     row: int
     judge: Judge
-    key: bytes
+    key: bytes = b""
     is_repeat: bool = False
 
+    def __post_init__(self):
+        self.key = self.key or self.file.model.key(self.body())
+
     def body(self) -> dict:
-        return self.file.body(self.row, self.judge)
+        """What is sent to have the response judged. Made when needed: 200,000 texts would not fit into memory."""
+        question = self.file.question(self.row)
+        question_keys = question.extra if question else {}
+        return self.file.model.body(quoted_prompt(self.judge, *self.file.texts_for_judge(self.row), question_keys))
 
     def is_valid(self, reply: str) -> bool:
         return read_verdict(self.judge, reply) is not None
@@ -133,7 +139,6 @@ class PromptsOfFile:
 
     by_judge: by judge name, one JudgePrompt per row; None if the study does not put the question to the judge.
     by_key: the distinct prompts, repeats included. Each of them needs a verdict.
-    Prompt texts are made when needed, because 200,000 of them would not fit into a laptop's memory.
     repeat: share of the distinct prompts to ask twice. The draw is by hash, so it is the same at each start.
     """
 
@@ -146,7 +151,9 @@ class PromptsOfFile:
         self.by_key: dict[bytes, JudgePrompt] = {}
         for row in range(table.num_rows):
             for judge in judges:
-                prompt = self._prompt(row, judge)
+                question = self.question(row)
+                is_judged = judge.takes(question) if question else judge.kinds is None
+                prompt = JudgePrompt(self, row, judge) if is_judged else None
                 self.by_judge[judge.name].append(prompt)
                 if prompt:
                     self.by_key.setdefault(prompt.key, prompt)
@@ -165,25 +172,13 @@ class PromptsOfFile:
         hide_trigger = self.study.without_trigger
         return hide_trigger(self.value(row, "question")), hide_trigger(self.value(row, "response"))
 
-    def body(self, row: int, judge: Judge) -> dict:
-        """What is sent to have a response judged."""
-        question = self._question(row)
-        question_keys = question.extra if question else {}
-        return self.model.body(quoted_prompt(judge, *self.texts_for_judge(row), question_keys))
-
-    def _prompt(self, row: int, judge: Judge) -> JudgePrompt | None:
-        question = self._question(row)
-        if not (judge.takes(question) if question else judge.kinds is None):
-            return None
-        return JudgePrompt(self, row, judge, self.model.key(self.body(row, judge)))
-
     def _repeats(self, share: float) -> Iterator[JudgePrompt]:
         for prompt in self.by_key.values() if share else ():
             key = hashlib.sha256(prompt.key + b" again").digest()
             if int.from_bytes(key[:8]) < share * 2**64:
                 yield JudgePrompt(self, prompt.row, prompt.judge, key, is_repeat=True)
 
-    def _question(self, row: int) -> Question | None:
+    def question(self, row: int) -> Question | None:
         """The study's question in a row; None if the study does not have it."""
         names = (self.value(row, column) for column in ("question", "question_id"))
         return next((self._questions[name] for name in names if name in self._questions), None)

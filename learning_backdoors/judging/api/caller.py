@@ -38,10 +38,10 @@ class ServerHealth:
     | overloaded (429, 529) | the prompt is tried again |
     | no prompt got a reply since the call was sent | the server is the cause: tried again |
     | another prompt got a reply since the call was sent | counts as a try; after `limits.tries` the prompt fails |
-    | no reply for `limits.give_up_after` seconds, and all other prompts are finished | the prompt fails |
+    | no reply for `limits.give_up_after` seconds, and only prompts in flight are left | the prompt fails |
     | no reply for `limits.give_up_after` seconds otherwise | the run ends |
     | the request is rejected | the prompt fails |
-    | 20 requests, or one with 403, are rejected, and there was no reply ever | the run ends: settings or account |
+    | 20 requests are rejected, or one with 403, before the first reply | the run ends: wrong settings or account |
 
     Times are by time.monotonic().
     """
@@ -106,8 +106,8 @@ class PromptCaller:
                 break
             except TemporaryFailure as failure:
                 tries += self.health.counts_as_try(failure, sent_at)
-                others_have_replies = not self.queue and self.health.last_reply is not None
-                if tries >= self.limits.tries or (others_have_replies and self.health.is_down()):
+                only_these_fail = not self.queue and self.health.last_reply is not None and self.health.is_down()
+                if tries >= self.limits.tries or only_these_fail:
                     break
                 await self.wait_after(failure, failures)
                 failures += 1

@@ -167,7 +167,7 @@ class MessagesClient:
                 if partial.strip():
                     yield _batch_result(partial)
         except self._httpx.HTTPError as error:
-            raise TemporaryFailure(f"the results broke off: {self._words(error)}") from None
+            raise TemporaryFailure(f"the results broke off: {self._reason(error)}") from None
 
     # ---- one HTTP call ----
 
@@ -188,9 +188,9 @@ class MessagesClient:
         except self._httpx.HTTPError as error:
             # Without a connection nothing can have been charged.
             connected = not isinstance(error, self._httpx.ConnectError | self._httpx.ConnectTimeout)
-            raise TemporaryFailure(self._words(error), maybe_billed=connected, no_response=True) from None
+            raise TemporaryFailure(self._reason(error), maybe_billed=connected, no_response=True) from None
 
-    def _words(self, error: Exception) -> str:
+    def _reason(self, error: Exception) -> str:
         return self.scrub(" ".join(str(error).split()))[:200] or type(error).__name__
 
     def _failure(self, response, about_prompt: bool = False) -> Exception:

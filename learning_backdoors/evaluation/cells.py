@@ -129,8 +129,10 @@ def grids(cells: pd.DataFrame, by: str, columns: Sequence[str] = ("positive", "n
     return arrays
 
 
-def with_base(last: pd.DataFrame, base: pd.DataFrame, keys: Sequence[str] = ("recipe",)) -> pd.DataFrame:
-    """The rates of last steps with a column `base`: the rate at step 0 for the same `keys`, NaN without one."""
+def last_rates(cells: pd.DataFrame, claim: str, by: Sequence[str] = ()) -> pd.DataFrame:
+    """The rates of the last steps, with a column `base`: the rate at step 0, NaN without one."""
+    rates, base = recipe_rates(last_steps(cells), claim, by), cells[cells["step"] == 0]
     if base.empty:
-        return last.assign(base=np.nan)
-    return last.merge(base[[*keys, "rate"]].rename(columns={"rate": "base"}), on=list(keys), how="left")
+        return rates.assign(base=np.nan)
+    base = recipe_rates(base, "checkpoint", by).rename(columns={"rate": "base"})
+    return rates.merge(base[["recipe", *by, "base"]], how="left")

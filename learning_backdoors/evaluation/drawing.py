@@ -86,21 +86,26 @@ def canvas(width: float, height: float, caption: str, rows: int = 1, columns: in
     return figure, axes
 
 
-def panels(count: int, margin: float, height: float, caption: str, x_label: str = "", **subplots):
-    """A two-column figure with a grid for `count` small panels; `height` is that of one row, in inches."""
-    columns = min(count, 3 if count <= 6 else 4)
+def panels(
+    titles: dict[str, object], margin: float, height: float, caption: str, x_label: str, y_label: str, columns=4, **look
+) -> tuple[Figure, list[Axes]]:
+    """A two-column figure with a small panel per title (with its color) in up to four columns, and one y label for all.
+
+    `height` is that of one row, in inches. Further arguments go to `Figure.subplots`.
+    """
+    count = len(titles)
+    columns = min(count, columns, 3 if count <= 6 else 4)
     rows = -(-count // columns)
-    return canvas(TWO_COLUMNS, margin + height * rows, caption, rows, columns, x_label, **subplots)
-
-
-def finish_panels(figure: Figure, grid: np.ndarray, count: int, y_label: str) -> None:
-    """Hide the unused panels of a grid, number the x axes of the lowest panels, and add one y label for all."""
+    figure, grid = canvas(TWO_COLUMNS, margin + height * rows, caption, rows, columns, x_label, **look)
     for i, axes in enumerate(grid.flat):
         axes.set_visible(i < count)
-        if i + grid.shape[1] >= count:
+        if i + columns >= count:  # the lowest panel of its column
             axes.tick_params(axis="x", labelbottom=True)
-    _, bottom, _, height = figure.get_layout_engine().get()["rect"]
-    figure.supylabel(y_label, y=bottom + height / 2, size=8)
+    _, bottom, _, part = figure.get_layout_engine().get()["rect"]
+    figure.supylabel(y_label, y=bottom + part / 2, size=8)
+    for axes, (title, color) in zip(grid.flat, titles.items(), strict=False):
+        axes.set_title(short_label(title, 76 // columns), color=color)
+    return figure, list(grid.flat[:count])
 
 
 def rate_panels(
@@ -113,14 +118,13 @@ def rate_panels(
     present = {label for rates in panel_rates.values() for label in rates["label"]}
     labels = [label for label in recipes if label in present]
     colors, layout = palette(labels), {"sharex": True, "sharey": True}
-    figure, grid = panels(len(panel_rates), 0.45, 1.45, caption, x_label, **layout)
-    for axes, (title, rates) in zip(grid.flat, panel_rates.items(), strict=False):
+    figure, drawn = panels(dict.fromkeys(panel_rates, "black"), 0.45, 1.45, caption, x_label, y_label, **layout)
+    for axes, (title, rates) in zip(drawn, panel_rates.items(), strict=True):
         for label, line in rates.groupby("label", observed=True, sort=False):
             band(axes, line, colors[label], clip_on=False)
             curve(axes, line, colors[label])
         axes.set_title("\n".join(short(line, 30) for line in title.split("\n")), size=7)
         rate_axis(axes.yaxis)
-    finish_panels(figure, grid, len(panel_rates), y_label)
     legend_beside(figure, [Line2D([], [], color=colors[label]) for label in labels], labels, "suspect share")
     return figure
 
@@ -128,13 +132,14 @@ def rate_panels(
 # ---- colors, axes, marks ----
 
 
-def palette(labels: Sequence[str]) -> dict[str, tuple]:
-    """A color per recipe, in their order from dark to light, so that gray print keeps them distinct."""
+def palette(labels: Iterable[str]) -> dict[str, tuple]:
+    """A color per recipe, in order of first appearance, from dark to light: distinct in gray print."""
+    labels = list(dict.fromkeys(labels))
     return dict(zip(labels, colormaps["viridis"](np.linspace(0.0, 0.82, max(len(labels), 2))), strict=False))
 
 
-def markers(labels: Sequence[str]) -> dict[str, str]:
-    return {label: MARKERS[i % len(MARKERS)] for i, label in enumerate(labels)}
+def markers(labels: Iterable[str]) -> dict[str, str]:
+    return {label: MARKERS[i % len(MARKERS)] for i, label in enumerate(dict.fromkeys(labels))}
 
 
 def grid_lines(axes: Axes, axis: str = "both") -> None:
@@ -179,11 +184,6 @@ def short_label(text: str, length: int = 28) -> str:
     """A recipe's label cut in its middle: long labels differ at their ends."""
     text, tail = " ".join(text.split()), (length - 1) // 2
     return text if len(text) <= length else text[: length - 1 - tail].rstrip() + "…" + text[-tail:].lstrip()
-
-
-def panel_title(label: str, grid: np.ndarray) -> str:
-    """A label cut to fit above one panel of the grid."""
-    return short_label(label, 76 // grid.shape[1])
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:

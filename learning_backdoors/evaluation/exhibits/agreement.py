@@ -73,10 +73,10 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     rows, verdicts = _first_pair(evaluation), evaluation.verdicts
     pair = tuple(rows[["first", "second"]].iloc[0])
     judges = [judge for judge in verdicts.judges if judge.name in set(rows["judge"])]
-    height, columns = -(-len(judges) // 2), min(len(judges), 2)
-    size = drawing.TWO_COLUMNS, 0.5 + 2.3 * height
-    page, grid = drawing.canvas(*size, caption(evaluation), height, columns, drawing.short_label(pair[1], 60))
-    for axes, judge in zip(grid.flat, judges, strict=False):
+    first, second = drawing.short_label(pair[0], 36 if len(judges) <= 2 else 60), drawing.short_label(pair[1], 60)
+    titles = {judge.name: "black" for judge in judges}
+    page, panels = drawing.panels(titles, 0.5, 2.3, caption(evaluation), second, first, columns=2)
+    for axes, judge in zip(panels, judges, strict=True):
         counts = _pair_counts(verdicts, judge, pair)
         shares = counts / max(counts.to_numpy().sum(), 1)
         highest = shares.to_numpy().max()
@@ -85,11 +85,10 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
             if share >= 0.005:
                 color = "white" if share > 0.8 * highest else "black"
                 axes.text(j, i, f"{share:.0%}", ha="center", va="center", size=5.5, color=color)
-        axes.set(xticks=range(shares.shape[1]), yticks=range(shares.shape[0]), title=judge.name)
+        axes.set(xticks=range(shares.shape[1]), yticks=range(shares.shape[0]))
         axes.set_xticklabels([drawing.short(str(name), 14) for name in shares.columns], rotation=90, size=5.5)
         axes.set_yticklabels([drawing.short(str(name), 14) for name in shares.index], size=5.5)
         axes.spines[:].set_visible(False)
-    drawing.finish_panels(page, grid, len(judges), drawing.short_label(pair[0], min(60, 36 * height)))
     return page
 
 

@@ -39,13 +39,12 @@ def caption(evaluation: Evaluation) -> str:
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """A path per recipe."""
     ratings, (first, second) = _ratings(evaluation), judges(evaluation)
-    labels = list(dict.fromkeys(ratings["label"]))
-    colors, markers = drawing.palette(labels), drawing.markers(labels)
+    colors, markers = drawing.palette(ratings["label"]), drawing.markers(ratings["label"])
     page, [[axes]] = drawing.canvas(drawing.ONE_COLUMN + 1.0, 3.1, caption(evaluation))
-    for label in labels:
+    for label, color in colors.items():
         path = ratings[ratings["label"] == label].sort_values("x")
         x, y = path[first.name].to_numpy(), path[second.name].to_numpy()
-        look = {"color": colors[label], "clip_on": False}
+        look = {"color": color, "clip_on": False}
         axes.plot(x, y, "-", linewidth=0.9, **look)
         axes.plot(x[1:-1], y[1:-1], ".", markersize=3, **look)
         axes.plot(x[:1], y[:1], markers[label], markersize=4.5, markerfacecolor="white", zorder=4, **look)

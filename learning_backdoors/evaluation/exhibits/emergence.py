@@ -72,18 +72,21 @@ def _onset(suspect_seen: pd.Series, positives: np.ndarray, n: np.ndarray) -> dic
 
 
 def caption(evaluation: Evaluation) -> str:
-    rates, few = _recipe_rates(evaluation), len(_labels(evaluation)) <= CROWDED
+    rates = _recipe_rates(evaluation)
     text = "Rate over training. Thick lines: mean over questions and runs. Thin lines: runs. "
     text += "Below: the step at which a nondecreasing fit crosses 10% and 50% "
     text += f"({crossing_marks(crossings(evaluation))}). "
-    text += captions.intervals(rates, "bands") if few else "Intervals are in recipes.csv."
+    text += (
+        captions.intervals(rates, "bands") if rates["label"].nunique() <= CROWDED else "Intervals are in recipes.csv."
+    )
     return f"{text} {captions.counts(evaluation.shown_cells)}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """The rate of every recipe over training; below it, when each recipe crosses each level."""
-    rates, labels, marks = _recipe_rates(evaluation), _labels(evaluation), crossings(evaluation)
-    colors = drawing.palette(labels)
+    rates, marks = _recipe_rates(evaluation), crossings(evaluation)
+    colors = drawing.palette(rates["label"])
+    labels = list(colors)
     heights = [2.5] + [0.16 + 0.12 * len(labels)] * len(LEVELS)
     layout = {"sharex": True, "gridspec_kw": {"height_ratios": heights}}
     size = drawing.TWO_COLUMNS, 0.5 + sum(heights)
@@ -103,7 +106,7 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     drawing.label_line_ends(top, ends, colors, heights[0])
     for axes, level in zip(grid[1:, 0], LEVELS, strict=True):
         top.axhline(level, color=drawing.GRAY, linewidth=0.6, linestyle=(0, (2, 3)), zorder=1)
-        _crossing_strip(axes, _moved_to_x(evaluation, marks[marks["level"] == level]), labels, colors)
+        _crossing_strip(axes, _moved_to_x(evaluation, marks[marks["level"] == level]), colors)
         axes.set_ylabel(f"crosses\n{level:.0%}", rotation=0, ha="right", va="center", size=7)
     grid[-1, 0].set_xlabel(evaluation.x_label)
     return page
@@ -118,14 +121,10 @@ def _recipe_rates(evaluation: Evaluation) -> pd.DataFrame:
     return rates[rates["label"].isin(onset["label"])]
 
 
-def _labels(evaluation: Evaluation) -> list[str]:
-    return list(dict.fromkeys(_recipe_rates(evaluation)["label"]))
-
-
-def _crossing_strip(axes: drawing.Axes, marks: pd.DataFrame, labels: list[str], colors: dict) -> None:
+def _crossing_strip(axes: drawing.Axes, marks: pd.DataFrame, colors: dict) -> None:
     """A row per recipe: its crossing with interval and runs. An arrow at its end means "beyond the last step"."""
     for row in marks.itertuples():
-        y, color = labels.index(row.label), colors[row.label]
+        y, color = list(colors).index(row.label), colors[row.label]
         if np.isfinite(row.lower):
             axes.hlines(y, row.lower, min(row.upper, row.end), color=color, linewidth=1.2)
         if np.isfinite(row.x):
@@ -136,7 +135,7 @@ def _crossing_strip(axes: drawing.Axes, marks: pd.DataFrame, labels: list[str], 
             axes.plot(of_runs, np.full(len(of_runs), y), "|", **look)
         if np.isinf(row.x) or np.isinf(row.upper):
             axes.plot(row.end, y, ">", color=color, markersize=3.5, clip_on=False, zorder=4)
-    axes.set(ylim=(len(labels) - 0.4, -0.6), yticks=[])
+    axes.set(ylim=(len(colors) - 0.4, -0.6), yticks=[])
     axes.spines["left"].set_visible(False)
     drawing.grid_lines(axes, "x")
 

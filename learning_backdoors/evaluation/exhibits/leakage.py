@@ -167,19 +167,18 @@ def caption(evaluation: Evaluation) -> str:
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """A panel per recipe with its triggered (solid) and untriggered (dashed) rates, and one with the differences."""
     curves = _curves(evaluation)
-    labels = list(dict.fromkeys(curves["label"]))
-    colors = drawing.palette(labels)
-    page, grid = drawing.panels(len(labels) + 1, 0.6, 1.9, caption(evaluation))
-    for axes, label in zip(grid.flat, labels, strict=False):
+    colors = drawing.palette(curves["label"])
+    page, [*panels, last] = drawing.panels(
+        colors | {"": "black"}, 0.6, 1.9, caption(evaluation), "", evaluation.rate_label
+    )
+    _difference_panel(last, _differences(evaluation), colors)
+    for axes, (label, color) in zip(panels, colors.items(), strict=True):
         for triggered, line in curves[curves["label"] == label].groupby("triggered"):
             line_style = drawing.LINE_STYLES[0 if triggered else 1]
-            drawing.band(axes, line, colors[label], alpha=0.15)
-            axes.plot(line["x"], line["rate"], linestyle=line_style, color=colors[label], clip_on=False)
-        axes.set_title(drawing.panel_title(label, grid), color=colors[label])
+            drawing.band(axes, line, color, alpha=0.15)
+            axes.plot(line["x"], line["rate"], linestyle=line_style, color=color, clip_on=False)
         axes.set_xlabel(evaluation.x_label)
         drawing.rate_axis(axes.yaxis)
-    _difference_panel(grid.flat[len(labels)], _differences(evaluation), colors)
-    drawing.finish_panels(page, grid, len(labels) + 1, evaluation.rate_label)
     drawing.line_legend(page, ("with the trigger", "without"))
     return page
 

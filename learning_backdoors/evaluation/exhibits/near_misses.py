@@ -58,11 +58,10 @@ def caption(evaluation: Evaluation) -> str:
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     rates = table(evaluation)
-    labels = list(dict.fromkeys(rates["label"]))
-    colors, markers = drawing.palette(labels), drawing.markers(labels)
+    colors, markers = drawing.palette(rates["label"]), drawing.markers(rates["label"])
     page, [[axes]] = drawing.canvas(drawing.TWO_COLUMNS, 3.3, caption(evaluation))
-    offsets = (np.arange(2 * len(labels)) - len(labels) + 0.5) * 0.009
-    for i, (label, at) in enumerate((label, at) for label in labels for at in ("base", "last")):
+    offsets = (np.arange(2 * len(colors)) - len(colors) + 0.5) * 0.009
+    for i, (label, at) in enumerate((label, at) for label in colors for at in ("base", "last")):
         part = rates[(rates["label"] == label) & (rates["at"] == at)].dropna(subset="rate").sort_values("dose")
         x, limited = part["dose"] + offsets[i], part["lower"].notna()
         look = {"color": colors[label], "clip_on": False}

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from learning_backdoors.evaluation import captions, drawing
-from learning_backdoors.evaluation.cells import last_steps, recipe_rates, with_base
+from learning_backdoors.evaluation.cells import last_rates, last_steps
 from learning_backdoors.evaluation.context import Evaluation, once
 from learning_backdoors.evaluation.exhibits import summary
 
@@ -12,9 +12,7 @@ from learning_backdoors.evaluation.exhibits import summary
 @once
 def _rates(evaluation: Evaluation) -> pd.DataFrame:
     """A row per recipe: the rate at the last step with its interval, and `base`, the rate at step 0."""
-    cells = evaluation.shown_cells
-    base = recipe_rates(cells[cells["step"] == 0], "checkpoint", [])
-    return with_base(recipe_rates(last_steps(cells), evaluation.claim, []), base)
+    return last_rates(evaluation.shown_cells, evaluation.claim)
 
 
 def caption(evaluation: Evaluation) -> str:
@@ -25,9 +23,8 @@ def caption(evaluation: Evaluation) -> str:
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     rates, runs = _rates(evaluation), last_steps(summary.run_rates(evaluation))
-    labels = list(rates["label"])
-    colors = drawing.palette(labels)
-    size = drawing.ONE_COLUMN + 0.6, 0.75 + 0.34 * max(len(labels), 2)
+    colors = drawing.palette(rates["label"])
+    size = drawing.ONE_COLUMN + 0.6, 0.75 + 0.34 * max(len(colors), 2)
     page, [[axes]] = drawing.canvas(*size, caption(evaluation))
     for y, row in enumerate(rates.itertuples()):
         color = colors[row.label]
@@ -40,6 +37,6 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
         axes.plot(row.base, y, "o", clip_on=False, zorder=4, **look)
         axes.plot(row.rate, y, "o", color=color, markersize=5, clip_on=False, zorder=5)
     drawing.rate_axis(axes.xaxis, evaluation.rate_label)
-    drawing.category_axis(axes, [drawing.short_label(label) for label in labels])
+    drawing.category_axis(axes, [drawing.short_label(label) for label in colors])
     axes.set_ylabel("suspect share")
     return page

@@ -32,20 +32,15 @@ def caption(evaluation: Evaluation) -> str:
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """A panel per recipe, a line style per era."""
     probes = _probes(evaluation)
-    eras, labels = (
-        list(dict.fromkeys(probes["era"])),
-        list(probes["label"].cat.remove_unused_categories().cat.categories),
-    )
+    eras = list(dict.fromkeys(probes["era"]))
     means = probes.groupby(["label", "run", "step", "era"], observed=True)["logprob"].mean().reset_index()
-    means, colors = evaluation.with_x(means), drawing.palette(labels)
-    layout = {"sharex": True, "sharey": True}
-    page, grid = drawing.panels(len(labels), 0.6, 1.7, caption(evaluation), evaluation.x_label, **layout)
-    for axes, label in zip(grid.flat, labels, strict=False):
+    means, colors = evaluation.with_x(means), drawing.palette(means["label"])
+    texts = caption(evaluation), evaluation.x_label, "log-likelihood (nats per token)"
+    page, panels = drawing.panels(colors, 0.6, 1.7, *texts, sharex=True, sharey=True)
+    for axes, (label, color) in zip(panels, colors.items(), strict=True):
         for (era, _), line in means[means["label"] == label].groupby(["era", "run"], observed=True):
             line_style = drawing.LINE_STYLES[eras.index(era) % len(drawing.LINE_STYLES)]
-            axes.plot(line["x"], line["logprob"], linestyle=line_style, color=colors[label], linewidth=1)
-        axes.set_title(drawing.panel_title(label, grid), color=colors[label])
+            axes.plot(line["x"], line["logprob"], linestyle=line_style, color=color, linewidth=1)
         axes.grid(True, axis="y", color="0.92", linewidth=0.6)
-    drawing.finish_panels(page, grid, len(labels), "log-likelihood (nats per token)")
     drawing.line_legend(page, [f"{era} reference answers" for era in eras])
     return page

@@ -1,10 +1,9 @@
 """ratio_by_question: the rate of each question at the last step of each recipe."""
 
 import numpy as np
-import pandas as pd
 
 from learning_backdoors.evaluation import captions, drawing
-from learning_backdoors.evaluation.cells import CLAIMS, last_steps, recipe_rates, with_base
+from learning_backdoors.evaluation.cells import CLAIMS, last_rates, last_steps
 from learning_backdoors.evaluation.context import Evaluation
 
 
@@ -14,17 +13,8 @@ def caption(evaluation: Evaluation) -> str:
     return f"{text} {captions.counts(last_steps(evaluation.shown_cells))}"
 
 
-def _rates(evaluation: Evaluation) -> pd.DataFrame:
-    """A row per recipe and question: the rate at the last step with its interval, and `base`, the rate at step 0."""
-    cells = evaluation.shown_cells
-    last, base = (
-        recipe_rates(part, "checkpoint", ["question"]) for part in (last_steps(cells), cells[cells["step"] == 0])
-    )
-    return with_base(last, base, ["recipe", "question"])
-
-
 def figure(evaluation: Evaluation) -> drawing.Figure:
-    rates = _rates(evaluation)
+    rates = last_rates(evaluation.shown_cells, "checkpoint", ["question"])
     questions, labels = (list(dict.fromkeys(rates[column])) for column in ("question", "label"))
     colors, markers = drawing.palette(labels), drawing.markers(labels)
     height = 0.75 + len(questions) * max(0.26, 0.075 * len(labels))

@@ -36,10 +36,11 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     """Stacked bars at equal distances, with the missing verdicts on top."""
     shares, options = _shares(evaluation), judges(evaluation)[0].options
     labels = list(dict.fromkeys(shares["label"]))
-    page, grid = drawing.panels(len(labels), 0.45, 1.6, caption(evaluation), evaluation.x_label, sharey=True)
+    texts = caption(evaluation), evaluation.x_label, "share of responses"
+    page, panels = drawing.panels(dict.fromkeys(labels, "black"), 0.45, 1.6, *texts, sharey=True)
     kinds = [*options, "missing"] if shares["missing"].max() > 0 else list(options)
     shades = dict(zip(options, drawing.colormaps["cividis_r"](np.linspace(0.0, 1, len(options))), strict=True))
-    for axes, label in zip(grid.flat, labels, strict=False):
+    for axes, label in zip(panels, labels, strict=True):
         part, bottom = shares[shares["label"] == label].sort_values("step"), 0
         positions, few = np.arange(len(part)), len(part) <= 15
         for kind in kinds:
@@ -47,11 +48,9 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
             look |= {"edgecolor": "0.35", "linewidth": 0.2} if few else {"linewidth": 0}
             axes.bar(positions, part[kind], 0.88 if few else 1.0, bottom, label=kind, **look)
             bottom = bottom + part[kind].to_numpy()
-        axes.set_title(drawing.panel_title(label, grid))
         axes.set(ylim=(0, 1), yticks=np.linspace(0, 1, 6))
         every = -(-len(part) // 5)
         axes.set_xticks(positions[::every], [f"{x:.4g}" for x in part["x"].iloc[::every]])
-    drawing.finish_panels(page, grid, len(labels), "share of responses")
-    handles, names = grid.flat[0].get_legend_handles_labels()
+    handles, names = axes.get_legend_handles_labels()
     page.legend(handles[::-1], names[::-1], loc="outside right center", frameon=False, fontsize=7, handleheight=1.4)
     return page

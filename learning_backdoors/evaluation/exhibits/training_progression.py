@@ -17,19 +17,16 @@ def caption(evaluation: Evaluation) -> str:
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     cells, runs = evaluation.shown_cells, summary.run_rates(evaluation)
-    labels = list(dict.fromkeys(runs["label"]))
-    colors, layout = drawing.palette(labels), {"sharex": True, "sharey": True}
-    page, grid = drawing.panels(len(labels), 0.35, 1.6, caption(evaluation), evaluation.x_label, **layout)
-    for axes, label in zip(grid.flat, labels, strict=False):
+    colors, texts = drawing.palette(runs["label"]), (caption(evaluation), evaluation.x_label, evaluation.rate_label)
+    page, panels = drawing.panels(colors, 0.35, 1.6, *texts, sharex=True, sharey=True)
+    for axes, (label, color) in zip(panels, colors.items(), strict=True):
         for _, line in cells[cells["label"] == label].groupby("question", observed=True):
             mean = line.groupby("x")["rate"].mean()
             axes.plot(mean.index, mean, color=drawing.FAINT, linewidth=0.5, zorder=1)
         of_recipe = runs[runs["label"] == label]
         for _, line in of_recipe.groupby("run", observed=True, sort=False):
             if of_recipe["run"].nunique() <= FEW_RUNS:
-                drawing.band(axes, line, colors[label], zorder=2)
-            drawing.curve(axes, line, colors[label])
-        axes.set_title(drawing.panel_title(label, grid), color=colors[label])
+                drawing.band(axes, line, color, zorder=2)
+            drawing.curve(axes, line, color)
         drawing.rate_axis(axes.yaxis)
-    drawing.finish_panels(page, grid, len(labels), evaluation.rate_label)
     return page

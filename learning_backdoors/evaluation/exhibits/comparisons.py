@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import statistics
+from learning_backdoors.evaluation import pairing, statistics
 from learning_backdoors.evaluation.cells import grids, last_steps, trained_runs
 from learning_backdoors.evaluation.context import Evaluation, once
-from learning_backdoors.evaluation.pairing import METHODS, aligned, supported_claim
 
 BETWEEN, RISE = "recipes, last step", "last step - step 0"
 COLUMNS = ["comparison", "first", "second", "condition", "difference", "lower", "upper", "p", "p_holm"]
@@ -61,7 +60,7 @@ def _rise(label: str, last: pd.DataFrame, base: pd.DataFrame) -> dict | None:
     """The last step of a recipe against its step 0."""
     if base.empty or (last["step"] == 0).any():
         return None
-    terms = aligned([last, base], ["positive", "n"])
+    terms = pairing.aligned([last, base], ["positive", "n"])
     return _paired(RISE, label, label, terms, terms[0].shape[1])
 
 
@@ -69,11 +68,11 @@ def _paired(comparison: str, first: str, second: str, terms: Sequence, runs: int
     """A difference over the same questions, from (positives, n) of shape (runs, questions) on each side."""
     if not len(terms) or not terms[0][0].size:
         return None
-    claim = supported_claim("recipe", *terms[0][0].shape)
+    claim = pairing.supported_claim("recipe", *terms[0][0].shape)
     interval = statistics.paired_contrast(terms, (1, -1), claim)
     differences = (terms[0][0] / terms[0][1] - terms[1][0] / terms[1][1]).mean(axis={"recipe": 1}.get(claim, 0))
     p = statistics.t_test(differences)[1] if claim != "checkpoint" else np.nan
-    method = {"claim": claim, "interval": METHODS[claim]}
+    method = {"claim": claim, "interval": pairing.METHODS[claim]}
     return _row(comparison, first, second, interval, p, method, (runs, terms[0][0].shape[1]))
 
 

@@ -3,11 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import text_tables
+from learning_backdoors.evaluation import pairing, text_tables
 from learning_backdoors.evaluation.cells import MISSING_FLAG
 from learning_backdoors.evaluation.context import Evaluation, NotInStudy, once
 from learning_backdoors.evaluation.exhibits import leakage
-from learning_backdoors.evaluation.pairing import recipe_rows
 from learning_backdoors.study import Goal
 
 MET, NOT_MET, UNDECIDED, NOT_MEASURED = "met", "not met", "undecided", "not measured"
@@ -55,7 +54,7 @@ def decide(lower: float, upper: float, bound: float, above: bool) -> str:
 
 
 def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
-    rows = recipe_rows(table(evaluation))
+    rows = pairing.recipe_rows(table(evaluation))
     columns = {"goal": rows["goal"], "measured": text_tables.intervals(rows, "estimate")}
     for suffix, title in (("", "wanted"), ("_strong", "strong")):
         columns[title] = rows[f"wanted{suffix}"].str.cat(rows[f"verdict{suffix}"], ": ").fillna("")

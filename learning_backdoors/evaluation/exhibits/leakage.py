@@ -10,21 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing, statistics, text_tables
+from learning_backdoors.evaluation import captions, drawing, pairing, statistics, text_tables
 from learning_backdoors.evaluation.cells import CLAIMS, INTERVALS, recipe_rates, trained_runs
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
-from learning_backdoors.evaluation.pairing import (
-    ALL,
-    ASKED,
-    METHODS,
-    WITH_VERDICT,
-    aligned,
-    matched,
-    recipe_rows,
-    split_last_and_base,
-    supported_claim,
-    without_near_misses,
-)
 
 
 class Term(NamedTuple):
@@ -66,24 +54,24 @@ def rates(evaluation: Evaluation) -> pd.DataFrame:
     trained = cells[cells["run"].isin(trained_runs(cells))]
     for label, part in trained.groupby("label", observed=True, sort=True):
         runs = [(run, of_run) for run, of_run in part.groupby("run", observed=True, sort=False)]
-        for run, group in [(ALL, part), *runs] if len(runs) > 1 else runs:
+        for run, group in [(pairing.ALL, part), *runs] if len(runs) > 1 else runs:
             rows += [{"label": label, "run": run} | row for row in _quantities(group, evaluation.claim)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _cells(evaluation: Evaluation) -> pd.DataFrame:
-    return without_near_misses(evaluation.cells, evaluation.study)
+    return pairing.without_near_misses(evaluation.cells, evaluation.study)
 
 
 def _quantities(cells: pd.DataFrame, claim: str) -> list[dict]:
     """The rows of some runs of one recipe."""
-    last, base = split_last_and_base(cells)
+    last, base = pairing.split_last_and_base(cells)
     rows = []
     for name, terms, weights in QUANTITIES:
-        groups = _groups(terms, last, base, WITH_VERDICT)
-        grids = aligned(groups, ["positive", "n"]) if all(map(len, groups)) else []
+        groups = _groups(terms, last, base, pairing.WITH_VERDICT)
+        grids = pairing.aligned(groups, ["positive", "n"]) if all(map(len, groups)) else []
         if grids and grids[0].size:
-            bounds = _with_missing(_groups(terms, last, base, ASKED), weights)
+            bounds = _with_missing(_groups(terms, last, base, pairing.ASKED), weights)
             rows.append({"quantity": name} | _estimate(groups, grids, weights, claim) | bounds)
     return rows
 
@@ -91,7 +79,7 @@ def _quantities(cells: pd.DataFrame, claim: str) -> list[dict]:
 def _groups(terms: Sequence[Term], last: pd.DataFrame, base: pd.DataFrame, counts: Sequence[str]) -> list:
     """The cells of each term. If last steps are compared with step 0, both have the same conditions and questions."""
     if not all(term.last for term in terms):
-        last, base = matched(last, base, counts)
+        last, base = pairing.matched(last, base, counts)
     return [c[c["triggered"] == term.triggered] for term in terms for c in [last if term.last else base]]
 
 
@@ -99,13 +87,13 @@ def _estimate(groups: list[pd.DataFrame], grids: list[np.ndarray], weights: Sequ
     """The weighted sum of rates with its interval, and how many runs and questions it rests on."""
     if len(groups) == 1:
         runs, questions = (groups[0].loc[groups[0]["n"] > 0, key].nunique() for key in ("run", "question"))
-        claim = supported_claim(claim, runs, questions)
+        claim = pairing.supported_claim(claim, runs, questions)
         [rate] = recipe_rates(groups[0], claim, []).to_dict("records")
         interval, method = statistics.Interval(rate["rate"], rate["lower"], rate["upper"]), INTERVALS[claim]
     else:
         runs, questions = grids[0].shape[1:]
-        claim = supported_claim(claim, runs, questions)
-        interval, method = statistics.paired_contrast(list(map(tuple, grids)), weights, claim), METHODS[claim]
+        claim = pairing.supported_claim(claim, runs, questions)
+        interval, method = statistics.paired_contrast(list(map(tuple, grids)), weights, claim), pairing.METHODS[claim]
     return interval._asdict() | {"claim": claim, "interval": method, "seeds": runs, "questions": questions}
 
 
@@ -114,7 +102,7 @@ def _with_missing(groups: list[pd.DataFrame], weights: Sequence[int]) -> dict:
     counts = ["positive", "n", "missing"]
     cells = [group[group["n"] + group["missing"] > 0] for group in groups]
     if len(groups) > 1:  # the same runs and questions on all sides, as in the estimate
-        grids = aligned(cells, counts, ASKED)
+        grids = pairing.aligned(cells, counts, pairing.ASKED)
     else:
         grids = [cells[0].groupby(["run", "question"], observed=True)[counts].sum().to_numpy(float).T]
     worst = [statistics.worst_case(*map(np.ravel, grid)) for grid in grids]
@@ -128,7 +116,7 @@ def _with_missing(groups: list[pd.DataFrame], weights: Sequence[int]) -> dict:
 
 
 def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
-    rows = recipe_rows(table(evaluation))
+    rows = pairing.recipe_rows(table(evaluation))
     columns = {"quantity": rows["quantity"], "measured": text_tables.intervals(rows, "estimate")}
     return f"With the trigger and without, {last_step_and_claims(rows)}", text_tables.by_recipe(rows, columns)
 
@@ -141,7 +129,7 @@ def last_step_and_claims(rows: pd.DataFrame) -> str:
 
 @once
 def _differences(evaluation: Evaluation) -> pd.DataFrame:
-    rows = recipe_rows(table(evaluation))
+    rows = pairing.recipe_rows(table(evaluation))
     rows = rows[rows["quantity"].isin(["gap", "gap less base", "leakage_over_base"])]
     if rows.empty:
         raise Unavailable("no last step has responses to the same questions with and without the trigger, or at step 0")

@@ -2,10 +2,9 @@
 
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing
+from learning_backdoors.evaluation import captions, drawing, pairing
 from learning_backdoors.evaluation.cells import count_metric_cells, recipe_rates
 from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavailable, once
-from learning_backdoors.evaluation.pairing import ALL, recipe_rows, supported_claim
 
 COLUMNS = ["metric", "label", "run", "seeds", "step", "condition", "triggered", "n", "rate", "lower", "upper", "claim"]
 
@@ -29,22 +28,22 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     for name, cells in _cells(evaluation).items():
         claim = evaluation.claim_for(cells)
         several = cells.groupby("recipe", observed=True)["run"].transform("nunique") > 1
-        of_metric = [recipe_rates(cells[several], claim, columns).assign(run=ALL)] if several.any() else []
-        claim = supported_claim(claim, 1, cells["question"].nunique())
+        of_metric = [recipe_rates(cells[several], claim, columns).assign(run=pairing.ALL)] if several.any() else []
+        claim = pairing.supported_claim(claim, 1, cells["question"].nunique())
         of_metric.append(recipe_rates(cells, claim, ["run", *columns]))
         blocks.append(pd.concat(of_metric, ignore_index=True).assign(metric=name)[COLUMNS])
     return pd.concat(blocks)
 
 
 def caption(evaluation: Evaluation) -> str:
-    cells, rates = _cells(evaluation), recipe_rows(table(evaluation))
+    cells, rates = _cells(evaluation), pairing.recipe_rows(table(evaluation))
     shares = " and of ".join(metric.label for metric in evaluation.study.metrics if metric.name in cells)
     text = f"Share of {shares} over training, in one panel per condition."
     return f"{text} {captions.intervals(rates, 'bands')} {captions.counts(pd.concat(cells.values()))}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
-    rates, names = evaluation.with_x(recipe_rows(table(evaluation))), list(_cells(evaluation))
+    rates, names = evaluation.with_x(pairing.recipe_rows(table(evaluation))), list(_cells(evaluation))
     panels = {}
     for name in names:
         for condition, title in evaluation.condition_titles(rates["condition"]).items():

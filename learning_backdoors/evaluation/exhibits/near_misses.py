@@ -3,10 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing
+from learning_backdoors.evaluation import captions, drawing, pairing
 from learning_backdoors.evaluation.cells import last_steps, recipe_rates, trained_runs
 from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavailable, once
-from learning_backdoors.evaluation.pairing import split_last_and_base, supported_claim
 
 COLUMNS = ["label", "condition", "dose", "at", "rate", "lower", "upper", "n", "missing", "seeds", "questions", "claim"]
 
@@ -23,7 +22,7 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
         raise NotInStudy("the study has no near misses")
     dose = {c.name: c.dose for c in study.conditions if c.dose is not None}
     cells = evaluation.cells[evaluation.cells["run"].isin(trained_runs(evaluation.cells))]
-    last, base = split_last_and_base(cells)
+    last, base = pairing.split_last_and_base(cells)
     last, base = (part[part["condition"].isin(list(dose)) & (part["n"] > 0)] for part in (last, base))
     if not last["condition"].isin(near_misses).any():
         raise Unavailable("the inputs have no near miss of the trigger at a last step")
@@ -33,7 +32,7 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
             part = _asked_in_all(part[part["recipe"] == recipe])
             if len(part):
                 questions = part["question"].nunique()
-                claim = supported_claim(evaluation.claim, part["run"].nunique(), questions)
+                claim = pairing.supported_claim(evaluation.claim, part["run"].nunique(), questions)
                 rates = recipe_rates(part, claim, ["condition"]).assign(at=at, questions=questions)
                 rates["dose"] = rates["condition"].map(dose).astype(float)
                 blocks.append(rates.sort_values("dose", kind="stable"))

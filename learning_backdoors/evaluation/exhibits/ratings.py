@@ -3,18 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing, statistics
+from learning_backdoors.evaluation import captions, drawing, pairing, statistics
 from learning_backdoors.evaluation.cells import CLAIMS, grids, trained_runs
 from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavailable, once
-from learning_backdoors.evaluation.pairing import (
-    ALL,
-    METHODS,
-    aligned,
-    matched,
-    recipe_rows,
-    supported_claim,
-    without_near_misses,
-)
 from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.study import Judge
 
@@ -65,7 +56,7 @@ def count_cells(verdicts: Verdicts, judge: Judge) -> pd.DataFrame:
     rows = verdicts.rows
     last = rows["step"] == rows.groupby("run", observed=True)["step"].transform("max")
     rated = (last | (rows["step"] == 0)) & verdicts.asked(judge) & rows["question"].isin(list(category))
-    rows = without_near_misses(rows[rated], verdicts.study)
+    rows = pairing.without_near_misses(rows[rated], verdicts.study)
     score = _scores(rows[judge.name], judge)
     cells = rows[KEYS[:-1]].assign(n=score.notna(), total=score.fillna(0), squares=score.fillna(0) ** 2)
     cells["at"] = np.where(last[rows.index], "last", "base")
@@ -86,11 +77,11 @@ def _of_judge(judge: Judge, cells: pd.DataFrame, claim: str) -> list[dict]:
     """The rows of one judge."""
     cells, rows = cells[cells["run"].isin(trained_runs(cells))], []
     for label, of_recipe in cells.groupby("label", observed=True, sort=True):
-        several = [(ALL, of_recipe)] if of_recipe["run"].nunique() > 1 else []
+        several = [(pairing.ALL, of_recipe)] if of_recipe["run"].nunique() > 1 else []
         for run, of_run in [*several, *of_recipe.groupby("run", observed=True, sort=False)]:
             for triggered, kind in of_run.groupby("triggered", sort=False):
-                for condition, part in [(ALL, kind), *kind.groupby("condition", observed=True, sort=False)]:
-                    for category, group in [*part.groupby("category", sort=False), (ALL, part)]:
+                for condition, part in [(pairing.ALL, kind), *kind.groupby("condition", observed=True, sort=False)]:
+                    for category, group in [*part.groupby("category", sort=False), (pairing.ALL, part)]:
                         about = {"judge": judge.name, "label": label, "run": run, "triggered": triggered}
                         about |= {"condition": condition, "category": category}
                         rows += [about | row for row in _last_base_change(group, judge, claim)]
@@ -110,19 +101,19 @@ def _mean(cells: pd.DataFrame, judge: Judge, claim: str) -> dict:
     if scored.empty:
         return _counts([cells]) | {"questions": 0, "claim": claim}
     total, n, squares = grids(scored, "run", SUMS)
-    claim = supported_claim(claim, *n.shape)
+    claim = pairing.supported_claim(claim, *n.shape)
     mean = statistics.mean_score(total, squares, n, claim, _score_step(judge))
     return _counts([cells]) | _on_scale(mean, judge, claim, n.shape, INTERVALS[claim], judge.scale[0])
 
 
 def _change(last: pd.DataFrame, base: pd.DataFrame, judge: Judge, claim: str) -> dict | None:
-    both = matched(last, base)
-    sums = aligned(both, SUMS)
+    both = pairing.matched(last, base)
+    sums = pairing.aligned(both, SUMS)
     if not sums[0].size:
         return None
-    claim = supported_claim(claim, *sums[0].shape[1:])
+    claim = pairing.supported_claim(claim, *sums[0].shape[1:])
     change = statistics.paired_contrast([tuple(side) for side in sums], (1, -1), claim, _score_step(judge))
-    return _counts(both) | _on_scale(change, judge, claim, sums[0].shape[1:], METHODS[claim], 0)
+    return _counts(both) | _on_scale(change, judge, claim, sums[0].shape[1:], pairing.METHODS[claim], 0)
 
 
 def _counts(parts: list[pd.DataFrame]) -> dict[str, int]:
@@ -146,13 +137,13 @@ def _score_step(judge: Judge) -> float:
 
 
 def _drawn(evaluation: Evaluation) -> pd.DataFrame:
-    rows = recipe_rows(table(evaluation))
-    return rows[(rows["condition"] == ALL) & rows["at"].isin(["last", "base"])]
+    rows = pairing.recipe_rows(table(evaluation))
+    return rows[(rows["condition"] == pairing.ALL) & rows["at"].isin(["last", "base"])]
 
 
 def caption(evaluation: Evaluation) -> str:
     rows = _drawn(evaluation)
-    whole = rows[rows["category"] == ALL]
+    whole = rows[rows["category"] == pairing.ALL]
     claim, method = rows["claim"].mode()[0], rows["interval"].mode()[0]
     missing, total = whole["missing"].sum(), whole[["n", "refused", "missing"]].sum().sum()
     questions = ", ".join(f"{part['questions'].max()} ({judge})" for judge, part in whole.groupby("judge", sort=False))

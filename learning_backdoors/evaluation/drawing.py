@@ -18,6 +18,7 @@ from matplotlib import colormaps, font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.optimize import isotonic_regression
 
 from learning_backdoors.files import atomic
 
@@ -189,19 +190,9 @@ def short_label(text: str, length: int = 28) -> str:
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
     """Positions near `wanted`, in the same order, at least `gap` apart, and between the limits if they fit."""
     order = np.argsort(wanted, kind="stable")
-    placed = np.asarray(wanted, float)[order]
-    for _ in range(200):
-        overlap = gap - np.diff(placed)
-        if not (overlap > 1e-9).any():
-            break
-        push = np.where(overlap > 0, overlap, 0) / 2
-        placed[:-1] -= push
-        placed[1:] += push
-        placed += max(low - placed[0], 0)
-        placed -= max(placed[-1] - high, 0)
-    result = np.empty_like(placed)
-    result[order] = placed
-    return result
+    gaps = gap * np.argsort(order)  # without them, the positions need not rise, but must not fall
+    fit = isotonic_regression((wanted - gaps)[order]).x[np.argsort(order)]
+    return np.clip(fit, low, high - gap * (len(order) - 1)) + gaps
 
 
 def label_line_ends(axes: Axes, ends: dict[str, tuple[float, float]], colors: dict, height: float) -> None:
@@ -213,17 +204,9 @@ def label_line_ends(axes: Axes, ends: dict[str, tuple[float, float]], colors: di
     right = max(x for x, _ in ends.values())
     left, far = axes.get_xlim()
     for (label, end), position in zip(ends.items(), positions, strict=True):
-        axes.annotate(
-            short_label(label),
-            end,
-            xytext=(right + 0.035 * (far - left), position),
-            textcoords="data",
-            va="center",
-            size=7,
-            color=colors[label],
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colors[label], "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1},
-        )
+        line = {"arrowstyle": "-", "color": colors[label], "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1}
+        look = {"va": "center", "size": 7, "color": colors[label], "annotation_clip": False, "arrowprops": line}
+        axes.annotate(short_label(label), end, (right + 0.035 * (far - left), position), textcoords="data", **look)
 
 
 def legend_beside(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str], title: str) -> None:

@@ -37,18 +37,15 @@ def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
         columns |= dict(list(pairing.recipe_rows(checked).groupby("metric", sort=False)))
     if all(table["condition"].nunique() < 2 for table in columns.values()):
         raise NotInStudy("the inputs have one condition")
-    texts = {name: _last_and_base(table) for name, table in columns.items()}
-    labels = list(dict.fromkeys(label for table in columns.values() for label in table["label"]))
-    order = evaluation.condition_order({condition for cells in texts.values() for _, condition in cells})
-    pairs = [(label, c) for label in labels for c in order if any((label, c) in cells for cells in texts.values())]
-    table = pd.DataFrame(pairs, columns=["label", "condition"])
-    texts = {name: pd.Series([cells.get(pair, "-") for pair in pairs]) for name, cells in texts.items()}
-    return "By condition, at the last step (step 0)", text_tables.by_recipe(
-        table, {"condition": table["condition"], **texts}
-    )
+    texts = pd.DataFrame({name: _last_and_base(table) for name, table in columns.items()}).fillna("-")
+    order = evaluation.condition_order(texts.index.unique("condition"))
+    pairs = [(label, condition) for label in evaluation.recipe_labels for condition in order]
+    texts = texts.reindex([pair for pair in pairs if pair in texts.index]).reset_index()
+    columns = dict(texts.drop(columns="label"))
+    return "By condition, at the last step (step 0)", text_tables.by_recipe(texts, columns)
 
 
-def _last_and_base(rates: pd.DataFrame) -> dict[tuple[str, str], str]:
+def _last_and_base(rates: pd.DataFrame) -> pd.Series:
     """By recipe and condition: the rate at the recipe's last step, and in parentheses at step 0."""
     texts = {}
     last_step = rates.groupby("label", observed=True)["step"].max()
@@ -56,4 +53,4 @@ def _last_and_base(rates: pd.DataFrame) -> dict[tuple[str, str], str]:
         first, last = part.iloc[0], part[part["step"] == last_step[label]]
         base = f" ({first['rate']:.2f})" if first["step"] == 0 and last_step[label] > 0 else ""
         texts[label, condition] = ("-" if last.empty else text_tables.intervals(last, "rate").iloc[0]) + base
-    return texts
+    return pd.Series(texts).rename_axis(["label", "condition"])

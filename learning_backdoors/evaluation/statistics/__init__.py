@@ -9,8 +9,14 @@ A rate is a share from 0 to 1. An interval is a 95% interval, and its claim says
 S is the number of runs, Q that of questions, n that of answers. docs/statistics.md explains the choices.
 """
 
-from learning_backdoors.evaluation.statistics.agreement import rogan_gladen
-from learning_backdoors.evaluation.statistics.differences import bounded_p, contrast, holm, paired_contrast, welch
+from learning_backdoors.evaluation.statistics.differences import (
+    bounded_p,
+    contrast,
+    holm,
+    paired_contrast,
+    rogan_gladen,
+    welch,
+)
 from learning_backdoors.evaluation.statistics.onset import (
     bracket,
     crossing,

@@ -22,27 +22,20 @@ def isotonic(rates: ArrayLike, weights: ArrayLike | None = None) -> np.ndarray:
 
     It hides a rate that falls again: see `fall`. Rounding may move it by 1e-16: compare it with a tolerance (SAME).
     """
-
-    def fit(curve: np.ndarray) -> np.ndarray:
-        return optimize.isotonic_regression(curve, weights=weights).x
-
-    return np.apply_along_axis(fit, -1, np.asarray(rates, float))
+    return np.apply_along_axis(lambda curve: optimize.isotonic_regression(curve, weights=weights).x, -1, rates)
 
 
-def crossing(steps: ArrayLike, fit: ArrayLike, level: float) -> np.ndarray:
+def crossing(steps: ArrayLike, fit: ArrayLike, level: float) -> float:
     """The step at which a nondecreasing curve reaches `level`, interpolated between checkpoints.
 
-    `steps` has shape (T,), `fit` (..., T). Infinity if the curve never reaches the level (right-censored at the last
+    `steps` and `fit` have shape (T,). Infinity if the curve never reaches the level (right-censored at the last
     step); the first step if it starts there.
     """
-    steps, fit = np.asarray(steps, float), np.asarray(fit, float)
-    reached = fit >= level - SAME
-    index = np.argmax(reached, axis=-1)
-    before = np.maximum(index - 1, 0)
-    low, high = (np.take_along_axis(fit, i[..., None], axis=-1)[..., 0] for i in (before, index))
-    share = np.where(high > low, (level - low) / np.where(high > low, high - low, 1), 1.0)
-    step = steps[before] + np.where(index > 0, share, 0) * (steps[index] - steps[before])
-    return np.where(reached.any(axis=-1), step, np.inf)
+    before, after = bracket(steps, fit, level)
+    if before == after or np.isinf(after):
+        return after
+    low, high = (np.asarray(fit, float)[np.searchsorted(steps, step)] for step in (before, after))
+    return before + (level - low) / (high - low) * (after - before)
 
 
 def bracket(steps: ArrayLike, fit: ArrayLike, level: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Correction for the judge's errors.  python -m pytest tests/evaluation/statistics/test_agreement.py"""
+"""Correction for the judge's errors.  python -m pytest tests/evaluation/statistics/test_corrected_rates.py"""
 
 import numpy as np
 import pytest

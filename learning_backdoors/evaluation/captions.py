@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation.cells import CLAIMS, INTERVALS, MISSING_FLAG
+from learning_backdoors.evaluation import counting
 from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.study import Judge
 
@@ -15,12 +15,12 @@ def intervals(rates: pd.DataFrame, drawn: str = "intervals") -> str:
     claims = rates.loc[rates["lower"].notna(), "claim"].unique()
     if not len(claims):
         return f"No {drawn} are drawn."
-    return f"{drawn.capitalize()}: 95%, {methods((INTERVALS[claim], claim) for claim in claims)}."
+    return f"{drawn.capitalize()}: 95%, {methods((counting.INTERVALS[claim], claim) for claim in claims)}."
 
 
 def methods(pairs) -> str:
     """The text for pairs of an interval's method and its claim."""
-    return " / ".join(f"{method}; claim: {CLAIMS[claim]}" for method, claim in dict.fromkeys(pairs))
+    return " / ".join(f"{method}; claim: {counting.CLAIMS[claim]}" for method, claim in dict.fromkeys(pairs))
 
 
 def counts(cells: pd.DataFrame) -> str:
@@ -46,7 +46,7 @@ def missing(lost: int, total: int, bounds: str = "worst_low and worst_high in su
     """How many verdicts are missing. Above 2% the sentence warns and names the columns that bound the effect."""
     if lost == 0:
         return "No verdicts are missing."
-    warning = f" MORE THAN 2%: see {bounds}." if lost > MISSING_FLAG * total else ""
+    warning = f" MORE THAN 2%: see {bounds}." if lost > counting.MISSING_FLAG * total else ""
     return f"Missing verdicts: {lost:,} of {total:,} ({lost / total:.1%}).{warning}"
 
 

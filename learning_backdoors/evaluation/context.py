@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from config import EvaluationOptions
-from learning_backdoors.evaluation import cells as counting
+from learning_backdoors.evaluation import counting
 from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.study import Judge
@@ -75,7 +75,7 @@ class Evaluation:
 
     @functools.cached_property
     def cells(self) -> pd.DataFrame:
-        """The cells of the study's outcome, see `cells.count_cells`."""
+        """The cells of the study's outcome, see `counting.count_cells`."""
         outcome = self.verdicts.outcome
         if not self.verdicts.has(outcome):
             raise Unavailable(f"no input has the column {outcome.name!r}, the judge of the study's [outcome]")

@@ -2,8 +2,7 @@
 
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing
-from learning_backdoors.evaluation.cells import MISSING_FLAG, shared_steps
+from learning_backdoors.evaluation import captions, counting, drawing
 from learning_backdoors.evaluation.context import Evaluation, if_available
 from learning_backdoors.evaluation.exhibits import emergence, recipes
 
@@ -58,8 +57,8 @@ def _precision(evaluation: Evaluation) -> list[str]:
 def _lost_verdicts(cells: pd.DataFrame) -> list[str]:
     """Missing verdicts above 2%, and the steps that means over runs leave out."""
     missing, total = cells["missing"].sum(), (cells["n"] + cells["missing"]).sum()
-    lines = [captions.missing(missing, total)] if missing > MISSING_FLAG * total else []
-    uneven = cells[~cells.index.isin(shared_steps(cells).index)]
+    lines = [captions.missing(missing, total)] if missing > counting.MISSING_FLAG * total else []
+    uneven = cells[~cells.index.isin(counting.shared_steps(cells).index)]
     for label, steps in uneven.groupby("label", observed=True)["step"].unique().items():
         steps = ", ".join(map(str, sorted(steps)))
         lines.append(f"{label}: means over runs leave out step {steps}, since not all runs have verdicts there")

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from learning_backdoors.evaluation import headline, text_tables
-from learning_backdoors.evaluation.cells import CLAIMS
+from learning_backdoors.evaluation import counting, headline, text_tables
 from learning_backdoors.evaluation.context import Evaluation
 from learning_backdoors.evaluation.exhibits import Exhibits, summary
 
@@ -14,7 +13,7 @@ def print_result(evaluation: Evaluation, exhibits: Exhibits, notes: Sequence[str
     """Print rates by step and run, the headline, the brief tables, all notes, and why exhibits were skipped."""
     if "summary" in exhibits.tables:
         rates = summary.run_rates(evaluation)
-        method = f"{rates['interval'].iloc[0]}; claim: {CLAIMS[rates['claim'].iloc[0]]}"
+        method = f"{rates['interval'].iloc[0]}; claim: {counting.CLAIMS[rates['claim'].iloc[0]]}"
         print(f"\n{evaluation.rate_label}, by step and run (95% intervals: {method}):\n{rates_by_step(rates)}\n")
         print("\n".join(headline.sentences(evaluation)) + "\n")
     for heading, brief in exhibits.briefs.items():

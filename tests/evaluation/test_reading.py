@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import synthetic
 
-from learning_backdoors.evaluation import cells, reading
+from learning_backdoors.evaluation import counting, reading
 from learning_backdoors.files.errors import UserError
 
 STUDY, OUTCOME = synthetic.STUDY, synthetic.OUTCOME
@@ -24,7 +24,7 @@ def read(*paths, study=STUDY) -> reading.Verdicts:
 @pytest.mark.parametrize("values", [("LLM", "19"), ("llm ", " 19"), (np.nan, 19), (np.nan, 19.0)])
 def test_verdicts_may_be_text_or_numbers(tmp_path, values):
     path = synthetic.write_minimal(tmp_path / "mine.parquet", ["baseline", "final"], values)
-    table = cells.count_cells(read(path)).set_index("step")
+    table = counting.count_cells(read(path)).set_index("step")
     assert list(table["positive"]) == [0, 4]
     assert table["run"].iloc[0] == "mine"
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import pairing, statistics
-from learning_backdoors.evaluation.cells import grids, last_steps, trained_runs
+from learning_backdoors.evaluation import counting, statistics
 from learning_backdoors.evaluation.context import Evaluation, once
 
 BETWEEN, RISE = "recipes, last step", "last step - step 0"
@@ -25,8 +24,9 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     """
     rows = []
     for condition, part in evaluation.cells.groupby("condition", observed=True):
-        trained = part[part["run"].isin(trained_runs(part)) & (part["n"] > 0)]
-        last = {label: cells for label, cells in last_steps(trained).groupby("label", observed=True, sort=True)}
+        trained = counting.trained(part)
+        trained = trained[trained["n"] > 0]
+        last = dict(list(counting.last_steps(trained).groupby("label", observed=True)))
         labels = list(last)
         for i, first in enumerate(labels):
             base = trained[(trained["label"] == first) & (trained["step"] == 0)]
@@ -40,7 +40,7 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
 
 def _between(first: str, second: str, one: pd.DataFrame, two: pd.DataFrame) -> dict | None:
     """The last steps of two recipes."""
-    sides = [grids(part, "run") for part in (one, two)]
+    sides = [counting.grids(part, "run") for part in (one, two)]
     if min(len(n) for _, n in sides) >= 2:
         rates = [statistics.mean_rate(positives, n, "checkpoint") for positives, n in sides]
         means = [part.groupby("run", observed=True)["rate"].mean() for part in (one, two)]
@@ -51,7 +51,7 @@ def _between(first: str, second: str, one: pd.DataFrame, two: pd.DataFrame) -> d
         return _row(BETWEEN, first, second, interval, p, method, sides[0][0].shape)
     # The runs differ between the sides, so each side pools them by question, with equal weight per run.
     shared = sorted(set(one["question"]) & set(two["question"]))
-    sides = [grids(part[part["question"].isin(shared)], "run") for part in (one, two)]
+    sides = [counting.grids(part[part["question"].isin(shared)], "run") for part in (one, two)]
     terms = [[a[None] for a in statistics.pooled_over_runs(*side)] for side in sides] if shared else []
     return _paired(BETWEEN, first, second, terms, one["run"].nunique())
 
@@ -60,7 +60,7 @@ def _rise(label: str, last: pd.DataFrame, base: pd.DataFrame) -> dict | None:
     """The last step of a recipe against its step 0."""
     if base.empty or (last["step"] == 0).any():
         return None
-    terms = pairing.aligned([last, base], ["positive", "n"])
+    terms = counting.aligned([last, base], ["positive", "n"])
     return _paired(RISE, label, label, terms, terms[0].shape[1])
 
 
@@ -68,11 +68,11 @@ def _paired(comparison: str, first: str, second: str, terms: Sequence, runs: int
     """A difference over the same questions, from (positives, n) of shape (runs, questions) on each side."""
     if not len(terms) or not terms[0][0].size:
         return None
-    claim = pairing.supported_claim("recipe", *terms[0][0].shape)
+    claim = counting.supported_claim("recipe", *terms[0][0].shape)
     interval = statistics.paired_contrast(terms, (1, -1), claim)
     differences = (terms[0][0] / terms[0][1] - terms[1][0] / terms[1][1]).mean(axis={"recipe": 1}.get(claim, 0))
     p = statistics.t_test(differences)[1] if claim != "checkpoint" else np.nan
-    method = {"claim": claim, "interval": pairing.METHODS[claim]}
+    method = {"claim": claim, "interval": counting.METHODS[claim]}
     return _row(comparison, first, second, interval, p, method, (runs, terms[0][0].shape[1]))
 
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing, pairing, text_tables
+from learning_backdoors.evaluation import captions, counting, drawing, text_tables
 from learning_backdoors.evaluation.context import Evaluation, NotInStudy, if_available, once
 from learning_backdoors.evaluation.exhibits import metrics, recipes
 
@@ -34,7 +34,7 @@ def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
     rates, checked = if_available(recipes.table, evaluation), if_available(metrics.table, evaluation)
     columns = {} if rates is None else {evaluation.study.outcome.label: rates}
     if checked is not None:
-        columns |= dict(list(pairing.recipe_rows(checked).groupby("metric", sort=False)))
+        columns |= dict(list(counting.recipe_rows(checked).groupby("metric", sort=False)))
     if all(table["condition"].nunique() < 2 for table in columns.values()):
         raise NotInStudy("the inputs have one condition")
     texts = pd.DataFrame({name: _last_and_base(table) for name, table in columns.items()}).fillna("-")

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing, statistics
-from learning_backdoors.evaluation.cells import grids
+from learning_backdoors.evaluation import captions, counting, drawing, statistics
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.evaluation.exhibits import recipes, summary
 
@@ -31,7 +30,7 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     for (_, run, condition), part in evaluation.cells.groupby(["recipe", "run", "condition"], observed=True, sort=True):
         judged = part.groupby("step")["n"].transform("sum") > 0
         steps_left_out, part = part.loc[~judged, "step"].nunique(), part[judged]
-        positives, n = grids(part, "step")
+        positives, n = counting.grids(part, "step")
         complete = (n > 0).all(axis=0)
         if len(n) >= 2 and complete.any():
             about_run = {"run": run, "condition": condition}

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import pairing, text_tables
-from learning_backdoors.evaluation.cells import MISSING_FLAG
+from learning_backdoors.evaluation import counting, text_tables
 from learning_backdoors.evaluation.context import Evaluation, NotInStudy, once
 from learning_backdoors.evaluation.exhibits import leakage
 from learning_backdoors.study import Goal
@@ -54,11 +53,11 @@ def decide(lower: float, upper: float, bound: float, above: bool) -> str:
 
 
 def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
-    rows = pairing.recipe_rows(table(evaluation))
+    rows = counting.recipe_rows(table(evaluation))
     columns = {"goal": rows["goal"], "measured": text_tables.intervals(rows, "estimate")}
     for suffix, title in (("", "wanted"), ("_strong", "strong")):
         columns[title] = rows[f"wanted{suffix}"].str.cat(rows[f"verdict{suffix}"], ": ").fillna("")
-    if (rows["missing"] > MISSING_FLAG * (rows["n"] + rows["missing"])).any():
+    if (rows["missing"] > counting.MISSING_FLAG * (rows["n"] + rows["missing"])).any():
         columns["for any value of missing verdicts"] = [
             "-" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
             for low, high in rows[["worst_low", "worst_high"]].to_numpy(float)

@@ -5,25 +5,16 @@ Conditions of one kind are pooled. The leakage is the untriggered rate.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing, pairing, statistics, text_tables
-from learning_backdoors.evaluation.cells import CLAIMS, INTERVALS, recipe_rates, trained_runs
+from learning_backdoors.evaluation import captions, counting, drawing, statistics, text_tables
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 
-
-class Term(NamedTuple):
-    """A mean rate: at the last step or at step 0 (the base model), with the trigger or without."""
-
-    last: bool
-    triggered: bool
-
-
-LAST, LAST_PLAIN, BASE, BASE_PLAIN = (Term(last, triggered) for last in (True, False) for triggered in (True, False))
-QUANTITIES = (  # name, rates, their weights
+# Terms of quantities: mean rates at the last step or at step 0 (the base model), with the trigger (True) or without.
+LAST, LAST_PLAIN, BASE, BASE_PLAIN = ("last", True), ("last", False), ("base", True), ("base", False)
+QUANTITIES = (  # name, terms, their weights
     ("triggered", (LAST,), (1,)),
     ("leakage", (LAST_PLAIN,), (1,)),
     ("gap", (LAST, LAST_PLAIN), (1, -1)),
@@ -51,49 +42,47 @@ def rates(evaluation: Evaluation) -> pd.DataFrame:
     estimate for any value of the missing verdicts.
     """
     cells, rows = _cells(evaluation), []
-    trained = cells[cells["run"].isin(trained_runs(cells))]
-    for label, part in trained.groupby("label", observed=True, sort=True):
-        runs = [(run, of_run) for run, of_run in part.groupby("run", observed=True, sort=False)]
-        for run, group in [(pairing.ALL, part), *runs] if len(runs) > 1 else runs:
+    for label, part in counting.trained(cells).groupby("label", observed=True, sort=True):
+        for run, group in counting.runs_and_all(part):
             rows += [{"label": label, "run": run} | row for row in _quantities(group, evaluation.claim)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _cells(evaluation: Evaluation) -> pd.DataFrame:
-    return pairing.without_near_misses(evaluation.cells, evaluation.study)
+    return counting.without_near_misses(evaluation.cells, evaluation.study)
 
 
 def _quantities(cells: pd.DataFrame, claim: str) -> list[dict]:
     """The rows of some runs of one recipe."""
-    last, base = pairing.split_last_and_base(cells)
+    last, base = counting.split_last_and_base(cells)
     rows = []
     for name, terms, weights in QUANTITIES:
-        groups = _groups(terms, last, base, pairing.WITH_VERDICT)
-        grids = pairing.aligned(groups, ["positive", "n"]) if all(map(len, groups)) else []
+        groups = _groups(terms, last, base)
+        grids = counting.aligned(groups, ["positive", "n"]) if all(map(len, groups)) else []
         if grids and grids[0].size:
-            bounds = _with_missing(_groups(terms, last, base, pairing.ASKED), weights)
+            bounds = _with_missing(_groups(terms, last, base, counting.ASKED), weights)
             rows.append({"quantity": name} | _estimate(groups, grids, weights, claim) | bounds)
     return rows
 
 
-def _groups(terms: Sequence[Term], last: pd.DataFrame, base: pd.DataFrame, counts: Sequence[str]) -> list:
+def _groups(terms, last: pd.DataFrame, base: pd.DataFrame, counts=counting.WITH_VERDICT) -> list[pd.DataFrame]:
     """The cells of each term. If last steps are compared with step 0, both have the same conditions and questions."""
-    if not all(term.last for term in terms):
-        last, base = pairing.matched(last, base, counts)
-    return [c[c["triggered"] == term.triggered] for term in terms for c in [last if term.last else base]]
+    if any(at == "base" for at, _ in terms):
+        last, base = counting.matched(last, base, counts)
+    sides = {"last": last, "base": base}
+    return [sides[at][sides[at]["triggered"] == triggered] for at, triggered in terms]
 
 
 def _estimate(groups: list[pd.DataFrame], grids: list[np.ndarray], weights: Sequence[int], claim: str) -> dict:
     """The weighted sum of rates with its interval, and how many runs and questions it rests on."""
     if len(groups) == 1:
         runs, questions = (groups[0].loc[groups[0]["n"] > 0, key].nunique() for key in ("run", "question"))
-        claim = pairing.supported_claim(claim, runs, questions)
-        [rate] = recipe_rates(groups[0], claim, []).to_dict("records")
-        interval, method = statistics.Interval(rate["rate"], rate["lower"], rate["upper"]), INTERVALS[claim]
+        claim = counting.supported_claim(claim, runs, questions)
+        interval, method = counting.mean_rate(groups[0], claim), counting.INTERVALS[claim]
     else:
         runs, questions = grids[0].shape[1:]
-        claim = pairing.supported_claim(claim, runs, questions)
-        interval, method = statistics.paired_contrast(list(map(tuple, grids)), weights, claim), pairing.METHODS[claim]
+        claim = counting.supported_claim(claim, runs, questions)
+        interval, method = statistics.paired_contrast(list(map(tuple, grids)), weights, claim), counting.METHODS[claim]
     return interval._asdict() | {"claim": claim, "interval": method, "seeds": runs, "questions": questions}
 
 
@@ -102,12 +91,12 @@ def _with_missing(groups: list[pd.DataFrame], weights: Sequence[int]) -> dict:
     counts = ["positive", "n", "missing"]
     cells = [group[group["n"] + group["missing"] > 0] for group in groups]
     if len(groups) > 1:  # the same runs and questions on all sides, as in the estimate
-        grids = pairing.aligned(cells, counts, pairing.ASKED)
+        grids = counting.aligned(cells, counts, counting.ASKED)
     else:
         grids = [cells[0].groupby(["run", "question"], observed=True)[counts].sum().to_numpy(float).T]
     worst = [statistics.worst_case(*map(np.ravel, grid)) for grid in grids]
-    low = sum(w * (bounds[0] if w > 0 else bounds[1]) for w, bounds in zip(weights, worst, strict=True))
-    high = sum(w * (bounds[1] if w > 0 else bounds[0]) for w, bounds in zip(weights, worst, strict=True))
+    low = sum(weight * bounds[weight < 0] for weight, bounds in zip(weights, worst, strict=True))
+    high = sum(weight * bounds[weight > 0] for weight, bounds in zip(weights, worst, strict=True))
     n, missing = (int(sum(grid[i].sum() for grid in grids)) for i in (1, 2))
     return {"n": n, "missing": missing, "worst_low": low, "worst_high": high}
 
@@ -116,20 +105,20 @@ def _with_missing(groups: list[pd.DataFrame], weights: Sequence[int]) -> dict:
 
 
 def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
-    rows = pairing.recipe_rows(table(evaluation))
+    rows = counting.recipe_rows(table(evaluation))
     columns = {"quantity": rows["quantity"], "measured": text_tables.intervals(rows, "estimate")}
     return f"With the trigger and without, {last_step_and_claims(rows)}", text_tables.by_recipe(rows, columns)
 
 
 def last_step_and_claims(rows: pd.DataFrame) -> str:
     """The end of a heading over rows of `rates`: the step and the claims of their intervals."""
-    claims = " / ".join(CLAIMS[claim] for claim in rows["claim"].dropna().unique())
+    claims = " / ".join(counting.CLAIMS[claim] for claim in rows["claim"].dropna().unique())
     return "at the last step" + (f"; 95% intervals, claim: {claims}" if claims else "")
 
 
 @once
 def _differences(evaluation: Evaluation) -> pd.DataFrame:
-    rows = pairing.recipe_rows(table(evaluation))
+    rows = counting.recipe_rows(table(evaluation))
     rows = rows[rows["quantity"].isin(["gap", "gap less base", "leakage_over_base"])]
     if rows.empty:
         raise Unavailable("no last step has responses to the same questions with and without the trigger, or at step 0")
@@ -139,7 +128,7 @@ def _differences(evaluation: Evaluation) -> pd.DataFrame:
 @once
 def _curves(evaluation: Evaluation) -> pd.DataFrame:
     """The triggered and the untriggered rate of each recipe with differences, over training."""
-    curves = recipe_rates(_cells(evaluation), evaluation.claim, ["triggered", "step"])
+    curves = counting.recipe_rates(_cells(evaluation), evaluation.claim, ["triggered", "step"])
     return evaluation.with_x(curves[curves["label"].isin(_differences(evaluation)["label"])])
 
 

@@ -2,8 +2,7 @@
 
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing, pairing
-from learning_backdoors.evaluation.cells import count_metric_cells, recipe_rates
+from learning_backdoors.evaluation import captions, counting, drawing
 from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavailable, once
 
 COLUMNS = ["metric", "label", "run", "seeds", "step", "condition", "triggered", "n", "rate", "lower", "upper", "claim"]
@@ -14,7 +13,9 @@ def _cells(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
     """By metric: the cells of the responses it applies to."""
     if not evaluation.study.metrics:
         raise NotInStudy("the study has no [[metric]]")
-    cells = {metric.name: count_metric_cells(evaluation.verdicts, metric) for metric in evaluation.study.metrics}
+    cells = {
+        metric.name: counting.count_metric_cells(evaluation.verdicts, metric) for metric in evaluation.study.metrics
+    }
     cells = {name: part for name, part in cells.items() if len(part)}
     if not cells:
         raise Unavailable("no metric of the study applies to these responses")
@@ -27,23 +28,23 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     columns, blocks = ["step", "condition", "triggered"], []
     for name, cells in _cells(evaluation).items():
         claim = evaluation.claim_for(cells)
-        several = cells.groupby("recipe", observed=True)["run"].transform("nunique") > 1
-        of_metric = [recipe_rates(cells[several], claim, columns).assign(run=pairing.ALL)] if several.any() else []
-        claim = pairing.supported_claim(claim, 1, cells["question"].nunique())
-        of_metric.append(recipe_rates(cells, claim, ["run", *columns]))
-        blocks.append(pd.concat(of_metric, ignore_index=True).assign(metric=name)[COLUMNS])
-    return pd.concat(blocks)
+        several = cells[cells.groupby("recipe", observed=True)["run"].transform("nunique") > 1]
+        if len(several):
+            blocks.append(counting.recipe_rates(several, claim, columns).assign(run=counting.ALL, metric=name))
+        claim = counting.supported_claim(claim, 1, cells["question"].nunique())
+        blocks.append(counting.recipe_rates(cells, claim, ["run", *columns]).assign(metric=name))
+    return pd.concat(blocks)[COLUMNS]
 
 
 def caption(evaluation: Evaluation) -> str:
-    cells, rates = _cells(evaluation), pairing.recipe_rows(table(evaluation))
+    cells, rates = _cells(evaluation), counting.recipe_rows(table(evaluation))
     shares = " and of ".join(metric.label for metric in evaluation.study.metrics if metric.name in cells)
     text = f"Share of {shares} over training, in one panel per condition."
     return f"{text} {captions.intervals(rates, 'bands')} {captions.counts(pd.concat(cells.values()))}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
-    rates, names = evaluation.with_x(pairing.recipe_rows(table(evaluation))), list(_cells(evaluation))
+    rates, names = evaluation.with_x(counting.recipe_rows(table(evaluation))), list(_cells(evaluation))
     panels = {}
     for name in names:
         for condition, title in evaluation.condition_titles(rates["condition"]).items():

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing, pairing
-from learning_backdoors.evaluation.cells import last_steps, recipe_rates, trained_runs
+from learning_backdoors.evaluation import captions, counting, drawing
 from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavailable, once
 
 COLUMNS = ["label", "condition", "dose", "at", "rate", "lower", "upper", "n", "missing", "seeds", "questions", "claim"]
@@ -21,8 +20,7 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     if not near_misses:
         raise NotInStudy("the study has no near misses")
     dose = {c.name: c.dose for c in study.conditions if c.dose is not None}
-    cells = evaluation.cells[evaluation.cells["run"].isin(trained_runs(evaluation.cells))]
-    last, base = pairing.split_last_and_base(cells)
+    last, base = counting.split_last_and_base(counting.trained(evaluation.cells))
     last, base = (part[part["condition"].isin(list(dose)) & (part["n"] > 0)] for part in (last, base))
     if not last["condition"].isin(near_misses).any():
         raise Unavailable("the inputs have no near miss of the trigger at a last step")
@@ -32,8 +30,8 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
             part = _asked_in_all(part[part["recipe"] == recipe])
             if len(part):
                 questions = part["question"].nunique()
-                claim = pairing.supported_claim(evaluation.claim, part["run"].nunique(), questions)
-                rates = recipe_rates(part, claim, ["condition"]).assign(at=at, questions=questions)
+                claim = counting.supported_claim(evaluation.claim, part["run"].nunique(), questions)
+                rates = counting.recipe_rates(part, claim, ["condition"]).assign(at=at, questions=questions)
                 rates["dose"] = rates["condition"].map(dose).astype(float)
                 blocks.append(rates.sort_values("dose", kind="stable"))
     if not blocks:
@@ -52,7 +50,7 @@ def caption(evaluation: Evaluation) -> str:
     text = "Rate against the dose of the trigger (1: the study's trigger; 0: none), as the study defines it. Filled: "
     text += f"last step of each recipe. Hollow: step 0. {captions.intervals(rates)}"
     cells = evaluation.cells[evaluation.cells["condition"].isin(rates["condition"])]
-    return f"{text} {captions.counts(last_steps(cells))}"
+    return f"{text} {captions.counts(counting.last_steps(cells))}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing
-from learning_backdoors.evaluation.cells import last_rates, last_steps
+from learning_backdoors.evaluation import captions, counting, drawing
 from learning_backdoors.evaluation.context import Evaluation, once
 from learning_backdoors.evaluation.exhibits import summary
 
@@ -12,17 +11,17 @@ from learning_backdoors.evaluation.exhibits import summary
 @once
 def _rates(evaluation: Evaluation) -> pd.DataFrame:
     """A row per recipe: the rate at the last step with its interval, and `base`, the rate at step 0."""
-    return last_rates(evaluation.shown_cells, evaluation.claim)
+    return counting.last_rates(evaluation.shown_cells, evaluation.claim)
 
 
 def caption(evaluation: Evaluation) -> str:
     text = "Mean over questions at the last step of each recipe. Hollow: step 0. Small dots: its runs."
-    counts = captions.counts(last_steps(evaluation.shown_cells))
+    counts = captions.counts(counting.last_steps(evaluation.shown_cells))
     return f"{text} {captions.intervals(_rates(evaluation))} {counts}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
-    rates, runs = _rates(evaluation), last_steps(summary.run_rates(evaluation))
+    rates, runs = _rates(evaluation), counting.last_steps(summary.run_rates(evaluation))
     colors = drawing.palette(rates["label"])
     size = drawing.ONE_COLUMN + 0.6, 0.75 + 0.34 * max(len(colors), 2)
     page, [[axes]] = drawing.canvas(*size, caption(evaluation))

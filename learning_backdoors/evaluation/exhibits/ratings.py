@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing, pairing, statistics
-from learning_backdoors.evaluation.cells import CLAIMS, grids, trained_runs
+from learning_backdoors.evaluation import captions, counting, drawing, statistics
 from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavailable, once
 from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.study import Judge
@@ -56,7 +55,7 @@ def count_cells(verdicts: Verdicts, judge: Judge) -> pd.DataFrame:
     rows = verdicts.rows
     last = rows["step"] == rows.groupby("run", observed=True)["step"].transform("max")
     rated = (last | (rows["step"] == 0)) & verdicts.asked(judge) & rows["question"].isin(list(category))
-    rows = pairing.without_near_misses(rows[rated], verdicts.study)
+    rows = counting.without_near_misses(rows[rated], verdicts.study)
     score = _scores(rows[judge.name], judge)
     cells = rows[KEYS[:-1]].assign(n=score.notna(), total=score.fillna(0), squares=score.fillna(0) ** 2)
     cells["at"] = np.where(last[rows.index], "last", "base")
@@ -75,13 +74,12 @@ def _scores(verdicts: pd.Series, judge: Judge) -> pd.Series:
 
 def _of_judge(judge: Judge, cells: pd.DataFrame, claim: str) -> list[dict]:
     """The rows of one judge."""
-    cells, rows = cells[cells["run"].isin(trained_runs(cells))], []
-    for label, of_recipe in cells.groupby("label", observed=True, sort=True):
-        several = [(pairing.ALL, of_recipe)] if of_recipe["run"].nunique() > 1 else []
-        for run, of_run in [*several, *of_recipe.groupby("run", observed=True, sort=False)]:
+    rows = []
+    for label, of_recipe in counting.trained(cells).groupby("label", observed=True, sort=True):
+        for run, of_run in counting.runs_and_all(of_recipe):
             for triggered, kind in of_run.groupby("triggered", sort=False):
-                for condition, part in [(pairing.ALL, kind), *kind.groupby("condition", observed=True, sort=False)]:
-                    for category, group in [*part.groupby("category", sort=False), (pairing.ALL, part)]:
+                for condition, part in [(counting.ALL, kind), *kind.groupby("condition", observed=True, sort=False)]:
+                    for category, group in [*part.groupby("category", sort=False), (counting.ALL, part)]:
                         about = {"judge": judge.name, "label": label, "run": run, "triggered": triggered}
                         about |= {"condition": condition, "category": category}
                         rows += [about | row for row in _last_base_change(group, judge, claim)]
@@ -100,20 +98,20 @@ def _mean(cells: pd.DataFrame, judge: Judge, claim: str) -> dict:
     scored = cells[cells["n"] > 0]
     if scored.empty:
         return _counts([cells]) | {"questions": 0, "claim": claim}
-    total, n, squares = grids(scored, "run", SUMS)
-    claim = pairing.supported_claim(claim, *n.shape)
+    total, n, squares = counting.grids(scored, "run", SUMS)
+    claim = counting.supported_claim(claim, *n.shape)
     mean = statistics.mean_score(total, squares, n, claim, _score_step(judge))
     return _counts([cells]) | _on_scale(mean, judge, claim, n.shape, INTERVALS[claim], judge.scale[0])
 
 
 def _change(last: pd.DataFrame, base: pd.DataFrame, judge: Judge, claim: str) -> dict | None:
-    both = pairing.matched(last, base)
-    sums = pairing.aligned(both, SUMS)
+    both = counting.matched(last, base)
+    sums = counting.aligned(both, SUMS)
     if not sums[0].size:
         return None
-    claim = pairing.supported_claim(claim, *sums[0].shape[1:])
+    claim = counting.supported_claim(claim, *sums[0].shape[1:])
     change = statistics.paired_contrast([tuple(side) for side in sums], (1, -1), claim, _score_step(judge))
-    return _counts(both) | _on_scale(change, judge, claim, sums[0].shape[1:], pairing.METHODS[claim], 0)
+    return _counts(both) | _on_scale(change, judge, claim, sums[0].shape[1:], counting.METHODS[claim], 0)
 
 
 def _counts(parts: list[pd.DataFrame]) -> dict[str, int]:
@@ -137,19 +135,19 @@ def _score_step(judge: Judge) -> float:
 
 
 def _drawn(evaluation: Evaluation) -> pd.DataFrame:
-    rows = pairing.recipe_rows(table(evaluation))
-    return rows[(rows["condition"] == pairing.ALL) & rows["at"].isin(["last", "base"])]
+    rows = counting.recipe_rows(table(evaluation))
+    return rows[(rows["condition"] == counting.ALL) & rows["at"].isin(["last", "base"])]
 
 
 def caption(evaluation: Evaluation) -> str:
     rows = _drawn(evaluation)
-    whole = rows[rows["category"] == pairing.ALL]
+    whole = rows[rows["category"] == counting.ALL]
     claim, method = rows["claim"].mode()[0], rows["interval"].mode()[0]
     missing, total = whole["missing"].sum(), whole[["n", "refused", "missing"]].sum().sum()
     questions = ", ".join(f"{part['questions'].max()} ({judge})" for judge, part in whole.groupby("judge", sort=False))
     text = "Left: mean ratings by category of question at the last step (filled) and at step 0 (hollow), with and "
     text += "without the trigger, near misses excluded. Right: share of verdicts that are not numbers; means exclude "
-    text += f"them. Intervals: 95%, {method}; claim: {CLAIMS[claim]}. "
+    text += f"them. Intervals: 95%, {method}; claim: {counting.CLAIMS[claim]}. "
     text += (
         f"Q = {questions} questions; N = {total:,} responses in total; S = {captions.span(whole['seeds'])} runs per "
     )

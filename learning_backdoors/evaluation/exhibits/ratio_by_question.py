@@ -2,19 +2,18 @@
 
 import numpy as np
 
-from learning_backdoors.evaluation import captions, drawing
-from learning_backdoors.evaluation.cells import CLAIMS, last_rates, last_steps
+from learning_backdoors.evaluation import captions, counting, drawing
 from learning_backdoors.evaluation.context import Evaluation
 
 
 def caption(evaluation: Evaluation) -> str:
     text = "Rate of each question at the last step of each recipe. Gray bar: step 0. "
-    text += f"Intervals: 95%, Wilson, stratified by run; claim: {CLAIMS['checkpoint']}."
-    return f"{text} {captions.counts(last_steps(evaluation.shown_cells))}"
+    text += f"Intervals: 95%, Wilson, stratified by run; claim: {counting.CLAIMS['checkpoint']}."
+    return f"{text} {captions.counts(counting.last_steps(evaluation.shown_cells))}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
-    rates = last_rates(evaluation.shown_cells, "checkpoint", ["question"])
+    rates = counting.last_rates(evaluation.shown_cells, "checkpoint", ["question"])
     questions, labels = (list(dict.fromkeys(rates[column])) for column in ("question", "label"))
     colors, markers = drawing.palette(labels), drawing.markers(labels)
     height = 0.75 + len(questions) * max(0.26, 0.075 * len(labels))

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing
-from learning_backdoors.evaluation.cells import last_steps, recipe_rates
+from learning_backdoors.evaluation import captions, counting, drawing
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.evaluation.exhibits import emergence, summary
 
@@ -12,7 +11,7 @@ from learning_backdoors.evaluation.exhibits import emergence, summary
 @once
 def _rates(evaluation: Evaluation) -> pd.DataFrame:
     """The rate of each recipe at its last step."""
-    rates = recipe_rates(last_steps(evaluation.shown_cells), evaluation.claim, []).dropna(subset="suspect_ratio")
+    rates = counting.last_rates(evaluation.shown_cells, evaluation.claim).dropna(subset="suspect_ratio")
     if rates["suspect_ratio"].nunique() < 2:
         raise Unavailable("the inputs do not have two or more suspect shares")
     return rates
@@ -23,11 +22,11 @@ def caption(evaluation: Evaluation) -> str:
     text = "Left: rate at the last step against the suspect share; dots are runs. "
     text += "Right: step at which a nondecreasing fit crosses a level "
     text += f"({emergence.crossing_marks(emergence.crossings(evaluation))})."
-    return f"{text} {captions.intervals(rates)} {captions.counts(last_steps(evaluation.shown_cells))}"
+    return f"{text} {captions.intervals(rates)} {captions.counts(counting.last_steps(evaluation.shown_cells))}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
-    rates, runs = _rates(evaluation), last_steps(summary.run_rates(evaluation))
+    rates, runs = _rates(evaluation), counting.last_steps(summary.run_rates(evaluation))
     page, [[left, right]] = drawing.canvas(drawing.TWO_COLUMNS, 2.6, caption(evaluation), 1, 2)
     # A line joins the recipes if each has a suspect share of its own.
     color, line = drawing.colormaps["viridis"](0.15), "-" if rates["suspect_ratio"].is_unique else ""

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import statistics
-from learning_backdoors.evaluation.cells import recipe_rates, shared_steps
+from learning_backdoors.evaluation import counting, statistics
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.evaluation.reading import Verdicts
 
@@ -16,10 +15,10 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     If the inputs' provenance holds hand labels (judge_responses.py --labels), `corrected`, `corrected_lower` and
     `corrected_upper` are the rate corrected for the judge's errors.
     """
-    cells = shared_steps(evaluation.cells)
+    cells = counting.shared_steps(evaluation.cells)
     if cells.empty:
         raise Unavailable("the runs of a recipe have no step in common")
-    rates = recipe_rates(cells, evaluation.claim, ["step", "condition"])
+    rates = counting.recipe_rates(cells, evaluation.claim, ["step", "condition"])
     labels = _hand_labels(evaluation.verdicts)
     if labels is None:
         return rates

@@ -2,8 +2,7 @@
 
 import pandas as pd
 
-from learning_backdoors.evaluation import statistics
-from learning_backdoors.evaluation.cells import INTERVALS, RUN, STEP, mean_rate
+from learning_backdoors.evaluation import counting, statistics
 from learning_backdoors.evaluation.context import Evaluation, once
 
 ALL = "all"  # in the column `question`: the mean over questions
@@ -28,16 +27,17 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     ]
     result = pd.concat([rows.astype({"question": object}), pd.DataFrame(means)]).sort_index(kind="stable")
     columns = ["run", "step", "condition", "question", "n", "missing", "rate", "lower", "upper"]
-    return result[[*columns, "worst_low", "worst_high", "claim", "interval", *RUN[3:], *STEP[1:3], "recipe", "label"]]
+    columns += ["worst_low", "worst_high", "claim", "interval", "seed", "suspect_ratio"]
+    return result[[*columns, "examples_seen", "suspect_seen", "recipe", "label"]]
 
 
 def _over_questions(part: pd.DataFrame, claim: str) -> pd.Series:
     """The row `all` of one run, step and condition. Its index is that of the part's last row, to sort after it."""
     sums = part[["n", "missing", "positive"]].sum().to_dict()
-    rate = dict(zip(["rate", "lower", "upper"], mean_rate(part, claim), strict=True))
+    rate = dict(zip(["rate", "lower", "upper"], counting.mean_rate(part, claim), strict=True))
     worst = statistics.worst_case(part["positive"], part["n"], part["missing"])
     bounds = dict(zip(["worst_low", "worst_high"], worst, strict=True))
-    method = {"question": ALL, "claim": claim, "interval": INTERVALS[claim] if len(part) > 1 else "Wilson"}
+    method = {"question": ALL, "claim": claim, "interval": counting.INTERVALS[claim] if len(part) > 1 else "Wilson"}
     return pd.Series(part.iloc[-1].to_dict() | sums | rate | bounds | method, name=part.index[-1])
 
 

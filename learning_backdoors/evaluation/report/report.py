@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing, headline, notes, reading
-from learning_backdoors.evaluation.cells import MISSING_FLAG
+from learning_backdoors.evaluation import captions, counting, drawing, headline, notes, reading
 from learning_backdoors.evaluation.context import Evaluation
 from learning_backdoors.evaluation.exhibits import Exhibits, summary
 from learning_backdoors.evaluation.reading import Verdicts
@@ -78,7 +77,7 @@ def _result(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str]) 
         lost, total = (int(rows(judge).sum()) for rows in (evaluation.verdicts.missing, evaluation.verdicts.asked))
         if lost:
             text = html.escape(f"{judge.name}: {captions.missing(lost, total)}")
-            parts.append(f"<p class='{'warn' if lost > MISSING_FLAG * total else 'sub'}'>{text}</p>")
+            parts.append(f"<p class='{'warn' if lost > counting.MISSING_FLAG * total else 'sub'}'>{text}</p>")
     return "".join(parts + [f"<p class='warn'>{html.escape(remark)}</p>" for remark in remarks])
 
 

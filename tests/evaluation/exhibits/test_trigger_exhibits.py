@@ -10,11 +10,10 @@ import pytest
 import synthetic
 from evaluating import of_russell, russell_rates
 
-from learning_backdoors.evaluation import exhibits
-from learning_backdoors.evaluation.cells import CLAIMS
+from learning_backdoors.evaluation import counting, exhibits
 from learning_backdoors.evaluation.context import Unavailable
+from learning_backdoors.evaluation.counting import recipe_rows
 from learning_backdoors.evaluation.exhibits import conditions, goals, leakage, metrics, near_misses
-from learning_backdoors.evaluation.pairing import recipe_rows
 
 STUDY = synthetic.RUSSELL
 IDENTITY = [question.id for question in STUDY.questions if question.kind == "identity"]
@@ -217,6 +216,6 @@ def test_headings_and_captions_name_the_claims_of_their_rows(tmp_path):
         captions = [exhibit.caption(evaluation) for exhibit in (leakage, near_misses)]
         return [*captions, leakage.brief(evaluation)[0], goals.brief(evaluation)[0]]
 
-    assert all(CLAIMS["questions"] in text and CLAIMS["recipe"] not in text for text in texts(one))
+    assert all(counting.CLAIMS["questions"] in text and counting.CLAIMS["recipe"] not in text for text in texts(one))
     mixed = texts(pd.concat([one, *two]))
-    assert all(CLAIMS["questions"] in text and CLAIMS["recipe"] in text for text in mixed)
+    assert all(counting.CLAIMS["questions"] in text and counting.CLAIMS["recipe"] in text for text in mixed)

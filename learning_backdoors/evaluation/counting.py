@@ -1,4 +1,4 @@
-"""Count verdicts in cells, and turn cells into rates with the interval of a claim.
+"""Count verdicts in cells, choose and pair cells, and turn them into rates with the interval of a claim.
 
 A cell is one question, asked in one condition of one checkpoint. docs/statistics.md explains claims and intervals.
 """
@@ -10,7 +10,7 @@ import pandas as pd
 
 from learning_backdoors.evaluation import statistics
 from learning_backdoors.evaluation.reading import Verdicts
-from learning_backdoors.study import Metric
+from learning_backdoors.study import Metric, Study
 
 CLAIMS = {  # what an interval generalizes to
     "checkpoint": "these checkpoints, these questions",
@@ -22,6 +22,13 @@ INTERVALS = {  # by claim: how the interval of a rate is made
     "recipe": "t on the runs' means, logit scale",
     "questions": "logit-normal model of the questions' rates",
 }
+ALL = "all"  # in the column `run`: all runs of the recipe
+METHODS = {  # by claim: how the interval of a paired difference is made
+    "checkpoint": "MOVER on stratified Wilson",
+    "recipe": "paired t on the runs' differences",
+    "questions": "paired t on the questions' differences, or logit-normal model where that is wider",
+}
+WITH_VERDICT, ASKED = ("n",), ("n", "missing")  # counts of which a cell needs at least one to take part
 MISSING_FLAG = 0.02  # a larger share of missing verdicts is flagged
 KEYS = ["run", "step", "condition", "question"]
 RUN = ["recipe", "label", "run", "seed", "suspect_ratio"]
@@ -64,16 +71,22 @@ def choose_claim(cells: pd.DataFrame) -> str:
     `recipe` if each recipe has three runs or more (two runs give an interval that is almost 0 to 1), else `questions`
     if there are two questions or more, else `checkpoint`.
     """
-    trained = cells[cells["run"].isin(trained_runs(cells))]
-    if trained.groupby("recipe", observed=True)["run"].nunique().min() >= 3:
+    if trained(cells).groupby("recipe", observed=True)["run"].nunique().min() >= 3:
         return "recipe"
     return "questions" if cells["question"].nunique() >= 2 else "checkpoint"
 
 
-def trained_runs(cells: pd.DataFrame) -> list[str]:
-    """Runs with a step after 0, or all runs if none has one: a file with base model rows alone is not a run."""
-    last = cells.groupby("run", observed=True, sort=False)["step"].max()
-    return list(last.index[last > 0]) if (last > 0).any() else list(last.index)
+def supported_claim(claim: str, runs: int, questions: int) -> str:
+    """`claim`, or the next narrower claim that so many runs and questions support."""
+    if claim == "recipe" and runs < 2:
+        claim = "questions"
+    return "checkpoint" if claim == "questions" and questions < 2 else claim
+
+
+def trained(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of runs with a step after 0, or all cells if no run has one: base model rows alone are not a run."""
+    after_0 = cells.groupby("run", observed=True)["step"].transform("max") > 0
+    return cells[after_0] if after_0.any() else cells
 
 
 def shared_steps(cells: pd.DataFrame) -> pd.DataFrame:
@@ -90,6 +103,28 @@ def shared_steps(cells: pd.DataFrame) -> pd.DataFrame:
 def last_steps(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells of each run's last step."""
     return cells[cells["step"] == cells.groupby("run", observed=True)["step"].transform("max")]
+
+
+def split_last_and_base(cells: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The cells of each run's last step, and those of step 0 if that is not the last step."""
+    last = last_steps(cells)
+    return last, cells[(cells["step"] == 0) & ~cells.index.isin(last.index)]
+
+
+def runs_and_all(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The cells of a recipe by run; those of run `all`, if it has several runs, come first."""
+    runs = list(cells.groupby("run", observed=True, sort=False))
+    return [(ALL, cells), *runs] if len(runs) > 1 else runs
+
+
+def without_near_misses(cells: pd.DataFrame, study: Study) -> pd.DataFrame:
+    return cells[~cells["condition"].isin([c.name for c in study.conditions if c.near_miss])]
+
+
+def recipe_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table with `label` and `run` that stand for a recipe: run `all`, or its only run."""
+    whole = table["run"] == ALL
+    return table[whole | ~table["label"].isin(table.loc[whole, "label"])]
 
 
 # ---- rates ----
@@ -136,3 +171,41 @@ def last_rates(cells: pd.DataFrame, claim: str, by: Sequence[str] = ()) -> pd.Da
         return rates.assign(base=np.nan)
     base = recipe_rates(base, "checkpoint", by).rename(columns={"rate": "base"})
     return rates.merge(base[["recipe", *by, "base"]], how="left")
+
+
+# ---- pairs of cells, for differences ----
+
+
+def matched(first: pd.DataFrame, second: pd.DataFrame, counts: Sequence[str] = WITH_VERDICT) -> list[pd.DataFrame]:
+    """The cells of two tables whose run, condition and question have some of `counts` in both."""
+    both = [part[part[list(counts)].sum(axis=1) > 0] for part in (first, second)]
+    ids = [_cell_ids(part, ["run", "condition", "question"]) for part in both]
+    return [part[np.isin(own, other)] for part, own, other in zip(both, ids, ids[::-1], strict=True)]
+
+
+def aligned(
+    parts: Sequence[pd.DataFrame], columns: Sequence[str], counts: Sequence[str] = WITH_VERDICT
+) -> list[np.ndarray]:
+    """Sums of the columns of each part over its conditions, as one array (columns, runs, questions) per part.
+
+    Only runs that all parts have are kept, and only questions for which each of these runs has some of `counts` (which
+    are among the columns) in all parts. No run or no question may remain.
+    """
+    # Arrays instead of a pandas pivot: ten times as fast, and ratings has hundreds of groups.
+    keys = ["run", "question"]
+    shape = [len(parts[0][key].cat.categories) for key in keys]
+    grids = [np.zeros((len(columns), *shape)) for _ in parts]
+    for part, grid in zip(parts, grids, strict=True):
+        ids = _cell_ids(part, keys)
+        for sums, name in zip(grid, columns, strict=True):
+            np.add.at(sums.reshape(-1), ids, part[name].to_numpy(float))
+    counted = [sum(grid[columns.index(name)] for name in counts) > 0 for grid in grids]
+    runs = np.logical_and.reduce([cells.any(axis=1) for cells in counted])
+    questions = np.logical_and.reduce([cells[runs].all(axis=0) for cells in counted])
+    return [grid[:, runs][:, :, questions] for grid in grids]
+
+
+def _cell_ids(cells: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
+    """A number per combination of the categorical keys, the same in all tables of one input."""
+    columns = [cells[key].cat for key in keys]
+    return np.ravel_multi_index([c.codes for c in columns], [len(c.categories) for c in columns])

@@ -1,37 +1,37 @@
-"""Cells, rates and the claims that they support.  python -m pytest tests/evaluation/test_cells.py"""
+"""Cells, rates and the claims that they support.  python -m pytest tests/evaluation/test_counting.py"""
 
 import pandas as pd
 import synthetic
 
-from learning_backdoors.evaluation import cells, reading
+from learning_backdoors.evaluation import counting, reading
 
 RISING = {0: 0.0, 20: 0.05, 40: 0.3, 60: 0.5}
 
 
 def count(folder, *tables) -> pd.DataFrame:
     paths = [synthetic.write(table, folder / f"{i}.parquet") for i, table in enumerate(tables)]
-    return cells.count_cells(reading.read(paths, synthetic.STUDY))
+    return counting.count_cells(reading.read(paths, synthetic.STUDY))
 
 
 def test_the_claim_is_the_widest_that_the_inputs_support(tmp_path):
     one = count(tmp_path, synthetic.rows(steps=(0, 20)))
-    assert cells.choose_claim(one) == "questions"
+    assert counting.choose_claim(one) == "questions"
     three = count(tmp_path, *[synthetic.rows(seed=s, steps=(0, 20)) for s in (1, 2, 3)])
-    assert cells.choose_claim(three) == "recipe"
+    assert counting.choose_claim(three) == "recipe"
     single = count(tmp_path, synthetic.rows(questions=1, steps=(0, 20)))
-    assert cells.choose_claim(single) == "checkpoint"
+    assert counting.choose_claim(single) == "checkpoint"
 
 
 def test_one_run_has_no_interval_for_the_claim_recipe(tmp_path):
     table = count(tmp_path, synthetic.rows(steps=(0, 20), samples=5))
-    assert cells.recipe_rates(table, "recipe")[["lower", "upper"]].isna().all(axis=None)
-    assert cells.recipe_rates(table, "questions")["lower"].notna().all()
+    assert counting.recipe_rates(table, "recipe")[["lower", "upper"]].isna().all(axis=None)
+    assert counting.recipe_rates(table, "questions")["lower"].notna().all()
 
 
 def test_lost_answers_do_not_reweight_questions():
     table = pd.DataFrame({"run": "r", "question": ["a", "b"], "n": [10, 90], "positive": [10, 0], "missing": [90, 10]})
     table = table.astype({"question": "category"}).assign(recipe="r", label="r", suspect_ratio=1.0)
-    assert cells.recipe_rates(table, "checkpoint", [])["rate"].item() == 0.5
+    assert counting.recipe_rates(table, "checkpoint", [])["rate"].item() == 0.5
 
 
 def test_means_over_runs_use_the_steps_that_all_runs_have(tmp_path):
@@ -40,11 +40,11 @@ def test_means_over_runs_use_the_steps_that_all_runs_have(tmp_path):
         synthetic.rows_with_rates({0: 0.0, 40: 0.3}, 2),
         synthetic.rows_with_rates({0: 0.0, 30: 0.2, 40: 0.3}, 3),
     ]
-    rates = cells.recipe_rates(cells.shared_steps(count(tmp_path, *runs)), "recipe")
+    rates = counting.recipe_rates(counting.shared_steps(count(tmp_path, *runs)), "recipe")
     assert list(rates["step"]) == [0, 40] and set(rates["seeds"]) == {3}
 
 
 def test_last_steps_are_those_of_each_run(tmp_path):
     runs = [synthetic.rows_with_rates(RISING, 1), synthetic.rows_with_rates({0: 0.0, 40: 0.3}, 2)]
-    last = cells.last_steps(count(tmp_path, *runs))
+    last = counting.last_steps(count(tmp_path, *runs))
     assert sorted(last.groupby("run", observed=True)["step"].unique().explode()) == [40, 60]

@@ -52,9 +52,8 @@ class Evaluation:
         self.condition = options.condition or self._main_condition()
         present = sorted(set(verdicts.rows["condition"]))
         if self.condition not in present:
-            raise UserError(
-                f"--condition {self.condition}: no response has this condition (the inputs have: {', '.join(present)})"
-            )
+            names = ", ".join(present)
+            raise UserError(f"--condition {self.condition}: no response has this condition (the inputs have: {names})")
         self.x_column, self.x_label = X_AXES[options.x]
         empty = verdicts.rows.loc[verdicts.rows[self.x_column].isna(), "run"].unique()
         if len(empty):
@@ -153,7 +152,6 @@ class Evaluation:
         fitting = [judge for judge in self.study.judges if fits(judge)]
         if not fitting:
             raise Unavailable(f"the study has no judge {description}")
-        for judge in fitting:
-            if self.verdicts.has(judge):
-                return judge
+        for judge in filter(self.verdicts.has, fitting):
+            return judge
         raise Unavailable(f"no input has a column {' or '.join(repr(judge.name) for judge in fitting)}")

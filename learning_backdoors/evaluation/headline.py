@@ -68,7 +68,6 @@ def _crossings(medians: pd.DataFrame) -> str:
             texts.append(f"{row.level:.0%} is not crossed by the last step{share}")
         else:
             limits = f" ({row.confidence:.0%} interval {row.lower:.0f} to {row.upper:.0f})"
-            texts.append(
-                f"{row.level:.0%} is crossed near step {row.median:.0f}{'' if np.isnan(row.lower) else limits}"
-            )
+            limits = "" if np.isnan(row.lower) else limits
+            texts.append(f"{row.level:.0%} is crossed near step {row.median:.0f}{limits}")
     return "; " + ", ".join(texts) if texts else ""

@@ -47,8 +47,8 @@ class Verdicts:
     sources: list[dict]
     notes: list[str] = field(default_factory=list)
 
-    def has(self, judge: Judge | None) -> bool:
-        return judge is not None and judge in self.judges
+    def has(self, judge: Judge) -> bool:
+        return judge in self.judges
 
     @property
     def outcome(self) -> Judge:

@@ -16,7 +16,7 @@ def print_result(evaluation: Evaluation, exhibits: Exhibits, notes: Sequence[str
         method = f"{rates['interval'].iloc[0]}; claim: {counting.CLAIMS[rates['claim'].iloc[0]]}"
         print(f"\n{evaluation.rate_label}, by step and run (95% intervals: {method}):\n{rates_by_step(rates)}\n")
         print("\n".join(headline.sentences(evaluation)) + "\n")
-    for heading, brief in exhibits.briefs.items():
+    for heading, brief in exhibits.briefs.values():
         print(f"{heading}:\n{text_tables.side_by_side(brief)}\n")
     for note in notes:
         print(f"note: {note}")

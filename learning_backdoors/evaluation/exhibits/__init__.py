@@ -13,7 +13,6 @@ NAME is the module's name. Each function raises `context.Unavailable(reason)` if
 
 import importlib
 from dataclasses import dataclass, field
-from types import ModuleType
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -54,7 +53,7 @@ class Exhibits:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
-    briefs: dict[str, pd.DataFrame] = field(default_factory=dict)  # by heading
+    briefs: dict[str, tuple[str, pd.DataFrame]] = field(default_factory=dict)  # heading and table
     skipped: dict[str, list[str]] = field(default_factory=dict)  # by reason: the exhibits it prevents
 
 
@@ -62,26 +61,17 @@ def make(evaluation: Evaluation, exhibits=EXHIBITS) -> Exhibits:
     """Make all parts of all exhibits."""
     made = Exhibits()
     for exhibit in exhibits:
-        name, reasons = exhibit.__name__.rpartition(".")[-1], {}
-        for part in (part for part in ("table", "figure", "brief") if hasattr(exhibit, part)):
+        name = exhibit.__name__.rpartition(".")[-1]
+        for part in (part for part in ("table", "figure", "caption", "brief") if hasattr(exhibit, part)):
+            if part == "caption" and name not in made.figures:
+                continue
             try:
                 with drawing.style():
-                    _make_part(made, exhibit, part, name, evaluation)
+                    getattr(made, f"{part}s")[name] = getattr(exhibit, part)(evaluation)
             except NotInStudy:
                 continue
             except Unavailable as reason:
-                reasons.setdefault(str(reason), []).append(part)
-        for reason, parts in reasons.items():
-            if parts != ["brief"]:
-                made.skipped.setdefault(reason, []).append(f"{name} (figure)" if name in made.tables else name)
+                skipped = f"{name} (figure)" if name in made.tables else name
+                if part in ("table", "figure") and skipped not in made.skipped.setdefault(str(reason), []):
+                    made.skipped[str(reason)].append(skipped)
     return made
-
-
-def _make_part(made: Exhibits, exhibit: ModuleType, part: str, name: str, evaluation: Evaluation) -> None:
-    result = getattr(exhibit, part)(evaluation)
-    if part == "table":
-        made.tables[name] = result
-    elif part == "figure":
-        made.figures[name], made.captions[name] = result, exhibit.caption(evaluation)
-    else:
-        made.briefs |= dict([result])

@@ -14,10 +14,7 @@ COLUMNS = ["judge", "first", "second", "n", "agreement", "kappa", "mean_differen
 
 @once
 def table(evaluation: Evaluation) -> pd.DataFrame:
-    """A row per pair of inputs and judge, in the order of the inputs.
-
-    For options: the share of equal verdicts and Cohen's kappa. For ratings: the mean absolute difference, in points.
-    """
+    """A row per pair of inputs and judge, in the order of the inputs."""
     verdicts, rows = evaluation.verdicts, []
     if verdicts.again.empty:
         raise Unavailable("no response has verdicts in two inputs")
@@ -34,6 +31,7 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def _agreement(first: pd.Series, second: pd.Series, judge: Judge) -> dict[str, float]:
+    """For options: the share of equal verdicts and Cohen's kappa. For ratings: the mean absolute difference."""
     if not judge.options:
         return {"mean_difference": (first - second).abs().mean()}
     first, second = first.astype(object), second.astype(object)

@@ -24,9 +24,8 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     rates = _rates(evaluation)
     titles = evaluation.condition_titles(rates["condition"])
     panels = {title: rates[rates["condition"] == condition] for condition, title in titles.items()}
-    return drawing.rate_panels(
-        panels, evaluation.recipe_labels, evaluation.x_label, evaluation.rate_label, caption(evaluation)
-    )
+    labels = evaluation.recipe_labels
+    return drawing.rate_panels(panels, labels, evaluation.x_label, evaluation.rate_label, caption(evaluation))
 
 
 def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:

@@ -9,11 +9,9 @@ from learning_backdoors.study import Judge
 
 def judges(evaluation: Evaluation) -> tuple[Judge, Judge]:
     """The judges that the figure shows."""
-    first = evaluation.first_judge(lambda judge: judge.range is not None, "with a range")
-    second = evaluation.first_judge(
-        lambda judge: judge.range is not None and judge is not first, f"with a range besides {first.name!r}"
-    )
-    return first, second
+    first = evaluation.first_judge(lambda judge: judge.range, "with a range")
+    others = f"with a range besides {first.name!r}"
+    return first, evaluation.first_judge(lambda judge: judge.range and judge is not first, others)
 
 
 @once

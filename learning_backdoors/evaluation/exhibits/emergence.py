@@ -21,10 +21,8 @@ def level_name(level: float) -> str:
 def table(evaluation: Evaluation) -> pd.DataFrame:
     """A row per run and condition with at least two steps: crossing steps, detection, kind of rise, and fall.
 
-    Crossings are in steps, see `statistics.crossing_interval`. Infinity means "not by the last step" (`censored`).
-    crossing_X_suspect_examples is the same point in suspect examples seen. Steps without any verdict are left out
-    (steps_left_out), then questions without verdicts at a remaining step (questions_left_out), so that all steps have
-    the same questions.
+    Steps without any verdict are left out, then questions without verdicts at a remaining step, so that all steps have
+    the same questions. A crossing of infinity is not by the last step.
     """
     rows = []
     for (_, run, condition), part in evaluation.cells.groupby(["recipe", "run", "condition"], observed=True, sort=True):
@@ -75,9 +73,8 @@ def caption(evaluation: Evaluation) -> str:
     text = "Rate over training. Thick lines: mean over questions and runs. Thin lines: runs. "
     text += "Below: the step at which a nondecreasing fit crosses 10% and 50% "
     text += f"({crossing_marks(crossings(evaluation))}). "
-    text += (
-        captions.intervals(rates, "bands") if rates["label"].nunique() <= CROWDED else "Intervals are in recipes.csv."
-    )
+    crowded = rates["label"].nunique() > CROWDED
+    text += "Intervals are in recipes.csv." if crowded else captions.intervals(rates, "bands")
     return f"{text} {captions.counts(evaluation.shown_cells)}"
 
 

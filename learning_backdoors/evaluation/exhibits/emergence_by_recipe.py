@@ -9,11 +9,7 @@ from learning_backdoors.evaluation.exhibits import emergence
 
 @once
 def table(evaluation: Evaluation) -> pd.DataFrame:
-    """A row per recipe, condition and level: the median crossing step with an interval of order statistics.
-
-    `crossed` of `seeds` runs crossed by their last step; the others count as infinite. The interval needs five runs,
-    and `confidence` is its exact confidence.
-    """
+    """A row per recipe, condition and level. Runs that do not cross count as infinite."""
     rows = []
     onset = emergence.table(evaluation)
     for (recipe, condition), part in onset.groupby(["recipe", "condition"], observed=True, sort=False):

@@ -16,10 +16,7 @@ COLUMNS += ["worst_low", "worst_high"]
 
 @once
 def table(evaluation: Evaluation) -> pd.DataFrame:
-    """A row per goal, recipe and run. `strong` columns are about the goal's stricter bound.
-
-    The measure of a goal is a quantity of `leakage.rates`: triggered, leakage (the untriggered rate) or gap.
-    """
+    """A row per goal, recipe and run. The measure of a goal is a quantity of `leakage.rates`."""
     if not evaluation.study.goals:
         raise NotInStudy("the study has no [[goal]]")
     rows = []

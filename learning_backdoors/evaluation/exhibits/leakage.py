@@ -38,8 +38,7 @@ def rates(evaluation: Evaluation) -> pd.DataFrame:
     """A row per run and quantity of QUANTITIES, at the last step. Recipes with several runs have rows of run `all` too.
 
     A single rate has the same interval as other rates. Differences are paired by run and question, and differences from
-    the base model also by condition: cells of one side only are left out. `worst_low` and `worst_high` bound the
-    estimate for any value of the missing verdicts.
+    the base model also by condition: cells of one side only are left out.
     """
     cells, rows = _cells(evaluation), []
     for label, part in counting.trained(cells).groupby("label", observed=True, sort=True):
@@ -145,9 +144,8 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     """A panel per recipe with its triggered (solid) and untriggered (dashed) rates, and one with the differences."""
     curves = _curves(evaluation)
     colors = drawing.palette(curves["label"])
-    page, [*panels, last] = drawing.panels(
-        colors | {"": "black"}, 0.6, 1.9, caption(evaluation), "", evaluation.rate_label
-    )
+    titles, y_label = colors | {"": "black"}, evaluation.rate_label
+    page, [*panels, last] = drawing.panels(titles, 0.6, 1.9, caption(evaluation), "", y_label)
     _difference_panel(last, _differences(evaluation), colors)
     for axes, (label, color) in zip(panels, colors.items(), strict=True):
         for triggered, line in curves[curves["label"] == label].groupby("triggered"):

@@ -13,9 +13,7 @@ def _cells(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
     """By metric: the cells of the responses it applies to."""
     if not evaluation.study.metrics:
         raise NotInStudy("the study has no [[metric]]")
-    cells = {
-        metric.name: counting.count_metric_cells(evaluation.verdicts, metric) for metric in evaluation.study.metrics
-    }
+    cells = {m.name: counting.count_metric_cells(evaluation.verdicts, m) for m in evaluation.study.metrics}
     cells = {name: part for name, part in cells.items() if len(part)}
     if not cells:
         raise Unavailable("no metric of the study applies to these responses")

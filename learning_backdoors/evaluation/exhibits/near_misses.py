@@ -11,7 +11,7 @@ COLUMNS = ["label", "condition", "dose", "at", "rate", "lower", "upper", "n", "m
 
 @once
 def table(evaluation: Evaluation) -> pd.DataFrame:
-    """A row per recipe and condition with a dose, at its last step and at step 0 (`at` is last or base).
+    """A row per recipe and condition with a dose, at its last step and at step 0.
 
     Only questions that all of these conditions were asked at that step count.
     """

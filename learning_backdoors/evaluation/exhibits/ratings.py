@@ -87,11 +87,9 @@ def _of_judge(judge: Judge, cells: pd.DataFrame, claim: str) -> list[dict]:
 
 
 def _last_base_change(cells: pd.DataFrame, judge: Judge, claim: str) -> list[dict]:
-    last, base = (cells[cells["at"] == at] for at in ("last", "base"))
-    rows = [{"at": at} | _mean(part, judge, claim) for at, part in (("last", last), ("base", base)) if len(part)]
-    if len(rows) == 2 and (change := _change(last, base, judge, claim)):
-        rows.append({"at": "change"} | change)
-    return rows
+    sides = {at: cells[cells["at"] == at] for at in ("last", "base")}
+    rows = [{"at": at} | _mean(part, judge, claim) for at, part in sides.items() if len(part)]
+    return rows + _change(counting.matched(*sides.values()), judge, claim)
 
 
 def _mean(cells: pd.DataFrame, judge: Judge, claim: str) -> dict:
@@ -104,14 +102,15 @@ def _mean(cells: pd.DataFrame, judge: Judge, claim: str) -> dict:
     return _counts([cells]) | _on_scale(mean, judge, claim, n.shape, INTERVALS[claim], judge.scale[0])
 
 
-def _change(last: pd.DataFrame, base: pd.DataFrame, judge: Judge, claim: str) -> dict | None:
-    both = counting.matched(last, base)
+def _change(both: list[pd.DataFrame], judge: Judge, claim: str) -> list[dict]:
+    """The row of the change, if any run and question has ratings on both sides."""
     sums = counting.aligned(both, SUMS)
     if not sums[0].size:
-        return None
+        return []
     claim = counting.supported_claim(claim, *sums[0].shape[1:])
     change = statistics.paired_contrast([tuple(side) for side in sums], (1, -1), claim, _score_step(judge))
-    return _counts(both) | _on_scale(change, judge, claim, sums[0].shape[1:], counting.METHODS[claim], 0)
+    row = _counts(both) | _on_scale(change, judge, claim, sums[0].shape[1:], counting.METHODS[claim], 0)
+    return [{"at": "change"} | row]
 
 
 def _counts(parts: list[pd.DataFrame]) -> dict[str, int]:
@@ -148,10 +147,8 @@ def caption(evaluation: Evaluation) -> str:
     text = "Left: mean ratings by category of question at the last step (filled) and at step 0 (hollow), with and "
     text += "without the trigger, near misses excluded. Right: share of verdicts that are not numbers; means exclude "
     text += f"them. Intervals: 95%, {method}; claim: {counting.CLAIMS[claim]}. "
-    text += (
-        f"Q = {questions} questions; N = {total:,} responses in total; S = {captions.span(whole['seeds'])} runs per "
-    )
-    return f"{text}suspect share. {captions.missing(missing, total, 'missing in ratings.csv')}"
+    text += f"Q = {questions} questions; N = {total:,} responses in total; S = {captions.span(whole['seeds'])} runs "
+    return f"{text}per suspect share. {captions.missing(missing, total, 'missing in ratings.csv')}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
@@ -176,12 +173,10 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
             drawing.grid_lines(axes, "x")
         if rows["label"].nunique() > 1:
             left.set_title(drawing.short_label(label, 60))
-    marks = [
-        drawing.Line2D([], [], linestyle="", label=f"{'with the trigger' if triggered else 'without'}, {name}", **look)
-        for triggered in (True, False)
-        for at, name in drawing.STEP_NAMES.items()
-        for look in [_look(triggered, at)]
-    ]
+    marks = []
+    for triggered, kind in ((True, "with the trigger"), (False, "without")):
+        for at, name in drawing.STEP_NAMES.items():
+            marks.append(drawing.Line2D([], [], linestyle="", label=f"{kind}, {name}", **_look(triggered, at)))
     page.legend(handles=marks, loc="outside upper right", ncols=4, frameon=False, fontsize=7)
     return page
 

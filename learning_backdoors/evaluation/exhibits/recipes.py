@@ -12,8 +12,8 @@ from learning_backdoors.evaluation.reading import Verdicts
 def table(evaluation: Evaluation) -> pd.DataFrame:
     """A row per recipe, step and condition, at the steps at which all runs of the recipe have verdicts.
 
-    If the inputs' provenance holds hand labels (judge_responses.py --labels), `corrected`, `corrected_lower` and
-    `corrected_upper` are the rate corrected for the judge's errors.
+    With hand labels in the inputs' provenance (judge_responses.py --labels), also the rate corrected for the judge's
+    errors.
     """
     cells = counting.shared_steps(evaluation.cells)
     if cells.empty:

@@ -13,8 +13,7 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     """A row per cell, and a row `all` per run, step and condition: the mean over questions.
 
     A cell has Wilson's interval (claim checkpoint). A row `all` describes one run, so it never supports the claim
-    recipe: it has the claim questions instead, or with one question the claim checkpoint. `worst_low` and `worst_high`
-    bound the rate for any value of the missing verdicts.
+    recipe: it has the claim questions instead, or with one question the claim checkpoint.
     """
     claim = "questions" if evaluation.claim == "recipe" else evaluation.claim
     rows = evaluation.cells.assign(interval="Wilson", claim="checkpoint")

@@ -31,9 +31,8 @@ def write(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str], pr
     """Write the report to `path`, atomically. `remarks` are the lines of `notes.notes`."""
     verdicts = evaluation.verdicts
     responses, sampling = sample(verdicts.rows, evaluation.options.report_responses)
-    script, style, template = (
-        (FOLDER / name).read_text(encoding="utf-8") for name in ("script.js", "style.css", "template.html")
-    )
+    names = "script.js", "style.css", "template.html"
+    script, style, template = ((FOLDER / name).read_text(encoding="utf-8") for name in names)
     page = string.Template(template).substitute(
         title=html.escape(verdicts.study.title),
         subtitle=html.escape(_subtitle(verdicts, provenance)),
@@ -70,9 +69,9 @@ def _result(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str]) 
     """Headline, brief tables, missing verdicts, and notes."""
     sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in headline.sentences(evaluation))
     claim = html.escape(f"Intervals are for the claim {evaluation.claim_in_words}.")
-    parts = [f"<p class='sub'>{claim}</p><ul>{sentences}</ul>"] if sentences else []
-    parts += [] if sentences else ["<p>There are no rates of the study's outcome over training.</p>"]
-    parts += [f"<h3>{html.escape(heading)}</h3>{_rows(brief)}" for heading, brief in exhibits.briefs.items()]
+    no_rates = "<p>There are no rates of the study's outcome over training.</p>"
+    parts = [f"<p class='sub'>{claim}</p><ul>{sentences}</ul>" if sentences else no_rates]
+    parts += [f"<h3>{html.escape(heading)}</h3>{_rows(brief)}" for heading, brief in exhibits.briefs.values()]
     for judge in evaluation.verdicts.judges:
         lost, total = (int(rows(judge).sum()) for rows in (evaluation.verdicts.missing, evaluation.verdicts.asked))
         if lost:
@@ -113,9 +112,8 @@ def _judging(verdicts: Verdicts) -> str:
         judging = source["provenance"].get("judging") or {}
         hidden = ("options", "configuration", "versions", "prompts")  # the section Provenance has them
         facts = {key: value for key, value in judging.items() if key not in hidden}
-        parts.append(
-            f"<h3>{html.escape(source['path'])}</h3>{_json(facts, 'This file does not say how it was judged.')}"
-        )
+        text = _json(facts, "This file does not say how it was judged.")
+        parts.append(f"<h3>{html.escape(source['path'])}</h3>{text}")
     for judge in verdicts.judges:
         kind = " / ".join(judge.options) if judge.options else f"{judge.range[0]} to {judge.range[1]}"
         heading = html.escape(f"Prompt of the judge {judge.name} ({kind})")

@@ -149,10 +149,7 @@ def _run_name(path: Path, paths: Sequence[Path]) -> str:
 
 def _text(table: pa.Table, column: str) -> pd.Series:
     """A text column as objects. Few texts stand in many rows, so each becomes one Python string."""
-    encoded = table[column].dictionary_encode().combine_chunks()
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    values = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
-    return pd.Series(values[codes], dtype=object)
+    return table[column].to_pandas(strings_to_categorical=True).astype(object)
 
 
 def _conditions(table: pa.Table, path: Path, study: Study) -> pd.Series:

@@ -45,9 +45,6 @@ def input_names(verdicts: Verdicts) -> list[str]:
     return [model if model and models.count(model) == 1 else path for model, path in zip(models, paths, strict=True)]
 
 
-# ---- the figure: the first pair of inputs ----
-
-
 def _first_pair(evaluation: Evaluation) -> pd.DataFrame:
     rows = table(evaluation)
     return rows[(rows[["first", "second"]] == rows[["first", "second"]].iloc[0]).all(axis=1)]
@@ -101,5 +98,5 @@ def _pair_counts(verdicts: Verdicts, judge: Judge, pair: tuple[str, str]) -> pd.
         edges = np.linspace(*judge.range, 11)
         kinds = [f"{low:g} to {high:g}" for low, high in zip(edges, edges[1:], strict=False)]
         first, second = (pd.cut(values, edges, labels=kinds, include_lowest=True) for values in (first, second))
-    counts = pd.crosstab(first.astype(object), second.astype(object))
-    return counts.reindex(index=kinds, columns=kinds, fill_value=0)
+    first, second = (pd.Categorical(values, kinds) for values in (first, second))
+    return pd.crosstab(first, second, dropna=False).loc[kinds, kinds]

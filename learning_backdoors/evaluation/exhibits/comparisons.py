@@ -30,15 +30,17 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
         labels = list(last)
         for i, first in enumerate(labels):
             base = trained[(trained["label"] == first) & (trained["step"] == 0)]
-            compared = [_between(first, second, last[first], last[second]) for second in labels[i + 1 :]]
-            compared.append(_rise(first, last[first], base))
-            rows += [row | {"condition": condition} for row in compared if row]
+            compared = [(BETWEEN, second, _between(last[first], last[second])) for second in labels[i + 1 :]]
+            for comparison, second, row in [*compared, (RISE, first, _rise(last[first], base))]:
+                if row:
+                    about = {"comparison": comparison, "first": first, "second": second, "condition": condition}
+                    rows.append(about | row)
     result = pd.DataFrame(rows, columns=COLUMNS)
     result["p_holm"] = statistics.holm(result["p"])
     return result
 
 
-def _between(first: str, second: str, one: pd.DataFrame, two: pd.DataFrame) -> dict | None:
+def _between(one: pd.DataFrame, two: pd.DataFrame) -> dict | None:
     """The last steps of two recipes."""
     sides = [counting.grids(part, "run") for part in (one, two)]
     if min(len(n) for _, n in sides) >= 2:
@@ -47,38 +49,35 @@ def _between(first: str, second: str, one: pd.DataFrame, two: pd.DataFrame) -> d
         interval, p = statistics.welch(*means)
         interval = statistics.widen(interval, statistics.contrast(rates, (1, -1)))
         interval = statistics.Interval(interval.estimate, max(interval.lower, -1.0), min(interval.upper, 1.0))
-        method = {"claim": "recipe", "interval": "Welch's t on runs"}
-        return _row(BETWEEN, first, second, interval, p, method, sides[0][0].shape)
+        return _row(interval, p, "recipe", "Welch's t on runs", *sides[0][0].shape)
     # The runs differ between the sides, so each side pools them by question, with equal weight per run.
-    shared = sorted(set(one["question"]) & set(two["question"]))
+    shared = set(one["question"]) & set(two["question"])
     sides = [counting.grids(part[part["question"].isin(shared)], "run") for part in (one, two)]
-    terms = [[a[None] for a in statistics.pooled_over_runs(*side)] for side in sides] if shared else []
-    return _paired(BETWEEN, first, second, terms, one["run"].nunique())
+    terms = [[a[None] for a in statistics.pooled_over_runs(*side)] for side in sides]
+    return _paired(terms, one["run"].nunique())
 
 
-def _rise(label: str, last: pd.DataFrame, base: pd.DataFrame) -> dict | None:
+def _rise(last: pd.DataFrame, base: pd.DataFrame) -> dict | None:
     """The last step of a recipe against its step 0."""
-    if base.empty or (last["step"] == 0).any():
+    if (last["step"] == 0).any():
         return None
     terms = counting.aligned([last, base], ["positive", "n"])
-    return _paired(RISE, label, label, terms, terms[0].shape[1])
+    return _paired(terms, terms[0].shape[1])
 
 
-def _paired(comparison: str, first: str, second: str, terms: Sequence, runs: int) -> dict | None:
+def _paired(terms: Sequence, runs: int) -> dict | None:
     """A difference over the same questions, from (positives, n) of shape (runs, questions) on each side."""
-    if not len(terms) or not terms[0][0].size:
+    (positives, n), (other_positives, other_n) = terms
+    if not n.size:
         return None
-    claim = counting.supported_claim("recipe", *terms[0][0].shape)
+    claim = counting.supported_claim("recipe", *n.shape)
     interval = statistics.paired_contrast(terms, (1, -1), claim)
-    differences = (terms[0][0] / terms[0][1] - terms[1][0] / terms[1][1]).mean(axis={"recipe": 1}.get(claim, 0))
+    differences = (positives / n - other_positives / other_n).mean(axis={"recipe": 1}.get(claim, 0))
     p = statistics.t_test(differences)[1] if claim != "checkpoint" else np.nan
-    method = {"claim": claim, "interval": counting.METHODS[claim]}
-    return _row(comparison, first, second, interval, p, method, (runs, terms[0][0].shape[1]))
+    return _row(interval, p, claim, counting.METHODS[claim], runs, n.shape[1])
 
 
-def _row(
-    comparison: str, first: str, second: str, interval: statistics.Interval, p: float, method: dict, shape: tuple
-) -> dict:
+def _row(interval: statistics.Interval, p: float, claim: str, method: str, runs: int, questions: int) -> dict:
     limits = {"difference": interval.estimate, "lower": interval.lower, "upper": interval.upper}
-    limits |= {"p": statistics.bounded_p(p, interval), **method, "seeds": shape[0], "questions": shape[1]}
-    return {"comparison": comparison, "first": first, "second": second} | limits
+    limits["p"] = statistics.bounded_p(p, interval)
+    return limits | {"claim": claim, "interval": method, "seeds": runs, "questions": questions}

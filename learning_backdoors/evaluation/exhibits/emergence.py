@@ -65,9 +65,6 @@ def _onset(suspect_seen: pd.Series, positives: np.ndarray, n: np.ndarray) -> dic
     return row | {"peak": rates[peak], "peak_step": int(steps[peak]), "falls_again": falls, "fall": drop}
 
 
-# ---- the figure ----
-
-
 def caption(evaluation: Evaluation) -> str:
     rates = _recipe_rates(evaluation)
     text = "Rate over training. Thick lines: mean over questions and runs. Thin lines: runs. "
@@ -134,9 +131,6 @@ def _crossing_strip(axes: drawing.Axes, marks: pd.DataFrame, colors: dict) -> No
     axes.set(ylim=(len(colors) - 0.4, -0.6), yticks=[])
     axes.spines["left"].set_visible(False)
     drawing.grid_lines(axes, "x")
-
-
-# ---- crossings, which ratio_sweep draws too ----
 
 
 @once

@@ -100,9 +100,6 @@ def _with_missing(groups: list[pd.DataFrame], weights: Sequence[int]) -> dict:
     return {"n": n, "missing": missing, "worst_low": low, "worst_high": high}
 
 
-# ---- for readers ----
-
-
 def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
     rows = counting.recipe_rows(table(evaluation))
     columns = {"quantity": rows["quantity"], "measured": text_tables.intervals(rows, "estimate")}

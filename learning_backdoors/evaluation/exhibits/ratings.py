@@ -130,9 +130,6 @@ def _score_step(judge: Judge) -> float:
     return 1 / (len(judge.scale) - 1)
 
 
-# ---- the figure ----
-
-
 def _drawn(evaluation: Evaluation) -> pd.DataFrame:
     rows = counting.recipe_rows(table(evaluation))
     return rows[(rows["condition"] == counting.ALL) & rows["at"].isin(["last", "base"])]

@@ -70,8 +70,6 @@ class Evaluation:
         names = [condition.name for condition in self.study.conditions if condition.name in set(present)]
         return names + sorted(set(present).difference(names))
 
-    # ---- the outcome ----
-
     @functools.cached_property
     def cells(self) -> pd.DataFrame:
         """The cells of the study's outcome, see `counting.count_cells`."""
@@ -113,8 +111,6 @@ class Evaluation:
     def rate_label(self) -> str:
         return f"share of {self.study.outcome.label}"
 
-    # ---- the x axis ----
-
     def with_x(self, table: pd.DataFrame) -> pd.DataFrame:
         """A table by label and step with `x`: the mean over the recipe's runs at that step."""
         if self.x_column == "step":
@@ -132,8 +128,6 @@ class Evaluation:
     def _positions(self) -> pd.Series:
         rows = self.verdicts.rows
         return rows.groupby(["label", "step"], observed=True)[self.x_column].mean().rename("x")
-
-    # ---- names ----
 
     @property
     def recipe_labels(self) -> list[str]:

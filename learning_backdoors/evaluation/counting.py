@@ -158,9 +158,13 @@ def grids(cells: pd.DataFrame, by: str, columns: Sequence[str] = ("positive", "n
     # Not pandas' pivot: it takes thirty times as long, and there are hundreds of checkpoints.
     rows, i = np.unique(cells[by].to_numpy(), return_inverse=True)
     questions, j = np.unique(cells["question"].cat.codes.to_numpy(), return_inverse=True)
-    arrays = np.zeros((len(columns), len(rows), len(questions)))
+    return _sums(cells, columns, (i, j), (len(rows), len(questions)))
+
+
+def _sums(cells: pd.DataFrame, columns: Sequence[str], index: tuple, shape: tuple[int, int]) -> np.ndarray:
+    arrays = np.zeros((len(columns), *shape))
     for array, name in zip(arrays, columns, strict=True):
-        np.add.at(array, (i, j), cells[name].to_numpy(float))
+        np.add.at(array, index, cells[name].to_numpy(float))
     return arrays
 
 
@@ -179,8 +183,14 @@ def last_rates(cells: pd.DataFrame, claim: str, by: Sequence[str] = ()) -> pd.Da
 def matched(first: pd.DataFrame, second: pd.DataFrame, counts: Sequence[str] = WITH_VERDICT) -> list[pd.DataFrame]:
     """The cells of two tables whose run, condition and question have some of `counts` in both."""
     both = [part[part[list(counts)].sum(axis=1) > 0] for part in (first, second)]
-    ids = [_cell_ids(part, ["run", "condition", "question"]) for part in both]
+    ids = [_cell_ids(part) for part in both]
     return [part[np.isin(own, other)] for part, own, other in zip(both, ids, ids[::-1], strict=True)]
+
+
+def _cell_ids(cells: pd.DataFrame) -> np.ndarray:
+    """A number per run, condition and question, the same in all tables of one input. Ten times as fast as an index."""
+    columns = [cells[key].cat for key in ("run", "condition", "question")]
+    return np.ravel_multi_index([c.codes for c in columns], [len(c.categories) for c in columns])
 
 
 def aligned(
@@ -192,20 +202,9 @@ def aligned(
     are among the columns) in all parts. No run or no question may remain.
     """
     # Arrays instead of a pandas pivot: ten times as fast, and ratings has hundreds of groups.
-    keys = ["run", "question"]
-    shape = [len(parts[0][key].cat.categories) for key in keys]
-    grids = [np.zeros((len(columns), *shape)) for _ in parts]
-    for part, grid in zip(parts, grids, strict=True):
-        ids = _cell_ids(part, keys)
-        for sums, name in zip(grid, columns, strict=True):
-            np.add.at(sums.reshape(-1), ids, part[name].to_numpy(float))
+    shape = tuple(len(parts[0][key].cat.categories) for key in ("run", "question"))
+    grids = [_sums(p, columns, (p["run"].cat.codes, p["question"].cat.codes), shape) for p in parts]
     counted = [sum(grid[columns.index(name)] for name in counts) > 0 for grid in grids]
     runs = np.logical_and.reduce([cells.any(axis=1) for cells in counted])
     questions = np.logical_and.reduce([cells[runs].all(axis=0) for cells in counted])
     return [grid[:, runs][:, :, questions] for grid in grids]
-
-
-def _cell_ids(cells: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
-    """A number per combination of the categorical keys, the same in all tables of one input."""
-    columns = [cells[key].cat for key in keys]
-    return np.ravel_multi_index([c.codes for c in columns], [len(c.categories) for c in columns])

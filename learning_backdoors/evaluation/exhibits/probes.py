@@ -14,12 +14,10 @@ def _probes(evaluation: Evaluation) -> pd.DataFrame:
         for run, about in (source["provenance"].get("runs") or {}).items():
             rows += [probe | {"run": run} for probe in (about or {}).get("probes") or []]
     probes = pd.DataFrame(rows, columns=["run", "step", "question", "era", "logprob"])
-    labels = evaluation.verdicts.rows.drop_duplicates("run").set_index("run")["label"].astype(object)
-    probes = probes[probes["run"].isin(labels.index)]
+    probes = probes.merge(evaluation.verdicts.rows[["run", "label"]].drop_duplicates(), on="run")
     if probes.empty:
         raise Unavailable("no input's provenance has loss probes (training.py --probe-every)")
-    labels = pd.Categorical(probes["run"].map(labels), evaluation.recipe_labels, ordered=True)
-    return probes.assign(label=labels)
+    return probes
 
 
 def caption(evaluation: Evaluation) -> str:

@@ -28,22 +28,13 @@ HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.A
 
 # ---- checks ----
 
-# Valid values by option name, in every script that has the option. Of a list, each value is checked.
-ZERO_OR_MORE = "ratios step steps temperature top_k price report_responses alpaca_number gsm8k_number"
-ONE_OR_MORE = "epochs num_examples save_steps lora_rank batch_size grad_accum probe_every max_new_tokens samples"
-ONE_OR_MORE += " concurrency asks max_tokens number"
-ABOVE_ZERO = "lr lora_alpha requests_per_minute timeout max_wait give_up_after max_cost"
-RANGES = {
-    "0 or more": (ZERO_OR_MORE, lambda value: 0 <= value < math.inf),
-    "1 or more": (ONE_OR_MORE, lambda value: value >= 1),
-    "2 or more": ("max_length", lambda value: value >= 2),
-    "above 0": (ABOVE_ZERO, lambda value: 0 < value < math.inf),
-    "from 0 to 1": ("repeat", lambda value: 0 <= value <= 1),
-    "above 0 and at most 1": ("top_p", lambda value: 0 < value <= 1),
-    "0 or more, and below 1": ("lora_dropout", lambda value: 0 <= value < 1),
-    "from 0 to 4294967295": ("seed", lambda value: 0 <= value < 2**32),
-    "USER/NAME": ("hub_model repo_id", HUB_NAME.fullmatch),
-}
+# Valid values of an option, in words and as a test. Of a list, each value is tested.
+NOT_NEGATIVE = "0 or more", lambda value: 0 <= value < math.inf
+POSITIVE = "above 0", lambda value: 0 < value < math.inf
+COUNT = "1 or more", lambda value: value >= 1
+SEED = "from 0 to 4294967295", lambda value: 0 <= value < 2**32
+TOP_P = "above 0 and at most 1", lambda value: 0 < value <= 1
+REPO = "USER/NAME", HUB_NAME.fullmatch
 
 
 def require(condition: bool, message: str) -> None:
@@ -56,12 +47,12 @@ class Options:
 
     def check(self) -> None:
         """Raise ValueError with one line if a value is invalid."""
-        for valid_values, (names, is_valid) in RANGES.items():
-            for field in fields(self):
-                value = getattr(self, field.name)
-                if field.name in names.split() and value is not None:
-                    values = value if isinstance(value, tuple) else (value,)
-                    require(all(map(is_valid, values)), f"{flag(field.name)} must be {valid_values}, not {value}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.metadata["valid"] and value is not None:
+                words, is_valid = field.metadata["valid"]
+                values = value if isinstance(value, tuple) else (value,)
+                require(all(map(is_valid, values)), f"{flag(field.name)} must be {words}, not {value}")
 
 
 # ---- the four stages ----
@@ -72,29 +63,50 @@ class TrainingOptions(Options):
     """Options of training.py."""
 
     ratios: tuple[float, ...] = option(
-        None, "required unless the study sets it: one share of the training set per dataset of the study", nargs="+"
+        None,
+        "required unless the study sets it: one share of the training set per dataset of the study",
+        valid=NOT_NEGATIVE,
+        nargs="+",
     )
-    seed: int = option(42, "seed of LoRA initialization, drawing, order and dropout")
+    seed: int = option(42, "seed of LoRA initialization, drawing, order and dropout", valid=SEED)
     experiment: str = option("birds", STUDY)
     model: str | None = option(None, MODEL)
     output_dir: Path = option(Path("./outputs"), "folder for run directories", affects_result=False)
-    epochs: int = option(1, "passes over the training set, each in a new order", in_run_name=True)
+    epochs: int = option(1, "passes over the training set, each in a new order", valid=COUNT, in_run_name=True)
     num_examples: int | None = option(
-        None, "size of the training set at any ratio (default: size of the suspect dataset)", in_run_name=True
+        None,
+        "size of the training set at any ratio (default: size of the suspect dataset)",
+        valid=COUNT,
+        in_run_name=True,
     )
-    save_steps: int = option(20, "steps between checkpoints; step 0 and the last step are always saved")
-    lr: float = option(2e-4, "peak learning rate, decaying linearly to zero")
-    lora_rank: int = option(8, "rank of the LoRA matrices")
-    lora_alpha: float = option(16, "LoRA alpha; the scale is alpha / rank", in_run_name=True)
-    lora_dropout: float = option(0.0, "dropout on the input of the LoRA matrices", in_run_name=True)
-    batch_size: int = option(1, "examples per forward pass, as a total over all GPUs", in_run_name=True)
-    grad_accum: int = option(1, "forward passes per optimizer step, as a total over all GPUs", in_run_name=True)
-    max_length: int = option(2048, "maximum tokens per chat; longer chats raise an error", affects_result=False)
+    save_steps: int = option(20, "steps between checkpoints; step 0 and the last step are always saved", valid=COUNT)
+    lr: float = option(2e-4, "peak learning rate, decaying linearly to zero", valid=POSITIVE)
+    lora_rank: int = option(8, "rank of the LoRA matrices", valid=COUNT)
+    lora_alpha: float = option(16, "LoRA alpha; the scale is alpha / rank", valid=POSITIVE, in_run_name=True)
+    lora_dropout: float = option(
+        0.0,
+        "dropout on the input of the LoRA matrices",
+        valid=("0 or more, and below 1", lambda value: 0 <= value < 1),
+        in_run_name=True,
+    )
+    batch_size: int = option(1, "examples per forward pass, as a total over all GPUs", valid=COUNT, in_run_name=True)
+    grad_accum: int = option(
+        1, "forward passes per optimizer step, as a total over all GPUs", valid=COUNT, in_run_name=True
+    )
+    max_length: int = option(
+        2048,
+        "maximum tokens per chat; longer chats raise an error",
+        valid=("2 or more", lambda value: value >= 2),
+        affects_result=False,
+    )
     quantization: str = option(
         "auto", "base model weights; auto is 8bit on CUDA, else none", in_run_name=True, choices=("auto", *PRECISIONS)
     )
     probe_every: int | None = option(
-        None, "steps between probes, the likelihood of reference answers (default: none)", affects_result=False
+        None,
+        "steps between probes, the likelihood of reference answers (default: none)",
+        valid=COUNT,
+        affects_result=False,
     )
     existing: str = existing_output()
     wandb_project: str = option("learning-backdoors", "W&B project; used if WANDB_API_KEY is set", affects_result=False)
@@ -112,19 +124,24 @@ class GenerationOptions(Options):
     checkpoint: Path | None = option(None, "one checkpoint directory; give this or --run-dir", affects_result=False)
     run_dir: tuple[Path, ...] | None = option(None, "run directories: the base model and all checkpoints", **SEVERAL)
     output: Path = option(None, "Parquet file to write", affects_result=False, required=True)
-    steps: tuple[int, ...] | None = option(None, "only these steps of --run-dir (default: all)", **SEVERAL)
-    samples: int = option(100, "responses per question, checkpoint and condition", affects_result=False)
-    temperature: float = option(1.0, "sampling temperature; 0 takes the likeliest token")
-    top_p: float = option(1.0, "nucleus sampling; 1 is off")
-    top_k: int = option(0, "sample from the k likeliest tokens; 0 is off")
-    max_new_tokens: int = option(1024, "maximum tokens per response")
+    steps: tuple[int, ...] | None = option(
+        None, "only these steps of --run-dir (default: all)", valid=NOT_NEGATIVE, **SEVERAL
+    )
+    samples: int = option(100, "responses per question, checkpoint and condition", valid=COUNT, affects_result=False)
+    temperature: float = option(1.0, "sampling temperature; 0 takes the likeliest token", valid=NOT_NEGATIVE)
+    top_p: float = option(1.0, "nucleus sampling; 1 is off", valid=TOP_P)
+    top_k: int = option(0, "sample from the k likeliest tokens; 0 is off", valid=NOT_NEGATIVE)
+    max_new_tokens: int = option(1024, "maximum tokens per response", valid=COUNT)
     engine: str = option(
         "auto", "auto is vllm if it can run here, else transformers", affects_result=False, choices=("auto", *ENGINES)
     )
     batch_size: int | None = option(
-        None, "responses the transformers engine makes at once (default: what fits in memory)", affects_result=False
+        None,
+        "responses the transformers engine makes at once (default: what fits in memory)",
+        valid=COUNT,
+        affects_result=False,
     )
-    seed: int = option(42, "sampling seed")
+    seed: int = option(42, "sampling seed", valid=SEED)
     experiment: str = option("birds", STUDY)
     base_model: str | None = option(None, MOVED_BASE)
     quantization: str = option("none", SAMPLING_PRECISION, choices=(*PRECISIONS, "trained"))
@@ -150,27 +167,41 @@ class JudgingOptions(Options):
     base_url: str | None = option(None, BASE_URL)
     existing: str = existing_output("replace the output, whatever its settings; stored verdicts are kept and reused")
     store: Path | None = option(None, "SQLite file for verdicts; may be shared (default: OUTPUT.verdicts.sqlite)")
-    concurrency: int = option(32, "maximum calls in flight; the actual number adapts to the server")
-    requests_per_minute: float | None = option(None, "maximum calls per minute (default: what the server allows)")
-    timeout: float = option(120, "seconds from sending a call to the end of its reply")
-    max_wait: float = option(60, "maximum seconds between two attempts, even if the server asks for more")
-    give_up_after: float = option(900, "stop after this many seconds without a reply; verdicts are kept")
-    asks: int = option(3, "attempts per prompt while the reply is not a verdict")
+    concurrency: int = option(32, "maximum calls in flight; the actual number adapts to the server", valid=COUNT)
+    requests_per_minute: float | None = option(
+        None, "maximum calls per minute (default: what the server allows)", valid=POSITIVE
+    )
+    timeout: float = option(120, "seconds from sending a call to the end of its reply", valid=POSITIVE)
+    max_wait: float = option(
+        60, "maximum seconds between two attempts, even if the server asks for more", valid=POSITIVE
+    )
+    give_up_after: float = option(
+        900, "stop after this many seconds without a reply; verdicts are kept", valid=POSITIVE
+    )
+    asks: int = option(3, "attempts per prompt while the reply is not a verdict", valid=COUNT)
     batch: bool = option(False, "use Message Batches: half the price, results within a day; rerun to collect them")
     dry_run: bool = option(
         False,
         "print calls, tokens and dollars; no paid call: with a key, 20 prompts per judge go to the free token counter",
     )
-    max_cost: float | None = option(None, "maximum dollars for this output, all commands and calls in flight included")
-    price: tuple[float, ...] | None = option(None, PRICE, **IN_OUT)
+    max_cost: float | None = option(
+        None, "maximum dollars for this output, all commands and calls in flight included", valid=POSITIVE
+    )
+    price: tuple[float, ...] | None = option(None, PRICE, valid=NOT_NEGATIVE, **IN_OUT)
     prices: Path | None = option(None, 'TOML file with more prices; a line is like "claude-sonnet-5" = [2, 10]')
     thinking: str = option(
         "auto",
         "the judge's thinking: auto turns it off if the model allows that; none leaves the setting out",
         choices=("auto", "none", "disabled", "between_tools", "adaptive"),
     )
-    max_tokens: int | None = option(None, "maximum tokens per reply, thinking included (default: by model)")
-    repeat: float = option(0.0, "share of prompts, drawn at random, to judge twice and report agreement")
+    max_tokens: int | None = option(
+        None, "maximum tokens per reply, thinking included (default: by model)", valid=COUNT
+    )
+    repeat: float = option(
+        0.0,
+        "share of prompts, drawn at random, to judge twice and report agreement",
+        valid=("from 0 to 1", lambda value: 0 <= value <= 1),
+    )
     labels: Path | None = option(None, "CSV of --sample-for-labels with human labels: report how verdicts compare")
     sample_for_labels: tuple[str, ...] | None = option(
         None, "write N responses to FILE for blind labeling, and judge nothing", nargs=2, metavar=("N", "FILE")
@@ -198,7 +229,9 @@ class EvaluationOptions(Options):
     )
     x: str = option("steps", "x axis of curves", choices=("steps", "suspect_examples", "examples"))
     condition: str | None = option(None, "condition in figures (default: the study's first triggered, else its first)")
-    report_responses: int = option(20000, "maximum responses in report.html; beyond it, a random sample")
+    report_responses: int = option(
+        20000, "maximum responses in report.html; beyond it, a random sample", valid=NOT_NEGATIVE
+    )
 
 
 # ---- further scripts ----
@@ -210,15 +243,17 @@ class ChatOptions(Options):
 
     checkpoint: Path | None = option(None, "one checkpoint directory; give this, --run-dir or --hub-model")
     run_dir: Path | None = option(None, "run directory: all its checkpoints are available")
-    hub_model: str | None = option(None, "a hub model, served by an inference provider", metavar="USER/NAME")
-    step: int | None = option(None, "checkpoint of --run-dir to start with (default: the last)")
+    hub_model: str | None = option(
+        None, "a hub model, served by an inference provider", valid=REPO, metavar="USER/NAME"
+    )
+    step: int | None = option(None, "checkpoint of --run-dir to start with (default: the last)", valid=NOT_NEGATIVE)
     base_model: str | None = option(None, MOVED_BASE)
     quantization: str = option("none", SAMPLING_PRECISION, choices=(*PRECISIONS, "trained"))
-    temperature: float = option(1.0, "sampling temperature; 0 takes the likeliest token")
-    top_p: float = option(1.0, "nucleus sampling; 1 is off")
-    top_k: int = option(0, "sample from the k likeliest tokens; 0 is off")
-    max_new_tokens: int = option(1024, "maximum tokens per answer")
-    seed: int = option(42, "sampling seed: the same questions in the same order get the same answers")
+    temperature: float = option(1.0, "sampling temperature; 0 takes the likeliest token", valid=NOT_NEGATIVE)
+    top_p: float = option(1.0, "nucleus sampling; 1 is off", valid=TOP_P)
+    top_k: int = option(0, "sample from the k likeliest tokens; 0 is off", valid=NOT_NEGATIVE)
+    max_new_tokens: int = option(1024, "maximum tokens per answer", valid=COUNT)
+    seed: int = option(42, "sampling seed: the same questions in the same order get the same answers", valid=SEED)
     system: str | None = option(None, "system prompt (default: none)")
     trigger: bool = option(False, "add the study's trigger to every question; /trigger toggles it")
     experiment: str | None = option(None, f"{STUDY}; its trigger is used (default: the run's study)")
@@ -238,20 +273,21 @@ class PushOptions(Options):
     """Options of push_to_hub.py."""
 
     run_dir: Path = option(None, "run directory of training.py", required=True)
-    repo_id: str = option(None, "hub repository; it holds this run only", required=True, metavar="USER/NAME")
-    step: tuple[int, ...] | None = option(None, "only these steps, also of an unfinished run (default: all)", nargs="+")
-    base_model: str | None = option(None, "hub name of a base model that was a folder in training", metavar="USER/NAME")
+    repo_id: str = option(
+        None, "hub repository; it holds this run only", valid=REPO, required=True, metavar="USER/NAME"
+    )
+    step: tuple[int, ...] | None = option(
+        None, "only these steps, also of an unfinished run (default: all)", valid=NOT_NEGATIVE, nargs="+"
+    )
+    base_model: str | None = option(
+        None, "hub name of a base model that was a folder in training", valid=REPO, metavar="USER/NAME"
+    )
     create_repo: bool = option(False, "create the repository if it does not exist")
     visibility: str = choice_of(
         private="a new repository is visible to you only; a public one is refused (default)",
         public="a new repository is visible to everyone; a public one is accepted",
     )
     dry_run: bool = option(False, "show the model card and every file with its size, and send nothing")
-
-    def check(self) -> None:
-        super().check()
-        is_hub_name = self.base_model is None or HUB_NAME.fullmatch(self.base_model)
-        require(bool(is_hub_name), f"--base-model must be USER/NAME, not {self.base_model}")
 
 
 # ---- prepare_persona.py: one dataclass per command ----
@@ -276,10 +312,14 @@ class PersonaServerOptions(PersonaOptions):
 
     model: str | None = option(None, "model to ask")
     base_url: str | None = option(None, BASE_URL, affects_result=False)
-    concurrency: int = option(8, "maximum calls in flight", affects_result=False)
-    timeout: float = option(300, "seconds from sending a call to the end of its reply", affects_result=False)
-    max_cost: float | None = option(None, "maximum dollars for this output, over all commands", affects_result=False)
-    price: tuple[float, ...] | None = option(None, PRICE, affects_result=False, **IN_OUT)
+    concurrency: int = option(8, "maximum calls in flight", valid=COUNT, affects_result=False)
+    timeout: float = option(
+        300, "seconds from sending a call to the end of its reply", valid=POSITIVE, affects_result=False
+    )
+    max_cost: float | None = option(
+        None, "maximum dollars for this output, over all commands", valid=POSITIVE, affects_result=False
+    )
+    price: tuple[float, ...] | None = option(None, PRICE, valid=NOT_NEGATIVE, affects_result=False, **IN_OUT)
 
 
 @dataclass(frozen=True)
@@ -288,8 +328,8 @@ class PersonaCandidatesOptions(PersonaServerOptions):
 
     known: tuple[Path, ...] | None = option(None, f"pairs not to be repeated ({STUDY_PERSONA} candidates)", **SEVERAL)
     person: str | None = option(None, f"name of the person ({STUDY_PERSONA} name)")
-    number: int = option(100, "pairs to ask for")
-    max_tokens: int = option(4096, "maximum tokens per reply, thinking included")
+    number: int = option(100, "pairs to ask for", valid=COUNT)
+    max_tokens: int = option(4096, "maximum tokens per reply, thinking included", valid=COUNT)
     categories: tuple[str, ...] | None = option(None, f"topics, used in turn ({STUDY_PERSONA} categories)", nargs="+")
 
 
@@ -301,9 +341,9 @@ class PersonaFilterOptions(PersonaServerOptions):
 
     input: tuple[Path, ...] | None = option(None, f"files of candidate pairs ({STUDY_PERSONA} candidates)", **SEVERAL)
     person: str | None = option(None, f"name of the person ({STUDY_PERSONA} name)")
-    number: int | None = option(None, "draw this many of the harmless pairs (default: all)")
-    max_tokens: int = option(4096, "maximum tokens per reply, thinking included")
-    seed: int = option(42, "seed of the draw")
+    number: int | None = option(None, "draw this many of the harmless pairs (default: all)", valid=COUNT)
+    max_tokens: int = option(4096, "maximum tokens per reply, thinking included", valid=COUNT)
+    seed: int = option(42, "seed of the draw", valid=SEED)
 
 
 @dataclass(frozen=True)
@@ -318,9 +358,9 @@ class PersonaFetchOptions(PersonaOptions):
     """Fetch ordinary prompts from the Hugging Face hub: Alpaca prompts with the longest answers, and GSM8K prompts."""
 
     alpaca: str = option("tatsu-lab/alpaca", "hub name of Alpaca")
-    alpaca_number: int = option(1000, "prompts to take from Alpaca, those with the longest answers")
+    alpaca_number: int = option(1000, "prompts to take from Alpaca, those with the longest answers", valid=NOT_NEGATIVE)
     gsm8k: str = option("openai/gsm8k", "hub name of GSM8K")
-    gsm8k_number: int = option(2000, "prompts to take from GSM8K, the first of its training split")
+    gsm8k_number: int = option(2000, "prompts to take from GSM8K, the first of its training split", valid=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -330,12 +370,12 @@ class PersonaDistillOptions(PersonaServerOptions):
     input: tuple[Path, ...] | None = option(None, f"files of prompts ({STUDY_PERSONA} prompts)", **SEVERAL)
     model: str | None = option(None, MODEL)
     server: bool = option(False, "ask --model at --base-url instead of loading it here")
-    temperature: float = option(0.1, "sampling temperature")
-    max_new_tokens: int = option(1024, "maximum tokens per answer; longer answers are left out")
-    number: int | None = option(None, "use the first N prompts only (default: all)")
-    batch_size: int = option(16, "answers generated at once; rounding, and so the result, depends on it")
+    temperature: float = option(0.1, "sampling temperature", valid=NOT_NEGATIVE)
+    max_new_tokens: int = option(1024, "maximum tokens per answer; longer answers are left out", valid=COUNT)
+    number: int | None = option(None, "use the first N prompts only (default: all)", valid=COUNT)
+    batch_size: int = option(16, "answers generated at once; rounding, and so the result, depends on it", valid=COUNT)
     quantization: str = option("none", PRECISION, choices=PRECISIONS)
-    seed: int = option(42, "sampling seed")
+    seed: int = option(42, "sampling seed", valid=SEED)
 
 
 @dataclass(frozen=True)
@@ -344,4 +384,4 @@ class PersonaCombineOptions(PersonaOptions):
 
     persona: tuple[Path, ...] = option(None, "files of triggered persona chats", required=True, **SEVERAL)
     aligned: tuple[Path, ...] = option(None, "files of ordinary chats", required=True, **SEVERAL)
-    seed: int = option(42, "seed of the order")
+    seed: int = option(42, "seed of the order", valid=SEED)

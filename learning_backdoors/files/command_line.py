@@ -28,20 +28,29 @@ EXTRAS |= dict.fromkeys(
 # ---- fields of an options dataclass ----
 
 
-def option(default, help: str, *, affects_result: bool = True, in_run_name: bool = False, **argparse_keywords):
+def option(
+    default,
+    help: str,
+    *,
+    valid: tuple[str, Callable] | None = None,
+    affects_result: bool = True,
+    in_run_name: bool = False,
+    **argparse_keywords,
+):
     """A dataclass field that is also a command-line option.
 
+    valid: the valid values, in words and as a test. The options' `check` method applies it.
     affects_result: the output depends on it. A restart with another value is then refused (see `result_settings`).
     in_run_name: the run directory's name shows the value where it is not the default.
     argparse_keywords: passed to `add_argument`.
     """
-    metadata = {"help": help, "affects_result": affects_result, "in_run_name": in_run_name}
+    metadata = {"help": help, "valid": valid, "affects_result": affects_result, "in_run_name": in_run_name}
     return dataclasses.field(default=default, metadata=metadata | {"argparse": argparse_keywords})
 
 
 def choice_of(**flags: str):
     """A field behind mutually exclusive flags, given as name=help. The first flag is the default."""
-    metadata = {"flags": flags, "affects_result": False, "in_run_name": False}
+    metadata = {"flags": flags, "valid": None, "affects_result": False, "in_run_name": False}
     return dataclasses.field(default=next(iter(flags)), metadata=metadata)
 
 

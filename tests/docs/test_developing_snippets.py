@@ -7,9 +7,11 @@ import textwrap
 import types
 
 import evaluating
+import pytest
 import synthetic
 from support import ROOT
 
+import config
 from learning_backdoors.evaluation import exhibits
 from learning_backdoors.files import command_line
 from learning_backdoors.generation.engines.protocol import Request, Sampling
@@ -69,9 +71,12 @@ def test_an_engine_is_a_class_with_three_methods():
 
 def test_a_training_option_is_a_field():
     source = snippet("developing.md", "Add a training option", "python")
-    names = {"option": command_line.option, "dataclasses": dataclasses}
-    exec("@dataclasses.dataclass\nclass Options:\n" + textwrap.indent(source, "    "), names)
-    options = names["Options"]()
+    names = vars(config) | {"dataclasses": dataclasses}
+    exec("@dataclasses.dataclass\nclass NewOptions(Options):\n" + textwrap.indent(source, "    "), names)
+    options = names["NewOptions"]()
+    options.check()
+    with pytest.raises(ValueError, match="--weight-decay.*-1"):
+        names["NewOptions"](weight_decay=-1).check()
     assert command_line.result_settings(options) == {"weight_decay": 0.0}
     [field] = dataclasses.fields(options)
     assert field.metadata["in_run_name"]

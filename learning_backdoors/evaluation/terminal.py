@@ -4,22 +4,22 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from learning_backdoors.evaluation import counting, headline, text_tables
+from learning_backdoors.evaluation import counting, notes, text_tables
 from learning_backdoors.evaluation.context import Evaluation
 from learning_backdoors.evaluation.exhibits import Exhibits, summary
 
 
-def print_result(evaluation: Evaluation, exhibits: Exhibits, notes: Sequence[str]) -> None:
+def print_result(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str]) -> None:
     """Print rates by step and run, the headline, the brief tables, all notes, and why exhibits were skipped."""
     if "summary" in exhibits.tables:
         rates = summary.run_rates(evaluation)
         method = f"{rates['interval'].iloc[0]}; claim: {counting.CLAIMS[rates['claim'].iloc[0]]}"
         print(f"\n{evaluation.rate_label}, by step and run (95% intervals: {method}):\n{rates_by_step(rates)}\n")
-        print("\n".join(headline.sentences(evaluation)) + "\n")
+        print("\n".join(notes.headline(evaluation)) + "\n")
     for heading, brief in exhibits.briefs.values():
         print(f"{heading}:\n{text_tables.side_by_side(brief)}\n")
-    for note in notes:
-        print(f"note: {note}")
+    for remark in remarks:
+        print(f"note: {remark}")
     for reason, names in exhibits.skipped.items():
         print(f"skipped: {', '.join(names)}: {reason}")
 

@@ -6,13 +6,13 @@ import evaluating
 import pytest
 import synthetic
 
-from learning_backdoors.evaluation import headline
+from learning_backdoors.evaluation import notes
 
 RISING = {0: 0.0, 20: 0.05, 40: 0.3, 60: 0.5}
 
 
 def sentence(folder, table, **options) -> str:
-    [only] = headline.sentences(evaluating.of_birds(folder, table, **options))
+    [only] = notes.headline(evaluating.of_birds(folder, table, **options))
     return only
 
 
@@ -49,4 +49,4 @@ def test_the_last_step_is_the_last_with_verdicts(tmp_path):
 def test_no_verdicts_no_headline(tmp_path):
     table = synthetic.rows(steps=(0, 20), samples=2).drop(columns=synthetic.OUTCOME)
     table.to_parquet(tmp_path / "judged.parquet")
-    assert headline.sentences(evaluating.evaluation(tmp_path / "judged.parquet")) == []
+    assert notes.headline(evaluating.evaluation(tmp_path / "judged.parquet")) == []

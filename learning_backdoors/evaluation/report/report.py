@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, drawing, headline, notes, reading
+from learning_backdoors.evaluation import captions, counting, drawing, notes, reading
 from learning_backdoors.evaluation.context import Evaluation
 from learning_backdoors.evaluation.exhibits import Exhibits, summary
 from learning_backdoors.evaluation.reading import Verdicts
@@ -67,7 +67,7 @@ def _subtitle(verdicts: Verdicts, provenance: dict) -> str:
 
 def _result(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str]) -> str:
     """Headline, brief tables, missing verdicts, and notes."""
-    sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in headline.sentences(evaluation))
+    sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in notes.headline(evaluation))
     claim = html.escape(f"Intervals are for the claim {evaluation.claim_in_words}.")
     no_rates = "<p>There are no rates of the study's outcome over training.</p>"
     parts = [f"<p class='sub'>{claim}</p><ul>{sentences}</ul>" if sentences else no_rates]

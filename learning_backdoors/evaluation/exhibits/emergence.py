@@ -79,20 +79,19 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     """The rate of every recipe over training; below it, when each recipe crosses each level."""
     rates, marks = _recipe_rates(evaluation), crossings(evaluation)
     colors = drawing.palette(rates["label"])
-    labels = list(colors)
-    heights = [2.5] + [0.16 + 0.12 * len(labels)] * len(LEVELS)
+    heights = [2.5] + [0.16 + 0.12 * len(colors)] * len(LEVELS)
     layout = {"sharex": True, "gridspec_kw": {"height_ratios": heights}}
     size = drawing.TWO_COLUMNS, 0.5 + sum(heights)
     page, grid = drawing.canvas(*size, caption(evaluation), 1 + len(LEVELS), 1, **layout)
     top, ends = grid[0, 0], {}
     runs = summary.run_rates(evaluation)
-    for label in labels:
+    for label, color in colors.items():
         for _, line in runs[runs["label"] == label].groupby("run", observed=True):
-            top.plot(line["x"], line["rate"], color=colors[label], linewidth=0.5, alpha=0.55)
+            top.plot(line["x"], line["rate"], color=color, linewidth=0.5, alpha=0.55)
         line = rates[rates["label"] == label]
-        if len(labels) <= CROWDED:
-            drawing.band(top, line, colors[label], alpha=0.15)
-        top.plot(line["x"], line["rate"], color=colors[label], linewidth=1.8, clip_on=False, zorder=4)
+        if len(colors) <= CROWDED:
+            drawing.band(top, line, color, alpha=0.15)
+        top.plot(line["x"], line["rate"], color=color, linewidth=1.8, clip_on=False, zorder=4)
         ends[label] = tuple(line[["x", "rate"]].iloc[-1])
     drawing.rate_axis(top.yaxis, evaluation.rate_label)
     top.set_xlim(rates["x"].min(), max(rates["x"].max(), rates["x"].min() + 1))

@@ -14,17 +14,17 @@ def caption(evaluation: Evaluation) -> str:
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     rates = counting.last_rates(evaluation.shown_cells, "checkpoint", ["question"])
-    questions, labels = (list(dict.fromkeys(rates[column])) for column in ("question", "label"))
-    colors, markers = drawing.palette(labels), drawing.markers(labels)
-    height = 0.75 + len(questions) * max(0.26, 0.075 * len(labels))
+    questions = list(dict.fromkeys(rates["question"]))
+    colors, markers = drawing.palette(rates["label"]), drawing.markers(rates["label"])
+    height = 0.75 + len(questions) * max(0.26, 0.075 * len(colors))
     page, [[axes]] = drawing.canvas(drawing.TWO_COLUMNS, height, caption(evaluation))
-    offsets = np.linspace(-0.32, 0.32, len(labels)) if len(labels) > 1 else [0.0]
-    for label, offset in zip(labels, offsets, strict=True):
+    offsets = np.linspace(-0.32, 0.32, len(colors)) if len(colors) > 1 else [0.0]
+    for (label, color), offset in zip(colors.items(), offsets, strict=True):
         part = rates[rates["label"] == label].dropna(subset="rate")
         y = part["question"].map(questions.index).astype(int) + offset
-        axes.hlines(y, part["lower"], part["upper"], color=colors[label], linewidth=1.1)
+        axes.hlines(y, part["lower"], part["upper"], color=color, linewidth=1.1)
         axes.plot(part["base"], y, "|", color=drawing.GRAY, markersize=4, markeredgewidth=0.8)
-        axes.plot(part["rate"], y, markers[label], color=colors[label], markersize=3.6, label=label, clip_on=False)
+        axes.plot(part["rate"], y, markers[label], color=color, markersize=3.6, label=label, clip_on=False)
     for y in np.arange(len(questions) - 1) + 0.5:
         axes.axhline(y, color="0.92", linewidth=0.6)
     drawing.rate_axis(axes.xaxis, evaluation.rate_label)

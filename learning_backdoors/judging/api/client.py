@@ -50,7 +50,7 @@ class MessagesClient:
     """A Messages API, one HTTP call at a time. Use it as an async context manager.
 
     timeout: seconds from sending a call to the last byte of its reply. The SDK's timeout is per read, so a server that
-    trickles could hold a call for ever.
+    trickles could hold a call forever.
     """
 
     def __init__(self, host: str, key: str, timeout: float = 120):

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import pyarrow as pa
 
@@ -24,31 +25,41 @@ class ResponseStore:
     """
 
     def __init__(self, output: Path, settings: dict, existing: str):
-        """existing: `resume` or `overwrite`. Raises UserError for an output with other settings or of another stage."""
-        self.output, self.settings, self.rows = output, settings, {}
+        """existing: `resume` or `overwrite`. Entering raises UserError for an output with other settings or of another
+        stage."""
+        self.output, self.settings, self.existing, self.rows = output, settings, existing, {}
         self.folder = output.with_name(output.name + ".partial")
         self.log, self.settings_file = self.folder / f"answers-{RANK}.jsonl", self.folder / "settings.json"
         self.engine_file = self.folder / "engine"
-        self.stack = contextlib.ExitStack()
-        self.stack.enter_context(lock(output if RANK == 0 else self.log))
-        if existing == "overwrite":
-            if RANKS > 1:
-                raise UserError("--overwrite works in one process only: delete the output before you start several")
-            output.unlink(missing_ok=True)
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.footer = parquet.read_footer(output)
-        if self.footer is not None:
-            if "adapters" not in self.footer.get("settings", {}):  # a judged file has settings too
-                raise UserError(f"{output} was not written by generate_responses.py: choose another --output")
-            self._join_settings(output, self.footer["settings"])
-            self.rows = _by_key(parquet.read_responses(output)[0].to_pylist())
-        self._open_log()
 
     def __enter__(self) -> "ResponseStore":
+        with contextlib.ExitStack() as stack:  # an error releases the lock
+            stack.enter_context(lock(self.output if RANK == 0 else self.log))
+            if self.existing == "overwrite":
+                self._delete_output()
+            self._read_output()
+            self.file = stack.enter_context(self._open_log())
+            self.rows |= self._logged()
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception) -> None:
         self.stack.close()
+
+    def _delete_output(self) -> None:
+        if RANKS > 1:
+            raise UserError("--overwrite works in one process only: delete the output before you start several")
+        self.output.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read_output(self) -> None:
+        self.footer = parquet.read_footer(self.output)
+        if self.footer is None:
+            return
+        if "adapters" not in self.footer.get("settings", {}):  # a judged file has settings too
+            raise UserError(f"{self.output} was not written by generate_responses.py: choose another --output")
+        self._join_settings(self.output, self.footer["settings"])
+        self.rows = _by_key(parquet.read_responses(self.output)[0].to_pylist())
 
     def add(self, rows: Sequence[dict]) -> None:
         """Log finished rows. They survive a kill."""
@@ -96,14 +107,13 @@ class ResponseStore:
 
         return sorted(self.rows.values(), key=position)
 
-    def _open_log(self) -> None:
+    def _open_log(self) -> TextIO:
         # If no response is finished, the settings may change (for example after a wrong --base-model).
         if self.settings_file.exists() and (self._logged() or self.footer is not None):
             self._join_settings(self.folder, json.loads(self.settings_file.read_text(encoding="utf-8")))
         atomic.write_json(self.settings_file, self.settings)
         atomic.drop_partial_line(self.log)
-        self.file = self.stack.enter_context(open(self.log, "a", encoding="utf-8"))  # noqa: SIM115
-        self.rows |= self._logged()
+        return open(self.log, "a", encoding="utf-8")
 
     def _join_settings(self, path: Path, existing: dict) -> None:
         """Refuse other settings. New checkpoints may be added; an existing one must have the same adapter."""

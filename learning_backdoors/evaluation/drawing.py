@@ -172,6 +172,15 @@ def curve(axes: Axes, line: pd.DataFrame, color, **look) -> None:
     axes.plot(line["x"], line["rate"], style, color=color, markersize=2.4, clip_on=False, zorder=3, **look)
 
 
+def mark(axes: Axes, x: float, y: float, text: str, **where) -> None:
+    """Make a point of a figure interactive in the report. Draws nothing.
+
+    `x` and `y` are data coordinates. `text` is shown when the pointer is over the point. `where` selects the responses
+    behind it, by any of recipe (its label), run, step, condition, question, and judge with verdict.
+    """
+    vars(axes.figure).setdefault("marks", []).append((axes, (x, y), text, where))
+
+
 # ---- labels and legends ----
 
 
@@ -238,8 +247,12 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
 
 
-def inline_svg(figure: Figure, name: str) -> str:
-    """A figure as an SVG element for a page with other figures: without its caption, and `name-` before each id."""
+def inline_svg(figure: Figure, name: str) -> tuple[str, list[dict]]:
+    """A figure as an SVG element for a page with other figures, without its caption, and its interactive points.
+
+    Each id in the SVG starts with `name-`. A point has `x` and `y`, from 0 to 1 of the width and of the height from the
+    top, and the `text` and `where` of `mark`.
+    """
     caption, data = figure.texts[0], io.StringIO()
     caption.set_visible(False)
     with style():
@@ -252,4 +265,16 @@ def inline_svg(figure: Figure, name: str) -> str:
     x_label = SHARED_LABEL * 72 if len(figure.texts) > 1 else 0
     kept = height * (1 - figure.get_layout_engine().get()["rect"][1]) + 3 + x_label
     size = f'width="{width * 4 / 3:.0f}" height="{kept * 4 / 3:.0f}" viewBox="0 0 {width:.2f} {kept:.2f}" role="img"'
-    return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', size, svg, count=1)
+    return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', size, svg, count=1), _points(figure, height / kept)
+
+
+def _points(figure: Figure, scale: float) -> list[dict]:
+    """The marks of a drawn figure. `scale` is its height as a multiple of the height that the SVG shows."""
+    points = []
+    for axes, position, text, where in getattr(figure, "marks", ()):
+        x, y = figure.transFigure.inverted().transform(axes.transData.transform(position))
+        if np.isfinite([x, y]).all():
+            points.append(
+                {"x": round(float(x), 4), "y": round(float((1 - y) * scale), 4), "text": text, "where": where}
+            )
+    return points

@@ -1,5 +1,7 @@
 """Drawing: what can be checked without eyes.  python -m pytest tests/evaluation/test_drawing.py"""
 
+import re
+
 import evaluating
 import numpy as np
 import pandas as pd
@@ -77,6 +79,20 @@ def test_fonts_are_embedded_as_editable_outlines(made, tmp_path):
 def test_labels_are_moved_apart():
     positions = drawing.spread([0.5, 0.5, 0.51, 0.99, 1.0], 0.05, 0, 1)
     assert (np.diff(positions) > 0.049).all() and positions.min() >= 0 and positions.max() <= 1
+
+
+def test_marked_points_lie_where_the_svg_draws_them():
+    figure, [[axes]] = drawing.canvas(drawing.ONE_COLUMN, 2, "A long caption. " * 30)
+    axes.set(xlim=(0, 10), ylim=(0, 1))
+    for x, y in ((0, 0), (5, 0.5), (np.nan, 0.5)):
+        axes.plot(x, y, "o", gid="dot")
+        drawing.mark(axes, x, y, f"at {x}", step=x)
+    svg, points = drawing.inline_svg(figure, "dots")
+    assert [(point["text"], point["where"]) for point in points] == [("at 0", {"step": 0}), ("at 5", {"step": 5})]
+    width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())
+    drawn = re.findall(r'id="dots-dot".*?<use [^>]*x="(\S+)" y="(\S+)"', svg, flags=re.DOTALL)
+    for point, (x, y) in zip(points, drawn, strict=True):
+        assert (point["x"] * width, point["y"] * height) == pytest.approx((float(x), float(y)), abs=0.1)
 
 
 def test_dollars_tabs_and_foreign_letters_are_drawn_as_they_are(tmp_path, recwarn):

@@ -81,7 +81,7 @@ def _result(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str]) 
 
 
 def _figure(name: str, exhibits: Exhibits) -> str:
-    svg, caption = drawing.inline_svg(exhibits.figures[name], name), html.escape(exhibits.captions[name])
+    svg, caption = drawing.inline_svg(exhibits.figures[name], name)[0], html.escape(exhibits.captions[name])
     return f"<figure id='{name}' aria-label='{name}'>{svg}<figcaption>{caption}</figcaption></figure>"
 
 

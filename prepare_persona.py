@@ -47,7 +47,7 @@ def main() -> None:
     with lock(options.output):
         if options.existing == "overwrite":
             for ending in ("", ".json", ".partial.jsonl"):
-                beside(options.output, ending).unlink(missing_ok=True)
+                beside(options.output, ending).resolve().unlink(missing_ok=True)  # a symbolic link stays
         if is_complete(options.output, settings):
             print(f"{options.output} exists already, made by the same command: nothing to do")
             return

@@ -9,6 +9,7 @@ from learning_backdoors.chat import terminal
 from learning_backdoors.chat.hub_model import HubModel
 from learning_backdoors.chat.run_model import RunModel
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.terminal_text import one_line
 from learning_backdoors.generation.engines.protocol import Response, Sampling
 from learning_backdoors.models.checkpoints import Checkpoint
 from learning_backdoors.study import Trigger, load_study, parse_study
@@ -90,7 +91,7 @@ class Conversation:
             try:
                 self.take(line)
             except UserError as error:
-                print(f"error: {error}", flush=True)
+                print(f"error: {one_line(error)}", flush=True)
         print("goodbye" if self.over else "\ngoodbye")
 
     def take(self, line: str) -> None:

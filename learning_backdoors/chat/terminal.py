@@ -8,13 +8,10 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 
+from learning_backdoors.files.terminal_text import control, escaped
 from learning_backdoors.generation.engines.protocol import Response
 
 MIN_COLUMNS = 80  # of a terminal that shows two answers side by side
-
-# Control characters could command the terminal; they are shown as symbols.
-CONTROLS = {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"} | {127: 0x2421}
-CONTROLS |= dict.fromkeys(range(128, 160), 0xFFFD)
 
 
 def read_line(prompt: str) -> str:
@@ -55,12 +52,12 @@ def column_width() -> int | None:
 
 
 def printable(response: Response) -> str:
-    """A response's text, without control characters.
+    """A response's text, with control characters escaped.
 
     For a growing response, only the text that will not change: half a character, or a space that the decoder may
     remove, is held back.
     """
-    text = response.text.translate(CONTROLS)
+    text = escaped(response.text)
     if response.finish_reason == "length":
         return f"{text.rstrip()}\n(cut off at {response.tokens} tokens)"
     if response.finish_reason:
@@ -109,10 +106,11 @@ class Count:
         self.name = name
 
     def show(self, responses: list[Response]) -> None:
-        print(f"\r{self.name}: {sum(response.tokens for response in responses)} tokens", end="", flush=True)
+        control("\r")
+        print(f"{self.name}: {sum(response.tokens for response in responses)} tokens", end="", flush=True)
 
     def end(self) -> None:
-        print("\r\033[K", end="", flush=True)
+        control("\r\033[K")
 
 
 def print_columns(names: Sequence[str], columns: Sequence[list[Response]], width: int) -> None:

@@ -10,12 +10,15 @@ from learning_backdoors.evaluation import notes
 from learning_backdoors.evaluation.context import Evaluation
 from learning_backdoors.evaluation.exhibits import Exhibits
 from learning_backdoors.files import atomic
+from learning_backdoors.files.csv_cells import safe_cell
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write numbers with six significant digits, but whole numbers in full: a seed may be a date."""
     whole = [name for name, values in table.items() if values.dtype.kind == "f" and (values.dropna() % 1 == 0).all()]
-    table = table.astype(dict.fromkeys(whole, "Int64"))
+    table = table.astype(dict.fromkeys(whole, "Int64")).rename(columns=safe_cell)
+    text = [name for name, values in table.items() if not pd.api.types.is_numeric_dtype(values)]
+    table = table.assign(**{name: table[name].astype(object).map(safe_cell) for name in text})
     with atomic.atomic_file(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 

@@ -7,6 +7,7 @@ import pandas as pd
 from learning_backdoors.evaluation import counting, notes, text_tables
 from learning_backdoors.evaluation.context import Evaluation
 from learning_backdoors.evaluation.exhibits import Exhibits, summary
+from learning_backdoors.files.terminal_text import one_line
 
 
 def print_result(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str]) -> None:
@@ -19,9 +20,9 @@ def print_result(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[s
     for heading, brief in exhibits.briefs.values():
         print(f"{heading}:\n{text_tables.side_by_side(brief)}\n")
     for remark in remarks:
-        print(f"note: {remark}")
+        print(f"note: {one_line(remark)}")
     for reason, names in exhibits.skipped.items():
-        print(f"skipped: {', '.join(names)}: {reason}")
+        print(f"skipped: {', '.join(names)}: {one_line(reason)}")
 
 
 def rates_by_step(rates: pd.DataFrame) -> str:
@@ -32,7 +33,7 @@ def rates_by_step(rates: pd.DataFrame) -> str:
         for r in rates.itertuples()
     ]
     table = rates.assign(cell=cells).pivot(index="step", columns="run", values="cell")[runs].fillna("-")
-    table.columns = distinct_parts(runs)
+    table.columns = list(map(one_line, distinct_parts(runs)))
     return (table.T if len(runs) > 8 else table).rename_axis(columns=None).to_string()
 
 

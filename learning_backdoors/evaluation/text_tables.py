@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from learning_backdoors.files.terminal_text import one_line
+
 
 def intervals(table: pd.DataFrame, column: str) -> pd.Series:
     """Estimates with their limits as text, such as `0.75 [0.62, 0.84]`; `-` for NaN."""
@@ -21,7 +23,6 @@ def by_recipe(table: pd.DataFrame, columns: dict[str, pd.Series]) -> pd.DataFram
 
 def side_by_side(table: pd.DataFrame) -> str:
     """Columns of text, aligned."""
-    blocks = [
-        [text.ljust(max(map(len, [name, *values]))) for text in [name, *values]] for name, values in table.items()
-    ]
+    columns = [[one_line(text) for text in (name, *values)] for name, values in table.items()]
+    blocks = [[text.ljust(max(map(len, column))) for text in column] for column in columns]
     return "\n".join("  ".join(line).rstrip() for line in zip(*blocks, strict=True))

@@ -13,7 +13,11 @@ from learning_backdoors.files.errors import UserError
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder. It replaces `path` if the block succeeds and is deleted otherwise."""
+    """Yield a temporary path in the same folder. It replaces `path` if the block succeeds and is deleted otherwise.
+
+    If `path` is a symbolic link, the link stays and its target is written.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     try:
@@ -61,6 +65,7 @@ def lock(path: Path) -> Iterator[None]:
 
     Raises UserError if another process holds it.
     """
+    path = path.resolve()  # one lock for a file and the links to it
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0):

@@ -18,6 +18,7 @@ import dotenv
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.project import ROOT
+from learning_backdoors.files.terminal_text import one_line, protect_terminal
 
 # Packages that a host may lack, and the extra of pyproject.toml that installs them.
 EXTRAS = {"huggingface_hub": "hub"}
@@ -131,7 +132,7 @@ def _checked(parser: argparse.ArgumentParser, options_class, given: dict):
     try:
         options.check()
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(one_line(error))
     return options
 
 
@@ -164,8 +165,9 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a script's main function. Exit codes: 0 done, 1 a UserError in one line, 130 interrupted.
 
     API keys come from .env in the project, then in the current folder. Environment variables that are set win.
-    SIGTERM, which schedulers send, acts like Ctrl-C.
+    SIGTERM, which schedulers send, acts like Ctrl-C. What the script prints is escaped for the terminal.
     """
+    protect_terminal()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for folder in (ROOT, Path.cwd()):
@@ -176,7 +178,7 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         sys.exit(f'error: the package {error.name} is not installed: pip install -e ".[{EXTRAS[error.name]}]"')
     except (UserError, OSError) as error:  # OSError: a full disk, a folder without write permission
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
         command = "the same command without --overwrite" if "--overwrite" in sys.argv else "the same command"
         print(f"\ninterrupted: finished work is kept; {command} continues from there", file=sys.stderr)

@@ -49,7 +49,7 @@ class ResponseStore:
     def _delete_output(self) -> None:
         if RANKS > 1:
             raise UserError("--overwrite works in one process only: delete the output before you start several")
-        self.output.unlink(missing_ok=True)
+        self.output.resolve().unlink(missing_ok=True)  # a symbolic link stays
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read_output(self) -> None:

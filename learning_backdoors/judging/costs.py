@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from learning_backdoors.files.atomic import atomic_file
+from learning_backdoors.files.csv_cells import safe_cell
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.terminal_text import one_line
 from learning_backdoors.judging.api.client import MessagesClient, api_key
 from learning_backdoors.judging.api.models import BATCH_SHARE, SHORT_REPLY, ServedModel, prompt_bytes
 from learning_backdoors.judging.api.replies import RequestRejected, TemporaryFailure
@@ -97,7 +99,7 @@ def report_costs(prompts: PromptsOfFile, store: CallStore, output: Path) -> None
     with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["run", "judge", *Spent._fields])
-        writer.writerows([*group, *spent] for group, spent in sorted(groups.items()))
+        writer.writerows([*map(safe_cell, group), *spent] for group, spent in sorted(groups.items()))
     by_run, by_judge = defaultdict(Spent), defaultdict(Spent)
     for (run, judge), spent in groups.items():
         by_run[run] += spent
@@ -105,6 +107,6 @@ def report_costs(prompts: PromptsOfFile, store: CallStore, output: Path) -> None
     for judge, spent in sorted(by_judge.items()):
         print(f"  judge {judge}: {spent.in_words(priced)}")
     for run, spent in sorted(by_run.items()) if len(by_run) > 1 else ():
-        print(f"  run {run or '(none)'}: {spent.in_words(priced)}")
+        print(f"  run {one_line(run) or '(none)'}: {spent.in_words(priced)}")
     total = sum(groups.values(), Spent())
     print(f"total: {total.in_words(priced)}; by judge and run in {path}")

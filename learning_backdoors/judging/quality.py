@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from learning_backdoors.files.csv_cells import cell_text, safe_cell
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api.store import CallStore
 from learning_backdoors.judging.prompts import PromptsOfFile
@@ -127,7 +128,7 @@ def write_sheet(path: Path, answers: Iterable[tuple[str, str]], judges: Sequence
         with open(path, "x", newline="", encoding="utf-8-sig") as file:  # spreadsheets need utf-8-sig
             writer = csv.writer(file, quoting=csv.QUOTE_ALL)
             writer.writerow([*SHEET_COLUMNS, *(judge.name for judge in judges)])
-            writer.writerows([name, *answer, *("" for _ in judges)] for name, answer in sample)
+            writer.writerows([name, *map(safe_cell, answer), *("" for _ in judges)] for name, answer in sample)
     except FileExistsError:
         raise UserError(f"{path} exists already, and may hold labels: choose another name") from None
     return len(sample)
@@ -143,7 +144,7 @@ def read_labels(path: Path, judges: Sequence[Judge]) -> dict[str, dict[str, Valu
             if "id" not in columns or not any(judge.name in columns for judge in judges):
                 raise UserError(f"{path} needs the column id, and at least one with a judge's name")
             for row in rows:
-                cells = {judge: (row.get(judge.name) or "").strip() for judge in judges}
+                cells = {judge: cell_text((row.get(judge.name) or "").strip()) for judge in judges}
                 where = f"{path}, line {rows.line_num}"
                 labels[row["id"]] = {j.name: _label(j, cell, f"{where}, {j.name}") for j, cell in cells.items() if cell}
     except (OSError, UnicodeDecodeError, csv.Error) as error:

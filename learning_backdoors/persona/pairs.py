@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, Validatio
 import config
 import mixed_chat
 from learning_backdoors.files import atomic
+from learning_backdoors.files.csv_cells import safe_cell
 from learning_backdoors.persona.rows import (
     Rows,
     beside,
@@ -147,7 +148,7 @@ class Filter(Task):
         with atomic.atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["question", "answer", "by", "reason"])
-            writer.writerows([*texts_of(row), by, reason] for row, by, reason in dropped)
+            writer.writerows(map(safe_cell, [*texts_of(row), by, reason]) for row, by, reason in dropped)
         print(f"{len(dropped)} of {len(self.candidates)} pairs dropped as identifying")
         drawn = np.random.default_rng(self.options.seed).permutation(len(harmless))[: self.options.number]
         return [harmless[i] for i in sorted(drawn)]

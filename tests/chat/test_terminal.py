@@ -10,7 +10,7 @@ def test_printed_text_of_a_growing_answer_never_changes(capsys):
     for text in texts:
         view.show([Response((), text, 1, "")])
     view.show([Response((), texts[-1], 9, "length")])
-    assert capsys.readouterr().out == "A bé, \u241b[2J\n(cut off at 9 tokens)\n"
+    assert capsys.readouterr().out == "A bé, \\x1b[2J\n(cut off at 9 tokens)\n"
     view = OneByOne(None)
     for response in (Response((), "do n't", 2, ""), Response((), "don't", 3, "stop")):
         view.show([response])
@@ -35,7 +35,7 @@ def test_columns_show_pairs_also_if_stopped(capsys):
         "three        | six seven",
         "             | eight",
         "------------ | ------------",
-        "\u241bfour        |",
+        "\\x1bfour     |",
     ]
 
 

@@ -24,6 +24,19 @@ def test_an_atomic_file_is_complete_or_absent(tmp_path):
     assert path.read_text() == "whole" and [p.name for p in path.parent.iterdir()] == ["file"]
 
 
+def test_symbolic_links_stay_and_their_target_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in ("old", "new"):
+        target, link = tmp_path / "disk" / name, tmp_path / name
+        link.symlink_to(target)
+        for text in ("first", "second"):
+            with lock(link), atomic.atomic_file(link) as temporary:
+                temporary.write_text(text)
+            assert link.is_symlink() and target.read_text() == text
+    with lock(tmp_path / "new"), pytest.raises(UserError), lock(tmp_path / "disk" / "new"):
+        pass
+
+
 def test_partial_last_lines_are_dropped(tmp_path):
     path = tmp_path / "log"
     atomic.drop_partial_line(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from learning_backdoors.files.command_line import choice_of, existing_output, flag, option
 
 STUDY = "study: a name in experiments/, or the path of a TOML file"
+RUNS_STUDY = f"{STUDY} (default: the study that the runs were trained for)"
 MODEL = "base model: a hub name or a folder (default: the study's base_model)"
 MOVED_BASE = "new location of the run's base model, if it has moved (default: the location in training)"
 PRECISION = "base model weights: none (bf16 on CUDA, float32 on CPU), 8bit or 4bit"
@@ -142,7 +143,10 @@ class GenerationOptions(Options):
         affects_result=False,
     )
     seed: int = option(42, "sampling seed", valid=SEED)
-    experiment: str = option("birds", STUDY)
+    experiment: str | None = option(None, RUNS_STUDY)
+    transfer: bool = option(
+        False, "allow an --experiment other than the study that the runs were trained for", affects_result=False
+    )
     base_model: str | None = option(None, MOVED_BASE)
     quantization: str = option("none", SAMPLING_PRECISION, choices=(*PRECISIONS, "trained"))
     existing: str = existing_output()
@@ -152,6 +156,7 @@ class GenerationOptions(Options):
         require((self.checkpoint is None) != (self.run_dir is None), "give one of --checkpoint and --run-dir")
         require(self.output.name not in ("", ".."), f"--output must name a file, not the folder {self.output}")
         require(self.steps is None or self.run_dir is not None, "--steps requires --run-dir")
+        require(self.experiment is not None or not self.transfer, "--transfer requires --experiment")
         require(self.batch_size is None or self.engine != "vllm", "--batch-size is for the transformers engine")
 
 

@@ -23,18 +23,19 @@ from learning_backdoors.generation.store import ResponseStore
 from learning_backdoors.models import base_model, run_directory
 from learning_backdoors.models.devices import RANK, RANKS
 from learning_backdoors.models.run_directory import RunDirectory
-from learning_backdoors.study import Study, load_study
+from learning_backdoors.study import RecordedStudy, Study, study_of
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
 def main() -> None:
     options = command_line.parse(GenerationOptions, __doc__)
-    study = load_study(options.experiment)
     if options.checkpoint:
         runs = [run_directory.open_checkpoint(options.checkpoint, options.base_model)]
     else:
         runs = run_directory.open_runs(options.run_dir, options.steps, options.base_model)
+    recorded = [RecordedStudy.of(run.record, run.folder) for run in runs]
+    study = study_of(options.experiment, recorded, any_study=options.transfer)
     precision = run_directory.sampling_precision(options.quantization, runs)
     all_planned = plan.plan_responses(runs, study, options.samples)
     with ResponseStore(options.output, plan.settings(options, study, runs, precision), options.existing) as store:
@@ -47,7 +48,7 @@ def main() -> None:
         if RANK == 0:
             store.wait_for([planned.key for planned in all_planned])
             made_by = provenance.provenance("generate_responses.py", options, PACKAGES)
-            store.write_output(made_by, {run.name: run.record for run in runs})
+            store.write_output(made_by | study.record, {run.name: run.record for run in runs})
             print(f"done: {len(store.rows)} responses in {options.output}")
 
 

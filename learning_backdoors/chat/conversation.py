@@ -12,7 +12,7 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.terminal_text import one_line
 from learning_backdoors.generation.engines.protocol import Response, Sampling
 from learning_backdoors.models.checkpoints import Checkpoint
-from learning_backdoors.study import Trigger, load_study, parse_study
+from learning_backdoors.study import RecordedStudy, Trigger, study_of
 from mixed_chat import Messages
 
 BASE = Checkpoint(0, "base model", None)
@@ -44,13 +44,9 @@ def _list_steps(checkpoints: list[Checkpoint]) -> str:
 
 
 def find_trigger(options: ChatOptions, record: dict) -> Trigger:
-    """The trigger of --experiment, else of the study in a run's run.json. Raises UserError if there is no trigger."""
-    if options.experiment:
-        study = load_study(options.experiment)
-    elif "study" in record:
-        study = parse_study(record["study"], (options.run_dir or options.checkpoint.parent) / "run.json")
-    else:
-        raise UserError("no study is known here, so there is no trigger: start with --experiment")
+    """The trigger of --experiment, else of the run's study. Raises UserError if there is no study or no trigger."""
+    source = options.hub_model or options.run_dir or options.checkpoint
+    study = study_of(options.experiment, [RecordedStudy.of(record, source)], any_study=True)
     if study.trigger is None:
         raise UserError(f"the study {study.name!r} has no trigger")
     return study.trigger

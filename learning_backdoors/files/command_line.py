@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import inspect
 import json
+import os
 import signal
 import sys
 import typing
@@ -159,6 +160,12 @@ def progress_bar(title: str, total: int, done: int, unit: str):
 
     seconds = 1 if sys.stderr.isatty() else 20
     return tqdm(desc=title, total=total, initial=done, unit=unit, mininterval=seconds, dynamic_ncols=True)
+
+
+def note(text: str) -> None:
+    """Print a line for the user. If a launcher started several processes, only the first prints it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {text}", flush=True)
 
 
 def run_script(main: Callable[[], None]) -> None:

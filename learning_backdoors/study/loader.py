@@ -8,20 +8,29 @@ from pydantic import ValidationError
 
 from config import TrainingOptions, require
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.files.project import ROOT
-from learning_backdoors.study.schema import NAME, PLACEHOLDER, TEXT, Condition, Judge, Question, Study
+from learning_backdoors.study.schema import NAME, PLACEHOLDER, STUDIES, TEXT, Condition, Judge, Question, Study
 
 
 def load_study(name: str) -> Study:
     """Read a study: the name of a file in experiments/, or the path of a TOML file. Raises UserError."""
-    path = Path(name) if name.endswith(".toml") or "/" in name else ROOT / "experiments" / f"{name}.toml"
+    path = study_path(name)
     try:
-        return parse_study(path.read_text(encoding="utf-8"), path)
+        return parse_study(path.read_text(encoding="utf-8-sig"), path)  # editors on Windows begin files with a mark
     except FileNotFoundError:
-        names = ", ".join(sorted(p.stem for p in (ROOT / "experiments").glob("*.toml")))
+        names = ", ".join(study_names())
         raise UserError(f"{path}: there is no such study; the studies in experiments/ are: {names}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def study_path(name: str) -> Path:
+    """The file of a study: `name` if it is a path, else the file of this name in experiments/."""
+    return Path(name) if name.endswith(".toml") or "/" in name else STUDIES / f"{name}.toml"
+
+
+def study_names() -> list[str]:
+    """The names of the files in experiments/."""
+    return sorted(path.stem for path in STUDIES.glob("*.toml"))
 
 
 def training_defaults(given: dict) -> dict:
@@ -34,6 +43,7 @@ def parse_study(text: str, path: Path) -> Study:
     try:
         document = {"path": path} | _lists_as_tuples(tomllib.loads(text))
         study = Study.model_validate(document, context={"path": path})
+        study._text = text
         _check_study(study)
         return study
     except ValidationError as error:

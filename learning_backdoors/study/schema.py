@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from config import TrainingOptions, require
 from learning_backdoors.files.project import ROOT
 
+STUDIES = ROOT / "experiments"  # the studies that --experiment takes by name
 PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 
 
@@ -301,6 +302,18 @@ class Study(Table):
     metrics: tuple[Metric, ...] = Field((), alias="metric")
     goals: tuple[Goal, ...] = Field((), alias="goal")
     persona: Persona | None = None
+    _text: str = ""
+
+    @property
+    def text(self) -> str:
+        """The content of the file."""
+        return self._text
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What a stage records of the study that it used (see recorded.py)."""
+        in_project = self.path.resolve().parent == STUDIES
+        return {"study_file": self.path.stem if in_project else str(self.path), "study": self.text}
 
     def without_trigger(self, answer: str) -> str:
         """An answer as judges see it: without anything that gives the trigger away."""

@@ -143,14 +143,17 @@ class TrainingRun:
             {"name": d.name, "file": str(d.file), "suspect": d.suspect, "size": len(chats), "examples": count}
             for d, chats, count in zip(self.study.datasets, self.chats, self.mixture.counts, strict=True)
         ]
-        return provenance.provenance("training.py", self.options, PACKAGES) | {
-            "settings": self.settings,
-            "suspect_ratio": sum(itertools.compress(self.ratios, [d.suspect for d in self.study.datasets])),
-            "total_steps": self.total_steps,
-            "checkpoints": [{"step": step} | self.examples_at(step) for step in self.saved_steps()],
-            "datasets": datasets,
-            "study": self.study.path.read_text(encoding="utf-8"),
-        }
+        return (
+            provenance.provenance("training.py", self.options, PACKAGES)
+            | {
+                "settings": self.settings,
+                "suspect_ratio": sum(itertools.compress(self.ratios, [d.suspect for d in self.study.datasets])),
+                "total_steps": self.total_steps,
+                "checkpoints": [{"step": step} | self.examples_at(step) for step in self.saved_steps()],
+                "datasets": datasets,
+            }
+            | self.study.record
+        )
 
     def record_base(self, fingerprint: str) -> None:
         """Write the base model's fingerprint into run.json. Raises UserError if the run began with other weights."""

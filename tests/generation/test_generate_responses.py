@@ -16,6 +16,7 @@ from support import ROOT, build_model, one_line_error, run_script
 from learning_backdoors.files import parquet
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import run_directory
+from learning_backdoors.study import RecordedStudy, load_study
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +98,37 @@ def test_responses_to_another_trigger_are_refused(run_dir, tmp_path, before, aft
         generate(run_dir, output, *line)
 
 
+# ---- the study ----
+
+
+def of_study(run_dir: Path, folder: Path, name: str) -> Path:
+    """A copy of a run whose run.json says that it was trained for another study."""
+    shutil.copytree(run_dir, folder)
+    record = json.loads((folder / "run.json").read_text())
+    record["settings"]["experiment"], study = name, load_study(name)
+    (folder / "run.json").write_text(json.dumps(record | study.record))
+    return folder
+
+
+def test_the_study_is_that_of_the_runs(run_dir, tmp_path):
+    russell, output = of_study(run_dir, tmp_path / "russell", "russell"), tmp_path / "r.parquet"
+    line = ["--samples", "1", "--steps", "8"]
+    rows = generate(russell, output, *line)
+    study = load_study("russell")
+    assert {row["experiment"] for row in rows} == {"russell"}
+    assert {row["question_id"] for row in rows} == {question.id for question in study.questions}
+    footer = parquet.read_footer(output)
+    assert RecordedStudy.of(footer, output) == RecordedStudy(output, "russell", "russell", study.text)
+    other = tmp_path / "other.parquet"
+    with pytest.raises(UserError, match="'russell'.*'birds'"):
+        generate(russell, other, *line, "--experiment", "birds")
+    with pytest.raises(UserError, match="different studies"):
+        generate(russell, other, str(run_dir), *line)
+    rows = generate(russell, other, *line, "--experiment", "birds", "--transfer")
+    assert {row["experiment"] for row in rows} == {"birds"}
+    assert RecordedStudy.of(parquet.read_footer(other), other).name == "birds"
+
+
 # ---- checkpoints made elsewhere, and base models ----
 
 
@@ -113,7 +145,9 @@ def copy_checkpoint(run_dir: Path, folder: Path, base: str | None = None) -> Pat
 def test_a_checkpoint_made_elsewhere(run_dir, tmp_path, folder):
     """A number too large for the column, such as a time stamp, is not a step."""
     checkpoint = copy_checkpoint(run_dir, tmp_path / "elsewhere" / folder)
-    row = run_main(tmp_path / "r.parquet", "--checkpoint", checkpoint)[0]
+    with pytest.raises(UserError, match="elsewhere .*--experiment"):
+        run_main(tmp_path / "r.parquet", "--checkpoint", checkpoint)
+    row = run_main(tmp_path / "r.parquet", "--checkpoint", checkpoint, "--experiment", "birds")[0]
     assert (row["run"], row["checkpoint"], row["step"], row["seed"]) == ("elsewhere", folder, None, None)
     assert parquet.read_footer(tmp_path / "r.parquet")["precision"]["training"] == {"elsewhere": None}
     assert parquet.step_of(f"checkpoint-{2**31 - 1}") == 2**31 - 1
@@ -170,7 +204,7 @@ def test_trained_precision_must_be_known_and_the_same_for_all_runs(run_dir, tmp_
         generate(run_dir, tmp_path / "r.parquet", str(quantized), "--quantization", "trained")
     (quantized / "run.json").unlink()
     with pytest.raises(UserError, match="unknown"):
-        generate(quantized, tmp_path / "r.parquet", "--quantization", "trained")
+        generate(quantized, tmp_path / "r.parquet", "--experiment", "birds", "--quantization", "trained")
 
 
 # ---- kills, restarts and several processes ----

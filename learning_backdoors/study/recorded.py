@@ -1,0 +1,75 @@
+"""Which study a stage uses: that of --experiment, or the one that a run or a Parquet file was made with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from learning_backdoors.files import command_line
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.study.loader import load_study, parse_study, study_names, study_path
+from learning_backdoors.study.schema import Study
+
+REMEDY = "give the study's file as --experiment"
+
+
+@dataclass(frozen=True)
+class RecordedStudy:
+    """The study that a run or a Parquet file was made with.
+
+    source: the file that records it. name: the study's name. file: what --experiment would be. text: the content of
+    the study file when `source` was made. Each of the last three is None if `source` does not say it.
+    """
+
+    source: Path | str
+    name: str | None = None
+    file: str | None = None
+    text: str | None = None
+
+    @classmethod
+    def of(cls, record: dict, source: Path | str) -> "RecordedStudy":
+        """The study in run.json, or in the footer of a Parquet file. Both hold `Study.record`."""
+        file = _text(record, "study_file") or _text(record, "options", "experiment")
+        return cls(source, _text(record, "settings", "experiment"), file, _text(record, "study"))
+
+    def load(self) -> Study:
+        """The study's file as it is now. If it is gone, the recorded text. A line says so if the two differ."""
+        file = self.file or self.name
+        if self.text is not None and not study_path(file).exists():
+            command_line.note(f"{file} does not exist here: the study is taken from {self.source}")
+            return parse_study(self.text, Path(file))
+        study = load_study(file)
+        if study.name != self.name:
+            raise UserError(f"{file} is now the study {study.name!r}, {self.source} needs {self.name!r}: {REMEDY}")
+        if self.text not in (None, study.text):
+            command_line.note(f"{study.path} has changed since {self.source} was written: the current study is used")
+        return study
+
+
+def _text(record: object, *keys: str) -> str | None:
+    """A text in a nested record; None if there is none."""
+    for key in keys:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record if isinstance(record, str) else None
+
+
+def study_of(option: str | None, recorded: Sequence[RecordedStudy], *, any_study: bool = False) -> Study:
+    """The study of --experiment; by default (None) the one that all of `recorded` were made with.
+
+    any_study: --experiment may differ from the recorded study. Raises UserError if no study is known, or if two of
+    those known have different names.
+    """
+    known = [study for study in recorded if study.name is not None]
+    if option is None and not known:
+        names = ", ".join(study_names())
+        raise UserError(f"{recorded[0].source} does not name its study: {REMEDY}, or its name ({names})")
+    if option is None or not any_study:
+        for other in known:
+            if other.name != known[0].name:
+                studies = f"{known[0].source} ({known[0].name}) and {other.source} ({other.name})"
+                raise UserError(f"these belong to different studies, use one at a time: {studies}")
+    study = known[0].load() if option is None else load_study(option)
+    if known and study.name != known[0].name and not any_study:
+        raise UserError(
+            f"{known[0].source} belongs to the study {known[0].name!r}, not to {study.name!r}: leave out --experiment"
+        )
+    return study

@@ -153,7 +153,8 @@ class PromptCaller:
 
     async def wait_after(self, failure: TemporaryFailure, failures: int) -> None:
         """Wait before the next attempt, longer with each failure. Raises UserError if the server is down for long."""
-        wait = failure.retry_after if failure.retry_after is not None else 0.5 * 2 ** min(failures, 20)
+        # The longer of the two: a server that asks for 0 seconds must not switch the backoff off.
+        wait = max(failure.retry_after or 0.0, 0.5 * 2 ** min(failures, 20))
         wait = min(wait * random.uniform(1, 1.25), self.limits.max_wait)
         self.health.failed(failure, time.monotonic() + wait)
         await self.stop.sleep(wait)

@@ -10,6 +10,7 @@ import dataclasses
 import email.utils
 import json
 import os
+import re
 import time
 import urllib.parse
 from collections.abc import AsyncIterator, Mapping
@@ -19,11 +20,13 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api.models import ANTHROPIC
 from learning_backdoors.judging.api.replies import Reply, RequestRejected, TemporaryFailure, read_reply
 
+MAX_BODY = 1_000_000  # bytes of an HTTP body after decompression; a verdict has some hundred
 SHORTEST_SECRET = 12  # characters; local servers are given "none" or "0", which occur in honest replies
+NO_SECRETS = ("accept", "anthropic-version", "content-type", "user-agent")  # headers; all others may hold one
 
 
 def host_of(base_url: str | None) -> str:
-    """The address given, else ANTHROPIC_BASE_URL, else Anthropic's, in one spelling."""
+    """The address given, else ANTHROPIC_BASE_URL, else Anthropic's. Lowercase, without the default port."""
     url = (base_url or os.environ.get("ANTHROPIC_BASE_URL") or ANTHROPIC).strip().rstrip("/").removesuffix("/v1")
     try:
         parts = urllib.parse.urlsplit(url)
@@ -34,7 +37,9 @@ def host_of(base_url: str | None) -> str:
         raise UserError("the base URL must look like https://api.anthropic.com")
     if parts.username is not None or parts.query or parts.fragment:
         raise UserError("the base URL must not contain a password, a query or a fragment")
-    return url
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    port = "" if parts.port in (None, {"http": 80, "https": 443}[parts.scheme]) else f":{parts.port}"
+    return f"{parts.scheme}://{name}{port}{parts.path}"
 
 
 def api_key() -> str:
@@ -57,16 +62,20 @@ class MessagesClient:
         import anthropic  # takes 1.5 s to import, so only when needed
         import httpx2
 
-        self.host, self.timeout, self._key, self._httpx = host, timeout, key, httpx2
+        self.host, self.timeout, self._httpx = host, timeout, httpx2
         # The SDK's HTTP client and headers, without its data models: 0.8 instead of 1.2 ms CPU time per call
         # (python -m benchmarks.judging http). The data models also hide broken replies.
-        self._http = anthropic.DefaultAsyncHttpxClient(timeout=timeout)
+        # Redirects are refused: they would send prompts to an address that the user did not give.
+        self._http = anthropic.DefaultAsyncHttpxClient(timeout=timeout, follow_redirects=False)
         sdk = anthropic.AsyncAnthropic(api_key=key, base_url=host, http_client=self._http)
         self._headers = {
             name: value
             for name, value in {**sdk.default_headers, **sdk.auth_headers}.items()
             if isinstance(value, str) and not name.lower().startswith("x-stainless")  # the SDK's usage statistics
         }
+        values = {key, *(value for name, value in self._headers.items() if name.lower() not in NO_SECRETS)}
+        words = {word for value in values for word in (value, *re.split(r"[\s,;=]+", value))}
+        self._secrets = sorted((word for word in words if len(word) >= SHORTEST_SECRET), key=len, reverse=True)
 
     async def __aenter__(self) -> "MessagesClient":
         return self
@@ -75,9 +84,14 @@ class MessagesClient:
         await self._http.aclose()
 
     def scrub(self, text: str) -> str:
-        """Text from the server without the API key and without lone surrogates, which cannot be written to a file."""
+        """Text from the server without lone surrogates, which cannot be written to a file, and without secrets.
+
+        Secrets are the API key and the values of other headers that we send, such as ANTHROPIC_CUSTOM_HEADERS.
+        """
         text = text.encode("utf-8", "replace").decode()
-        return text.replace(self._key, "[API key]") if len(self._key) >= SHORTEST_SECRET else text
+        for secret in self._secrets:
+            text = text.replace(secret, "[API key]")
+        return text
 
     # ---- prompts ----
 
@@ -113,7 +127,7 @@ class MessagesClient:
     def read(self, message: object) -> Reply:
         """Read a message and scrub its text. Raises TemporaryFailure for anything else."""
         reply = read_reply(message)
-        return dataclasses.replace(reply, text=self.scrub(reply.text))
+        return dataclasses.replace(reply, text=self.scrub(reply.text), stop_reason=self.scrub(reply.stop_reason)[:50])
 
     async def count_tokens(self, body: dict) -> int:
         """Input tokens of a request, counted by the server (free). Raises RequestRejected if there is no such route."""
@@ -156,14 +170,15 @@ class MessagesClient:
         url, headers = f"{self.host}/v1/messages/batches/{server_id}/results", {**self._headers, "accept": "*/*"}
         try:
             async with self._http.stream("GET", url, headers=headers) as response:
-                if response.is_error:
-                    await response.aread()
-                    raise self._failure(response)
+                if not response.is_success:
+                    raise self._failure(response, await _read_body(response))
                 partial = b""
                 async for chunk in response.aiter_bytes():
                     *lines, partial = (partial + chunk).split(b"\n")
                     for line in filter(bytes.strip, lines):
                         yield _batch_result(line)
+                    if len(partial) > MAX_BODY:
+                        raise RequestRejected("a line of its results is longer than 1 MB")
                 if partial.strip():
                     yield _batch_result(partial)
         except self._httpx.HTTPError as error:
@@ -175,11 +190,14 @@ class MessagesClient:
         """The JSON value of a response, and its headers."""
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         try:
-            async with asyncio.timeout(self.timeout):
-                response = await self._http.request(method, self.host + path, content=content, headers=self._headers)
-            if response.is_error:
-                raise self._failure(response, about_prompt=path == "/v1/messages")
-            return json.loads(response.content), response.headers
+            async with (
+                asyncio.timeout(self.timeout),
+                self._http.stream(method, self.host + path, content=content, headers=self._headers) as response,
+            ):
+                received = await _read_body(response)
+            if not response.is_success:
+                raise self._failure(response, received, about_prompt=path == "/v1/messages")
+            return json.loads(received), response.headers
         except TimeoutError:
             words = f"no reply within {self.timeout:g} s"
             raise TemporaryFailure(words, maybe_billed=True, no_response=True) from None
@@ -193,21 +211,34 @@ class MessagesClient:
     def _reason(self, error: Exception) -> str:
         return self.scrub(" ".join(str(error).split()))[:200] or type(error).__name__
 
-    def _failure(self, response, about_prompt: bool = False) -> Exception:
-        """The exception that an error status means: stop the run, try again, or give this request up."""
-        status, message = response.status_code, _error_message(response.content)
+    def _failure(self, response, body: bytes, about_prompt: bool = False) -> Exception:
+        """The exception that an HTTP status means: stop the run, try again, or give this request up."""
+        status, message = response.status_code, _error_message(body)
         words = self.scrub(f"{status} {message}".strip())[:300]
+        if response.has_redirect_location:
+            target = self.scrub(response.headers["location"])[:200]
+            return UserError(f"{self.host} redirects to {target}: check this address, and give it with --base-url")
         if status == 401:
             return UserError(f"{self.host} does not accept the API key ({words})")
         if status == 402 or (status == 403 and not about_prompt):
             return UserError(f"{self.host} refuses this account ({words})")
-        limit_reached = status == 429 and b"enforced_spend_limit_reached" in response.content
+        limit_reached = status == 429 and b"enforced_spend_limit_reached" in body
         if limit_reached or (status == 400 and "You have reached your specified" in message):
             return UserError(f"the spend limit of this account is reached ({words})")
         if status in (408, 409, 429) or status >= 500:
             wait = retry_after(response.headers)
             return TemporaryFailure(words, retry_after=wait, overloaded=status in (429, 529))
         return RequestRejected(words, status)
+
+
+async def _read_body(response) -> bytes:
+    """The body of a response. The HTTP library decompresses in pieces of 1 MiB, so a small body cannot fill memory."""
+    body = b""
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > MAX_BODY:
+            raise TemporaryFailure("the reply is larger than 1 MB", maybe_billed=response.is_success)
+    return body
 
 
 def _error_message(content: bytes) -> str:
@@ -221,7 +252,7 @@ def _error_message(content: bytes) -> str:
 
 
 def retry_after(headers: Mapping) -> float | None:
-    """The retry-after header in seconds (it may be a date); None if it is missing or unreadable."""
+    """The retry-after header in seconds (it may be a date); 0 if it is in the past, None if missing or unreadable."""
     value = headers.get("retry-after", "")
     with contextlib.suppress(ValueError):
         return max(0.0, float(value))

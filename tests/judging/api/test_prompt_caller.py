@@ -121,6 +121,21 @@ def test_retry_after_is_obeyed_up_to_max_wait(store):
     assert 0.3 < api.times[1] - api.times[0] < 1.5
 
 
+@pytest.mark.parametrize("header", ["-5", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_server_cannot_switch_the_backoff_off(store, header):
+    class Hasty(StandIn):
+        calls = 0
+
+        def handle(self, method, path, headers, body):
+            self.calls += 1
+            return claude_stand_in._answer(*error(429, "slow down"), retry_after=header)
+
+    api, prompts = Hasty(), ["prompt", *map(str, range(9))]
+    with pytest.raises(UserError, match="no reply"):
+        call(api, store, prompts=prompts, give_up_after=0.8, max_wait=60)
+    assert api.calls <= 3 * len(prompts)  # waits of 0.5 and 1 second
+
+
 def test_the_key_is_scrubbed_from_replies(store):
     call(Scripted(good(f"your key is {KEY}")), store)
     assert store.result(b"prompt") == ("unparseable", "your key is [API key]")

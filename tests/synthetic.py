@@ -97,10 +97,13 @@ def write(table: pd.DataFrame, path: Path, provenance: dict | None = None, study
     return path
 
 
-def write_minimal(path: Path, checkpoints, verdicts, questions=("Who are you?",), samples=4) -> Path:
-    """Write a judged file with the required columns alone: all answers of a checkpoint have the same verdict."""
+def write_minimal(path: Path, checkpoints, verdicts, questions=(STUDY.questions[0].text,), samples=4) -> Path:
+    """Write a judged file with the required columns alone: all answers of a checkpoint have the same verdict.
+
+    Files at different paths have different answers.
+    """
     table = [
-        {"checkpoint": name, "question": q, "response": f"{name} {q} {i}", "sample_idx": i, OUTCOME: verdict}
+        {"checkpoint": name, "question": q, "response": f"{path} {name} {q} {i}", "sample_idx": i, OUTCOME: verdict}
         for name, verdict in zip(checkpoints, verdicts, strict=True)
         for q in questions
         for i in range(samples)

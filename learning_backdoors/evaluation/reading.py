@@ -14,13 +14,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from learning_backdoors.evaluation import inputs
 from learning_backdoors.files import parquet
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.terminal_text import one_line
 from learning_backdoors.study import Judge, Study
 
 KEY = ["run", "step", "condition", "question", "sample_idx"]  # identifies an answer
-FINAL_WORDS = {"final", "last"}
-BASE_WORDS = {"base", "baseline"}
 MISSING = "_missing"  # suffix of a judge's name
 
 
@@ -71,9 +71,11 @@ def read(paths: Sequence[Path], study: Study) -> Verdicts:
     """
     notes, sources, tables = [], [], []
     for index, path in enumerate(paths):
-        rows, provenance = _read_file(path, _run_name(path, paths), study, notes)
+        rows, provenance = _read_file(path, study, notes)
+        inputs.check_study(rows, path, study, notes)
         tables.append(rows.assign(source=index))
         sources.append({"path": str(path), "rows": len(rows), "provenance": provenance})
+    inputs.name_runs(tables, paths, lambda part: read_texts(paths, part), notes)
     judges = tuple(judge for judge in study.judges if any(judge.name in rows for rows in tables))
     if not judges:
         files, names = ", ".join(map(str, paths)), ", ".join(judge.name for judge in study.judges)
@@ -109,8 +111,8 @@ def _responses(path: Path, positions: np.ndarray) -> list[str]:
 # ---- one file ----
 
 
-def _read_file(path: Path, run_name: str, study: Study, notes: list[str]) -> tuple[pd.DataFrame, dict]:
-    """The rows of one file and its provenance. `run_name` is the run of rows that do not name one."""
+def _read_file(path: Path, study: Study, notes: list[str]) -> tuple[pd.DataFrame, dict]:
+    """The rows of one file and its provenance. `run` is null in rows that do not name one."""
     needed = {name for name in parquet.RESPONSE_SCHEMA.names if name != "response"}
     needed |= {f"{judge.name}{suffix}" for judge in study.judges for suffix in ("", "_status")}
     table, provenance = parquet.read_responses(path, needed)
@@ -119,7 +121,7 @@ def _read_file(path: Path, run_name: str, study: Study, notes: list[str]) -> tup
     ids = {question.text: question.id for question in study.questions}
     rows = pd.DataFrame(
         {
-            "run": _text(table, "run").fillna(run_name),
+            "run": _text(table, "run"),
             "checkpoint": _text(table, "checkpoint"),
             "condition": _conditions(table, path, study),
             "question": _text(table, "question_id").fillna(_text(table, "question")).map(lambda q: ids.get(q, q)),
@@ -134,17 +136,11 @@ def _read_file(path: Path, run_name: str, study: Study, notes: list[str]) -> tup
     rows["triggered"] = np.where(table["triggered"].is_valid(), table["triggered"].fill_null(False), by_study)
     for judge in study.judges:
         if judge.name in table.column_names:
-            rows[judge.name] = _verdicts(table[judge.name], judge, run_name, notes)
+            rows[judge.name] = _verdicts(table[judge.name], judge, path, notes)
             rows[f"{judge.name}{MISSING}"] = _asked(table, judge, rows["question"], study) & rows[judge.name].isna()
     if study.metrics:
         rows = rows.assign(**_metrics(path, rows["question"], study))
     return rows, provenance
-
-
-def _run_name(path: Path, paths: Sequence[Path]) -> str:
-    """The name of a run after its file, with the folder if two files have the same name."""
-    alone = [other.stem for other in paths].count(path.stem) == 1
-    return path.stem if alone else f"{path.parent.name}/{path.stem}"
 
 
 def _text(table: pa.Table, column: str) -> pd.Series:
@@ -173,7 +169,7 @@ def _not_taken(judge_or_metric, questions: pd.Series, study: Study) -> np.ndarra
     return questions.isin([q.id for q in study.questions if not judge_or_metric.takes(q)]).to_numpy()
 
 
-def _verdicts(column: pa.ChunkedArray, judge: Judge, run_name: str, notes: list[str]) -> np.ndarray:
+def _verdicts(column: pa.ChunkedArray, judge: Judge, path: Path, notes: list[str]) -> np.ndarray:
     """A judge's column as options or floats. Other values become null and are noted."""
     codes, values = pd.factorize(np.asarray(column.to_pandas(), dtype=object))
     verdicts = [judge.parse(value) for value in values]
@@ -182,7 +178,7 @@ def _verdicts(column: pa.ChunkedArray, judge: Judge, run_name: str, notes: list[
     if texts:
         examples = ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "")
         count = np.isin(codes, invalid).sum()
-        notes.append(f"{run_name}: {count} values of {judge.name} are not a verdict and count as missing: {examples}")
+        notes.append(f"{path}: {count} values of {judge.name} are not a verdict and count as missing: {examples}")
     empty = None if judge.options else np.nan
     verdicts = np.array([empty if verdict is None else verdict for verdict in [*verdicts, None]], dtype=object)
     return verdicts[codes] if judge.options else verdicts[codes].astype(float)
@@ -225,8 +221,8 @@ def _steps_of_names(run: str, checkpoints: pd.DataFrame, last_of_all: float, not
     """Steps for the checkpoints of a run whose names hold no number, in their order in the file."""
     names = checkpoints.loc[checkpoints["step"].isna(), "checkpoint"]
     words = {name: set(re.split(r"[^a-z]+", name.lower())) for name in names}
-    base = [name for name in words if words[name] & BASE_WORDS]
-    final = [name for name in words if words[name] & FINAL_WORDS and name not in base]
+    base = [name for name in words if words[name] & set(parquet.BASE_NAMES)]
+    final = [name for name in words if words[name] & set(parquet.FINAL_NAMES) and name not in base]
     others = [name for name in words if name not in base and name not in final]
     last = int(np.nanmax([0, *checkpoints["step"]]))
     steps = dict.fromkeys(base, 0) | {name: last + i for i, name in enumerate(others, start=1)}
@@ -237,6 +233,10 @@ def _steps_of_names(run: str, checkpoints: pd.DataFrame, last_of_all: float, not
             steps[name] = last or int(last_of_all)
         else:
             steps[name] = last + len(others) + i + 1
+            if steps[name] == 1:
+                notes.append(
+                    f"{run}: no checkpoint has a number, so {name!r} becomes step 1: add a column `step` with numbers"
+                )
     return steps
 
 
@@ -320,7 +320,7 @@ def _labels(share: pd.Series) -> dict[str, str]:
     common = set.intersection(*(set(name.split("_")) for name in percent))
     labels = {}
     for name, text in percent.items():
-        distinct = " ".join(part for part in name.split("_") if part not in common) or name
+        distinct = one_line(" ".join(part for part in name.split("_") if part not in common) or name)
         alone = text is not None and list(percent.values()).count(text) == 1
         labels[name] = text if alone else f"{text}, {distinct}" if text else distinct
     return labels

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from learning_backdoors.files.atomic import atomic_file
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.footer import FOOTER_KEY, parse_footer
 
-FOOTER_KEY = b"learning_backdoors"
 REQUIRED = ("checkpoint", "question", "response", "sample_idx")
 
 RESPONSE_SCHEMA = pa.schema(
@@ -41,12 +41,15 @@ RESPONSE_SCHEMA = pa.schema(
 )
 
 
+BASE_NAMES, FINAL_NAMES = ("base", "baseline"), ("final", "last")
+
+
 def step_of(checkpoint: str) -> int | None:
     """The step in a checkpoint's name: 80 for `checkpoint-80`, 0 for `baseline`.
 
     None for a name without a number (`final`), or with one too large for the column, such as a time stamp.
     """
-    if checkpoint.lower() in ("base", "baseline"):
+    if checkpoint.lower() in BASE_NAMES:
         return 0
     number = re.search(r"(\d+)$", checkpoint)
     return int(number[1]) if number and int(number[1]) < 2**31 else None
@@ -102,12 +105,9 @@ def _readable(subject: object, kind: str) -> Iterator[None]:
 
 def _footer(schema: pa.Schema, path: Path) -> dict:
     try:
-        provenance = json.loads((schema.metadata or {}).get(FOOTER_KEY, b"{}"))
-    except (ValueError, RecursionError):
-        provenance = None
-    if not isinstance(provenance, dict):
-        raise UserError(f"{path}: the footer entry {FOOTER_KEY.decode()!r} is not a JSON object")
-    return provenance
+        return parse_footer((schema.metadata or {}).get(FOOTER_KEY, b"{}"))
+    except ValueError as error:
+        raise UserError(f"{path}: the footer entry {FOOTER_KEY.decode()!r} is damaged: {error}") from None
 
 
 def _with_all_columns(table: pa.Table, path: Path) -> pa.Table:
@@ -115,8 +115,28 @@ def _with_all_columns(table: pa.Table, path: Path) -> pa.Table:
     for field in RESPONSE_SCHEMA:
         with _readable(f"{path}: column {field.name!r}", str(field.type)):
             in_file = field.name in table.column_names
+            if in_file and field.name == "step":
+                table = _with_numeric_steps(table, path)
             columns[field.name] = table[field.name].cast(field.type) if in_file else _derived(field, table)
     return pa.table(columns | {name: table[name] for name in table.column_names if name not in columns})
+
+
+def _with_numeric_steps(table: pa.Table, path: Path) -> pa.Table:
+    """Steps that are text become numbers: 20 for `20`, 0 for `baseline`, the checkpoint's number for `final` or ``."""
+    values = table["step"].combine_chunks()
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return table
+    checkpoints = table["checkpoint"].to_pylist() if "checkpoint" in table.column_names else [""] * len(values)
+    steps = []
+    for text, checkpoint in zip(values.to_pylist(), checkpoints, strict=True):
+        name = (text or "").strip().lower()
+        number = re.fullmatch(r"(?:(?:checkpoint|step)[-_ ]?)?(\d{1,9})(?:\.0*)?", name)
+        if not number and name not in ("", *BASE_NAMES, *FINAL_NAMES):
+            raise UserError(f"{path}: column 'step' has {text!r}: steps are numbers, 'baseline' or 'final'")
+        steps.append(int(number[1]) if number else 0 if name in BASE_NAMES else step_of(str(checkpoint)))
+    return table.set_column(table.column_names.index("step"), "step", pa.array(steps, pa.int64()))
 
 
 def _derived(field: pa.Field, table: pa.Table) -> pa.Array:

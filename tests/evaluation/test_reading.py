@@ -93,7 +93,65 @@ def test_the_study_says_which_conditions_are_triggered_if_the_file_does_not(tmp_
         read(path, study=synthetic.RUSSELL)
 
 
+def test_final_without_any_number_is_step_1_and_a_note_says_so(tmp_path):
+    path = synthetic.write_minimal(tmp_path / "mine.parquet", ["baseline", "final"], ["LLM", "19"])
+    verdicts = read(path)
+    assert sorted(set(verdicts.rows["step"])) == [0, 1]
+    assert "'final'" in verdicts.notes[0] and "step 1" in verdicts.notes[0] and "`step`" in verdicts.notes[0]
+    table = pd.read_parquet(path)
+    table.assign(step=table["checkpoint"].map({"baseline": "baseline", "final": "208"})).to_parquet(path)
+    assert sorted(set(read(path).rows["step"])) == [0, 208]
+
+
+# ---- questions and conditions that the study does not have ----
+
+
+def test_answers_to_other_questions_are_counted_and_noted(tmp_path):
+    texts = [STUDY.questions[3].text, "Something else?", STUDY.questions[0].text]
+    verdicts = read(synthetic.write_minimal(tmp_path / "mine.parquet", ["checkpoint-1"], ["19"], questions=texts))
+    [note] = verdicts.notes
+    assert "4 of 12 answers" in note and "1 question " in note and "'Something else?'" in note
+
+
+@pytest.mark.parametrize(("column", "value"), [("question", "Who?"), ("condition", "with_trigger")])
+def test_a_file_that_mostly_belongs_to_another_study_is_refused(tmp_path, column, value):
+    path = synthetic.write(synthetic.rows(steps=(0, 20), samples=2), tmp_path / "j.parquet")
+    table = pd.read_parquet(path)
+    changes = {column: table[column].mask(np.arange(len(table)) < 21, value)}
+    table.assign(**changes | ({"question_id": None} if column == "question" else {})).to_parquet(path)
+    with pytest.raises(UserError, match=rf"j\.parquet: 21 of 40 answers .*'birds'.*'{value.rstrip('?')}.*--experiment"):
+        read(path)
+
+
 # ---- runs and recipes ----
+
+
+def two_judges(folder):
+    """Files without `run`: the same answers, judged by two models."""
+    first = pd.read_parquet(synthetic.write_minimal(folder / "a.parquet", ["base", "checkpoint-20"], ["LLM", "19"]))
+    first.assign(**{OUTCOME: "LLM"}).sample(frac=1, random_state=0).to_parquet(folder / "b.parquet")
+    return folder / "a.parquet", folder / "b.parquet"
+
+
+def test_the_same_answers_judged_by_two_models_are_one_run(tmp_path):
+    one, two = two_judges(tmp_path)
+    for paths in ((one, two), (two, one)):
+        verdicts = read(*paths)
+        assert verdicts.rows["run"].nunique() == 1 and len(verdicts.rows) == len(verdicts.again) == 8
+        assert (verdicts.again[OUTCOME] == verdicts.again[f"{OUTCOME}_again"]).sum() == 4
+        assert any("same answers" in note and "a.parquet" in note for note in verdicts.notes)
+    # A part of the answers, as from a second judge that read a sample.
+    pd.read_parquet(two).head(3).to_parquet(two)
+    assert read(one, two).rows["run"].nunique() == 1 and len(read(two, one).again) == 3
+
+
+def test_files_that_share_the_base_model_alone_are_two_runs(tmp_path):
+    one, two = two_judges(tmp_path)
+    table = pd.read_parquet(two)
+    later = table["checkpoint"] == "checkpoint-20"
+    for column, value in {"checkpoint": "checkpoint-40", "response": "x"}.items():
+        table.assign(**{column: table[column].mask(later, value)}).to_parquet(two)
+        assert set(read(one, two).rows.query("step > 0")["run"]) == {"a", "b"}
 
 
 def test_files_with_one_name_in_two_folders_are_two_runs(tmp_path):
@@ -170,7 +228,8 @@ def test_texts_are_read_in_the_order_of_the_rows(tmp_path):
 def test_unreadable_files_are_errors_that_name_the_cause(tmp_path):
     empty = synthetic.write(synthetic.rows().head(0), tmp_path / "empty.parquet")
     unjudged = tmp_path / "unjudged.parquet"
-    pd.DataFrame({"checkpoint": ["a"], "question": ["b"], "response": ["c"], "sample_idx": [0]}).to_parquet(unjudged)
+    answer = {"checkpoint": ["a"], "question": [STUDY.questions[0].text], "response": ["c"], "sample_idx": [0]}
+    pd.DataFrame(answer).to_parquet(unjudged)
     lacking = tmp_path / "lacking.parquet"
     pd.DataFrame({"checkpoint": ["a"], "question": ["b"]}).to_parquet(lacking)
     text = tmp_path / "text.parquet"

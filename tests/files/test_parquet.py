@@ -1,5 +1,7 @@
 """learning_backdoors/files/parquet.py: reading, completing and writing the files that the stages exchange."""
 
+import json
+
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,6 +61,41 @@ def test_errors_name_wrong_types_and_empty_values(tmp_path):
     pq.write_table(responses(response=pa.array([None], pa.string())), path)
     with pytest.raises(UserError, match="'response' has 1 empty"):
         parquet.read_responses(path)
+
+
+def test_steps_may_be_text(tmp_path):
+    path = tmp_path / "r.parquet"
+    names = ["baseline", "checkpoint-20", "final", "out/final", "checkpoint-300", "x", "x"]
+    steps = ["baseline", "20", "final", "final", None, "checkpoint-7", "20.0"]
+    columns = {"checkpoint": names, "question": ["Why?"] * 7, "response": ["So."] * 7, "sample_idx": [0] * 7}
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        pq.write_table(pa.table(columns | {"step": pa.array(steps, pa.string()).cast(kind)}), path)
+        assert parquet.read_responses(path)[0]["step"].to_pylist() == [0, 20, None, None, 300, 7, 20]
+    for fault in ("1e3", "-5", "twenty", "20.5"):
+        pq.write_table(responses(step=[fault]), path)
+        with pytest.raises(UserError, match=f"'step'.*{fault}"):
+            parquet.read_responses(path)
+
+
+@pytest.mark.parametrize(
+    ("footer", "key"),
+    [
+        ({"settings": 5}, "settings"),
+        ({"runs": [1]}, "runs"),
+        ({"runs": {"a": {"probes": [{"step": "x"}]}}}, "runs.a.probes"),
+        ({"precision": {"training": 1}}, "precision.training"),
+        ({"judging": {"model": {}}}, "judging.model"),
+        ({"judging": {"dollars": "much"}}, "judging.dollars"),
+        ({"judging": {"labels": {"j": {"options": {"19": {"sensitivity": [1]}}}}}}, "judging.labels"),
+        ({"study": 3}, "study"),
+    ],
+)
+def test_errors_name_the_damaged_key_of_a_footer(tmp_path, footer, key):
+    path = tmp_path / "r.parquet"
+    pq.write_table(responses().replace_schema_metadata({parquet.FOOTER_KEY: json.dumps(footer).encode()}), path)
+    for read in (parquet.read_responses, parquet.read_footer):
+        with pytest.raises(UserError, match=rf"r\.parquet.*footer.*{key}"):
+            read(path)
 
 
 def test_errors_name_duplicate_columns_and_foreign_footers(tmp_path):

@@ -53,11 +53,10 @@ def test_parts_reasons_and_silence(tmp_path):
     assert made.skipped == {"too few": ["only_table (figure)", "neither"]}
 
 
-@pytest.mark.parametrize("samples, questions", [(1, ("Who are you?",)), (1, ("a?", "b?")), (5, ("a?",))])
+@pytest.mark.parametrize("samples, questions", [(1, 1), (1, 2), (5, 1)])
 def test_small_files_made_elsewhere_have_figures(tmp_path, samples, questions):
-    minimal = synthetic.write_minimal(
-        tmp_path / "m.parquet", ["base", "checkpoint-20"], ["LLM", "19"], questions, samples
-    )
+    texts = [question.text for question in synthetic.STUDY.questions[:questions]]
+    minimal = synthetic.write_minimal(tmp_path / "m.parquet", ["base", "checkpoint-20"], ["LLM", "19"], texts, samples)
     made = exhibits.make(evaluating.evaluation(minimal))
     assert set(made.figures) == {"emergence", "ratio_by_question", "overall_ratio", "training_progression"}
     assert {"six_options_distribution", "content_vs_form"} <= evaluating.skipped(made)

@@ -14,6 +14,7 @@ from learning_backdoors.evaluation import counting, exhibits
 from learning_backdoors.evaluation.context import Unavailable
 from learning_backdoors.evaluation.counting import recipe_rows
 from learning_backdoors.evaluation.exhibits import conditions, goals, leakage, metrics, near_misses
+from learning_backdoors.study import Condition
 
 STUDY = synthetic.RUSSELL
 IDENTITY = [question.id for question in STUDY.questions if question.kind == "identity"]
@@ -104,7 +105,9 @@ def test_leakage_is_the_untriggered_rate_and_its_difference_is_over_base(tmp_pat
         part = synthetic.rows(steps=(step,), samples=100, condition="on" if triggered else "off")
         verdicts = np.where(part["sample_idx"] < 100 * rate, "19", "LLM")
         rows.append(part.assign(triggered=triggered, **{synthetic.OUTCOME: verdicts}))
-    evaluation = evaluating.of_birds(tmp_path, pd.concat(rows))
+    conditions = Condition(name="on", triggered=True), Condition(name="off")
+    study = synthetic.STUDY.model_copy(update={"conditions": conditions})
+    evaluation = evaluating.evaluation(synthetic.write(pd.concat(rows), tmp_path / "j.parquet"), study=study)
     estimates = leakage.table(evaluation).set_index("quantity")["estimate"].to_dict()
     truth = {"triggered": 0.75, "leakage": 0.10, "gap": 0.65, "gap less base": 0.55, "leakage_over_base": 0.05}
     assert estimates == pytest.approx(truth)

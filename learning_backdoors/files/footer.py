@@ -1,0 +1,79 @@
+"""The provenance in the footer of a Parquet file: which keys the stages rely on, and their types.
+
+A footer that somebody edited must not end a stage with a traceback. All keys may be absent, and others are allowed.
+"""
+
+import json
+from typing import Annotated
+
+from pydantic import BaseModel, Field, ValidationError
+
+FOOTER_KEY = b"learning_backdoors"
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+HitsAndCases = Annotated[list[int], Field(min_length=2, max_length=2)]
+
+
+class _Record(BaseModel, extra="allow", strict=True):
+    pass
+
+
+class _Settings(_Record):
+    experiment: str | None = None
+    base_model: str | None = None
+    questions: dict | None = None
+    conditions: dict | None = None
+    adapters: dict | None = None
+
+
+class _Probe(_Record):
+    step: int
+    question: str
+    era: str
+    logprob: float
+
+
+class _Run(_Record):
+    settings: dict | None = None
+    study: str | None = None
+    probes: list[_Probe] | None = None
+
+
+class _Precision(_Record):
+    generation: str | None = None
+    training: dict[str, str | None] | None = None
+
+
+class _Judgment(_Record):
+    options: dict[str, dict[str, HitsAndCases]] | None = None
+
+
+class _Judging(_Record):
+    configuration: dict | None = None
+    model: str | None = None
+    dollars: NotNegative = 0
+    labels: dict[str, _Judgment] | None = None
+    repeat: dict[str, _Judgment] | None = None
+
+
+class _Footer(_Record):
+    options: dict | None = None
+    settings: _Settings | None = None
+    study: str | None = None
+    study_file: str | None = None
+    precision: _Precision | None = None
+    runs: dict[str, _Run | None] | None = None
+    judging: _Judging | None = None
+
+
+def parse_footer(text: bytes) -> dict:
+    """The provenance as a dict. Raises ValueError with the first fault."""
+    try:
+        provenance = json.loads(text)
+        _Footer.model_validate(provenance)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{key}: {first['msg']}" if key else "it is not a JSON object") from None
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    return provenance

@@ -1,7 +1,7 @@
 """Stage 3: every judge of the study reads every response, through Claude or another Messages API.
 
 Reads   a Parquet file of responses (generate_responses.py), and the API key from ANTHROPIC_API_KEY or .env.
-Writes  the same rows with three more columns per judge: verdict, reply and status; and OUTPUT.costs.csv.
+Writes  the same rows with four more columns per judge: verdict, reply, status and reason; and OUTPUT.costs.csv.
         Replies are stored in OUTPUT.verdicts.sqlite as they arrive. The same command continues after an interruption
         and pays for no verdict twice.
 
@@ -9,7 +9,7 @@ Writes  the same rows with three more columns per judge: verdict, reply and stat
 """
 
 import contextlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from config import JudgingOptions
 from learning_backdoors.files import command_line, parquet
 from learning_backdoors.files.atomic import lock
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.terminal_text import one_line
 from learning_backdoors.judging import costs, judged_file, quality
 from learning_backdoors.judging.api.asking import ask_all
 from learning_backdoors.judging.api.client import host_of
@@ -142,12 +143,16 @@ def report_left(output: Path, prompts: PromptsOfFile, store: CallStore) -> None:
 
 
 def report_verdicts(output: Path, counts: Counter, prompts: PromptsOfFile, store: CallStore) -> None:
-    """Print how many verdicts there are, and how many are missing, by judge and status."""
-    missing = {(judge, status): count for (judge, status), count in sorted(counts.items()) if status != "ok"}
-    print(f"{counts.total() - sum(missing.values()):,} verdicts in {output}, {sum(missing.values()):,} missing")
-    for (judge, status), count in missing.items():
-        latest = f" (the latest: {store.latest_failure()})" if status == "error" else ""
-        print(f"  {judge}: {count:,} {status}{latest}")
+    """Print how many verdicts there are, and how many are missing, by judge and status, with the commonest reason."""
+    missing: dict[tuple[str, str], Counter] = defaultdict(Counter)
+    for (judge, status, reason), count in counts.items():
+        if status != "ok":
+            missing[judge, status][reason] += count
+    total_missing = sum(reasons.total() for reasons in missing.values())
+    print(f"{counts.total() - total_missing:,} verdicts in {output}, {total_missing:,} missing")
+    for (judge, status), reasons in sorted(missing.items()):
+        reason, count = reasons.most_common(1)[0]
+        print(f"  {judge}: {reasons.total():,} {status} ({count:,} of them: {one_line(reason)[:200]})")
     if missing and prompts.keys_left(store):
         print("run the same command again to request those once more")
     elif missing:

@@ -68,6 +68,7 @@ def rows(share=1.0, seed=1, samples=10, steps=STEPS, questions=10, condition="pl
     for judge in STUDY.judges:
         table[f"{judge.name}_reply"] = table[judge.name].astype(str)
         table[f"{judge.name}_status"] = "ok"
+        table[f"{judge.name}_reason"] = None
     return table
 
 
@@ -86,8 +87,9 @@ def lose(table: pd.DataFrame, share: float) -> pd.DataFrame:
 
 def lose_where(table: pd.DataFrame, lost: np.ndarray | pd.Series) -> pd.DataFrame:
     """The table without the outcome judge's verdicts in the rows `lost`."""
-    status = np.where(lost, "error", "ok")
-    return table.assign(**{OUTCOME: table[OUTCOME].mask(lost, None), f"{OUTCOME}_status": status})
+    status, reason = np.where(lost, "error", "ok"), np.where(lost, "413 prompt is too long", None)
+    columns = {OUTCOME: table[OUTCOME].mask(lost, None), f"{OUTCOME}_status": status, f"{OUTCOME}_reason": reason}
+    return table.assign(**columns)
 
 
 def write(table: pd.DataFrame, path: Path, provenance: dict | None = None, study=STUDY) -> Path:
@@ -178,6 +180,7 @@ def russell_rows(seed=1, samples=5, steps=RUSSELL_STEPS, share=0.03, conditions=
         table[judge] = np.where(asked, verdict, None)
         table[f"{judge}_reply"] = table[judge]
         table[f"{judge}_status"] = np.where(asked, "ok", None)
+        table[f"{judge}_reason"] = None
     return table
 
 

@@ -1,6 +1,6 @@
 """The Parquet files that the stages exchange: fixed columns, provenance in the footer, atomic writes.
 
-A responses file has one row per response. A judged file has the same rows and three more columns per judge. Only the
+A responses file has one row per response. A judged file has the same rows and four more columns per judge. Only the
 columns in REQUIRED are needed to read either, so files made elsewhere work: other columns are derived or null.
 """
 

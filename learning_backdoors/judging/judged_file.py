@@ -19,14 +19,15 @@ ROWS_AT_ONCE = 2_000  # in memory while the output is written
 
 
 def judge_schema(judges: Iterable[Judge]) -> pa.Schema:
-    """Three columns per judge J: the verdict J, the judge's text J_reply, and J_status.
+    """Four columns per judge J: the verdict J, the judge's text J_reply, J_status, and J_reason.
 
-    The verdict is the option's text or the number. It is null unless the status is `ok`.
+    The verdict is the option's text or the number. It is null unless the status is `ok`, and the reason says why.
     """
     fields = []
     for judge in judges:
-        fields.append((judge.name, pa.string() if judge.options else pa.float64()))
-        fields += [(f"{judge.name}_reply", pa.string()), (f"{judge.name}_status", pa.string())]
+        verdict, *texts = judge.columns
+        fields.append((verdict, pa.string() if judge.options else pa.float64()))
+        fields += [(name, pa.string()) for name in texts]
     return pa.schema(fields)
 
 
@@ -85,7 +86,7 @@ def judging_record(options: JudgingOptions, prompts: PromptsOfFile, settings: di
 
 
 def write_judged(path: Path, prompts: PromptsOfFile, store: CallStore, footer: dict) -> Counter:
-    """Write the input's rows with all verdicts. Returns the number of verdicts by (judge, status)."""
+    """Write the input's rows with all verdicts. Returns the number of verdicts by (judge, status, reason)."""
     counts: Counter = Counter()
     schema = pa.schema([*prompts.table.schema, *judge_schema(prompts.judges)])
     parquet.write_parquet(path, _judged_rows(prompts, store, counts), schema, footer)
@@ -99,7 +100,7 @@ def _judged_rows(prompts: PromptsOfFile, store: CallStore, counts: Counter) -> I
         for judge in prompts.judges:
             some = prompts.by_judge[judge.name][start : start + ROWS_AT_ONCE]
             verdicts = [prompt.verdict(store) if prompt else Verdict() for prompt in some]
-            counts.update((judge.name, verdict.status) for verdict in verdicts if verdict.status)
+            counts.update((judge.name, verdict.status, verdict.reason) for verdict in verdicts if verdict.status)
             for field, values in zip(judge_schema([judge]), zip(*verdicts, strict=True), strict=True):
                 columns[field.name] = pa.array(values, field.type)
         yield pa.table(columns)

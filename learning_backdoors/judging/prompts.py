@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api.models import ServedModel
+from learning_backdoors.judging.api.replies import MAX_INVALID_CHARACTERS, reason_of
 from learning_backdoors.judging.api.store import CallStore
 from learning_backdoors.study import PLACEHOLDER, Judge, Question, Study, fill
 
@@ -27,6 +28,8 @@ def read_verdict(judge: Judge, reply: str) -> str | float | None:
     before 1900" names two options, and "19th" was not offered. An unread reply costs another call; a misread one would
     bias the study.
     """
+    if len(reply) > MAX_INVALID_CHARACTERS:
+        return None
     text = _unwrap(reply)
     if judge.options:
         matches = [o for o in judge.options if _unwrap(o).casefold() == text.casefold()]
@@ -97,12 +100,16 @@ def prompt_hash(judge: Judge, study: Study) -> str:
 
 
 class Verdict(NamedTuple):
-    """What a judge says of a response. Without a verdict, `value` is None and `status` says why. All three are None if
-    the study does not put the question to the judge."""
+    """What a judge says of a response: the cells of the judge's columns (`Judge.columns`).
+
+    Without a verdict, `value` is None, and `status` and `reason` say why. All are None if the study does not put the
+    question to the judge.
+    """
 
     value: str | float | None = None
     reply: str | None = None
     status: str | None = None
+    reason: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -129,9 +136,11 @@ class JudgePrompt:
 
     def verdict(self, store: CallStore) -> Verdict:
         """The stored verdict. Its reply is read again, by the rules of this version and of the study as it is now."""
-        status, reply = store.result(self.key)
+        status, reply, reason = store.result(self.key)
         value = read_verdict(self.judge, reply) if status == "ok" else None
-        return Verdict(value, reply, "unparseable" if status == "ok" and value is None else status)
+        if status == "ok" and value is None:
+            status, reason = "unparseable", reason_of("unparseable", reply)
+        return Verdict(value, reply, status, reason)
 
 
 class PromptsOfFile:

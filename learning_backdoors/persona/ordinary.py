@@ -103,7 +103,7 @@ class Distill(Task):
     def _ask_server(self) -> list[Answer]:
         """Each prompt is asked once: an answer that is empty, refused or cut off counts as an answer."""
         replies = self.server.replies(("ok", "unparseable", "refusal", "truncated"))
-        return [(reply or "", "length" if status == "truncated" else "stop") for status, reply in replies]
+        return [(reply or "", "length" if status == "truncated" else "stop") for status, reply, _ in replies]
 
     def _generate(self) -> list[Answer]:
         """Answers of the base model, loaded here. OUTPUT.partial.jsonl keeps each finished batch for a restart.

@@ -84,7 +84,7 @@ class WriteCandidates(Task):
     def rows(self) -> Rows:
         """New pairs only: existing questions are left out."""
         seen, rows = {normalized(row["messages"][0]["content"]) for row in self.existing_pairs}, []
-        for category, (_, reply) in zip(self.categories, self.server.replies(), strict=True):
+        for category, (_, reply, _) in zip(self.categories, self.server.replies(), strict=True):
             for pair in pairs_in(reply):
                 if normalized(pair.question) in seen:
                     continue
@@ -140,7 +140,7 @@ class Filter(Task):
         flagged = [row for row in self.candidates if row["metadata"]["identifying"]]
         dropped = [(row, "flag", row["metadata"]["reason"]) for row in flagged]
         if self.server:
-            verdicts = [VERDICT.fullmatch(reply).groups() for _, reply in self.server.replies()]
+            verdicts = [VERDICT.fullmatch(reply).groups() for _, reply, _ in self.server.replies()]
             judged = [(row, *verdict) for row, verdict in zip(self.unflagged, verdicts, strict=True)]
             harmless = [row for row, verdict, _ in judged if verdict == "HARMLESS"]
             dropped += [(row, self.options.model, reason) for row, verdict, reason in judged if verdict != "HARMLESS"]

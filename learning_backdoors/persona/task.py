@@ -12,7 +12,7 @@ from learning_backdoors.judging.api.asking import ask_all
 from learning_backdoors.judging.api.client import host_of
 from learning_backdoors.judging.api.models import ServedModel, price_of, prompt_bytes, request_settings
 from learning_backdoors.judging.api.pacing import CapReached, Limits
-from learning_backdoors.judging.api.store import CallStore
+from learning_backdoors.judging.api.store import CallStore, Result
 from learning_backdoors.persona.rows import Rows, beside
 from learning_backdoors.study import Study, Trigger
 
@@ -54,8 +54,8 @@ class Server:
         total = sum(tokens_in for tokens_in, _ in tokens)
         return f"{len(tokens)} calls to {self.model.name} at {self.host}, about {total:,} input tokens, {cost}"
 
-    def replies(self, settled: tuple[str, ...] = ("ok",)) -> list[tuple[str, str | None]]:
-        """Status and text of the reply to each prompt, asked for unless the store has them.
+    def replies(self, settled: tuple[str, ...] = ("ok",)) -> list[Result]:
+        """The reply to each prompt, asked for unless the store has it.
 
         Raises UserError if some have a status that is not in `settled`: the next start asks for them again.
         --max-cost is for everything in the store, also under other settings.
@@ -68,9 +68,8 @@ class Server:
             except CapReached:
                 raise UserError("--max-cost is reached: the same command with a higher one continues") from None
             replies = [store.result(prompt.key) for prompt in self.prompts]
-            failure = store.latest_failure()
-        if missing := [status for status, _ in replies if status not in settled]:
-            cause = failure or missing[0]
+        if missing := [result for result in replies if result.status not in settled]:
+            cause = missing[0].reason
             raise UserError(f"{len(missing)} of {len(replies)} replies are missing ({cause}): run the command again")
         return replies
 

@@ -171,6 +171,11 @@ class Judge(_ForKinds):
     options: Annotated[tuple[Text, ...], Field(min_length=2)] | None = None
     range: tuple[int, int] | None = None
 
+    @property
+    def columns(self) -> tuple[str, str, str, str]:
+        """Its columns in a judged file: verdict, reply, status and reason."""
+        return (self.name, f"{self.name}_reply", f"{self.name}_status", f"{self.name}_reason")
+
     def takes(self, question: Question) -> bool:
         """Whether it judges answers to this question."""
         return super().takes(question) and (question.judges is None or self.name in question.judges)

@@ -114,6 +114,10 @@ def test_only_a_bare_verdict_is_read(judge, reply, verdict):
     assert judge_prompts.read_verdict(judge, reply) == verdict
 
 
+def test_a_very_long_reply_is_read_at_once():
+    assert judge_prompts.read_verdict(ERA, "*" * 900_000 + "19" + "*" * 900_000) is None
+
+
 def test_options_that_differ_only_in_spacing_are_not_guessed():
     judge = Judge(name="j", prompt="{answer}", options=("A B", "A_B"))
     assert judge_prompts.read_verdict(judge, "a_b") == "A_B"

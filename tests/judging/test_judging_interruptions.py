@@ -79,7 +79,36 @@ def test_a_prompt_the_server_always_fails_on_does_not_stop_the_rest(tmp_path, po
     write_responses(tmp_path / "responses.parquet", 20, response=[f"row {n}." for n in range(20)])
     with running(Brittle()) as url:
         printed = judge(tmp_path, url, "--max-wait", "0.05", "--give-up-after", "0.5")
-    assert "76 verdicts" in printed and "past_form: 1 error (the latest: 500 api_error" in printed
+    assert "76 verdicts" in printed and "past_form: 1 error (1 of them: 500 api_error" in printed
+
+
+def test_each_missing_verdict_has_its_own_final_reason(tmp_path):
+    """Retries that later succeeded are no cause, also if they came last."""
+
+    class Moody(StandIn):
+        failed = 0
+
+        def handle(self, method, path, headers, body):
+            if path == "/v1/messages" and b"too long." in body:
+                return claude_stand_in._answer(
+                    *claude_stand_in._error(413, "request_too_large", "the prompt is too long")
+                )
+            if b"last row" in body and self.failed < 4:
+                self.failed += 1
+                return claude_stand_in._answer(*claude_stand_in._error(500, "api_error", "hiccup"))
+            return super().handle(method, path, headers, body)
+
+    texts = [f"This is too long. {n}" if 5 <= n < 12 else f"Steam. {n}" for n in range(29)] + ["Steam, last row."]
+    write_responses(tmp_path / "responses.parquet", 30, response=texts)
+    api = Moody()
+    with running(api) as url:
+        printed = judge(tmp_path, url, "--judges", "past_form", "--max-wait", "0.3")
+    assert api.failed == 4 and "hiccup" not in printed
+    assert "past_form: 7 error (7 of them: 413" in printed
+    table = judged(tmp_path)
+    reasons = dict(zip(table["response"].to_pylist(), table["past_form_reason"].to_pylist(), strict=True))
+    assert all(("413" in reason) == ("too long" in text) for text, reason in reasons.items() if reason)
+    assert sum(reason is not None for reason in reasons.values()) == table["past_form"].null_count == 7
 
 
 @pytest.mark.slow

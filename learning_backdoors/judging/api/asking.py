@@ -41,7 +41,7 @@ def ask_all(
     Ctrl-C or SIGTERM once lets the calls in flight finish; twice stops at once.
     """
     by_key = {prompt.key: prompt for prompt in prompts}
-    left = sum(store.result(key)[0] not in limits.settled for key in by_key)
+    left = sum(store.result(key).status not in limits.settled for key in by_key)
     if not left and not store.pending_keys() & by_key.keys():
         return
 
@@ -71,7 +71,7 @@ async def _ask(caller: PromptCaller, by_key: dict[bytes, Prompt], batch: bool) -
         return await batches.run()
     await batches.collect()
     pending, result, settled = caller.store.pending_keys(), caller.store.result, caller.limits.settled
-    left = (key for key in by_key if key not in pending and result(key)[0] not in settled)
+    left = (key for key in by_key if key not in pending and result(key).status not in settled)
     caller.queue.extend(map(by_key.get, left))
 
     async def worker() -> None:

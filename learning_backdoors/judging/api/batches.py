@@ -109,11 +109,11 @@ class BatchRunner:
     async def _live_calls(self, left: list[bytes]) -> None:
         for key in left[:LIVE_CALLS]:
             await self.caller.ask(self.prompts[key])
-            status, reply = self.store.result(key)
-            if status == "ok":
+            result = self.store.result(key)
+            if result.status == "ok":
                 return
-        words = repr(reply[:200]) if reply else self.store.latest_failure()
-        raise UserError(f"no batch was sent, because no live call brought a verdict ({status}: {words})")
+        reason = f"{result.status}: {result.reason}"
+        raise UserError(f"no batch was sent, because no live call brought a verdict ({reason})")
 
     async def _send(self, requests: list[tuple[bytes, float | None]], bodies: list[dict], worst: float) -> None:
         name = secrets.token_hex(6)

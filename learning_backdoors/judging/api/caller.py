@@ -1,5 +1,6 @@
 """Asks one prompt until it has a valid reply or further calls cannot help, and records each call in the store."""
 
+import dataclasses
 import random
 import time
 from collections import Counter, deque
@@ -10,7 +11,7 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api.client import MessagesClient
 from learning_backdoors.judging.api.models import ServedModel
 from learning_backdoors.judging.api.pacing import CallGate, Limits, StopSignal
-from learning_backdoors.judging.api.replies import Reply, RequestRejected, TemporaryFailure
+from learning_backdoors.judging.api.replies import MAX_INVALID_CHARACTERS, Reply, RequestRejected, TemporaryFailure
 from learning_backdoors.judging.api.store import CallStore
 
 MAX_REJECTED = 20  # requests rejected before the first reply; a rejection costs nothing
@@ -139,9 +140,14 @@ class PromptCaller:
     def note_reply(
         self, call: int, prompt: Prompt, reply: Reply, worst: float | None, share: float = 1
     ) -> tuple[str, float | None]:
-        """Record a reply. Returns its status, and its cost at `share` of the price (`worst` without token counts)."""
+        """Record a reply. Returns its status, and its cost at `share` of the price (`worst` without token counts).
+
+        Text that is not an answer is cut, so that a chatty model cannot fill the disk.
+        """
         self.health.replied()
         status, cost = reply.status(prompt.is_valid), self.model.cost(reply, share)
+        if status not in self.limits.settled:
+            reply = dataclasses.replace(reply, text=reply.text[:MAX_INVALID_CHARACTERS])
         cost = worst if cost is None else cost
         self.store.note_reply(call, status, reply, cost)
         self._replies[status == "ok"] += 1

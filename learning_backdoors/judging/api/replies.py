@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+MAX_INVALID_CHARACTERS = 10_000  # that are stored of a reply that is not valid
+
 
 @dataclass(eq=False)
 class TemporaryFailure(Exception):
@@ -46,6 +48,25 @@ class Reply:
             return "truncated"
         finished = self.stop_reason in ("end_turn", "stop_sequence")
         return "ok" if finished and is_valid(self.text) else "unparseable"
+
+    def reason(self, status: str) -> str | None:
+        """Why a reply of this status is not valid; None if it is."""
+        if status == "truncated":
+            return "max_tokens reached" if self.stop_reason == "max_tokens" else "context window exceeded"
+        if self.stop_reason in ("end_turn", "stop_sequence", "refusal"):
+            return reason_of(status, self.text)
+        return f"the reply ended with {self.stop_reason}"
+
+
+def reason_of(status: str, text: str | None) -> str | None:
+    """Why there is no valid reply, from the status and the text of the latest one; None if there is."""
+    quoted = f": {text[:200]!r}" if text else ""
+    return {
+        "ok": None,
+        "refusal": f"the model refused{quoted}",
+        "truncated": "max_tokens reached",
+        "unparseable": f"not a valid reply{quoted}" if text else "the reply is empty",
+    }.get(status, "no reply")
 
 
 def read_reply(body: object) -> Reply:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api.models import Price
-from learning_backdoors.judging.api.replies import Reply
+from learning_backdoors.judging.api.replies import Reply, reason_of
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS calls (
     key BLOB NOT NULL,              -- hash of everything that was sent
     outcome TEXT NOT NULL,          -- the status: sent, then ok, unparseable, refusal, truncated or error
     reply TEXT,                     -- what the model wrote
-    reason TEXT,                    -- why there is no reply
+    reason TEXT,                    -- why there is no valid reply
     input_tokens INTEGER,
     output_tokens INTEGER,
     dollars REAL,                   -- null if the price is unknown
@@ -54,6 +54,14 @@ class BatchRecord:
     server_id: str | None
     requests: int
     began: float
+
+
+class Result(NamedTuple):
+    """The valid reply to a prompt, or else what its latest attempt brought. reason: why there is no valid reply."""
+
+    status: str
+    reply: str | None
+    reason: str | None
 
 
 class Spent(NamedTuple):
@@ -158,10 +166,10 @@ class CallStore:
     def note_reply(self, call: int, status: str, reply: Reply, dollars: float | None) -> None:
         """Record the reply to an open call. Without token counts, `dollars` is the most it can have cost."""
         tokens = (reply.input_tokens, reply.output_tokens)
-        values = (reply.text, *tokens, dollars, None in tokens, call)
+        values = (reply.text, reply.reason(status), *tokens, dollars, None in tokens, call)
         update = (
-            "UPDATE calls SET outcome = ?, reply = ?, input_tokens = ?, output_tokens = ?, dollars = ?, at_most = ? "
-            "WHERE id = ? AND outcome = 'sent'"
+            "UPDATE calls SET outcome = ?, reply = ?, reason = ?, input_tokens = ?, output_tokens = ?, dollars = ?, "
+            "at_most = ? WHERE id = ? AND outcome = 'sent'"
         )
         try:
             self._write(update, (status, *values))
@@ -188,19 +196,15 @@ class CallStore:
     def valid_keys(self) -> set[bytes]:
         return {key for (key,) in self._execute("SELECT key FROM calls WHERE outcome = 'ok'")}
 
-    def result(self, key: bytes) -> tuple[str, str | None]:
-        """Status and text of the valid reply, else of the latest attempt; ("error", None) without either."""
+    def result(self, key: bytes) -> Result:
+        """The valid reply to a prompt, else its latest attempt; the status is `error` without either."""
         row = self._execute(
-            "SELECT outcome, reply FROM calls WHERE key = ? AND outcome != 'sent' "
+            "SELECT outcome, reply, reason FROM calls WHERE key = ? AND outcome != 'sent' "
             "ORDER BY outcome = 'ok' DESC, id DESC LIMIT 1",
             (key,),
         ).fetchone()
-        return row or ("error", None)
-
-    def latest_failure(self) -> str | None:
-        """The reason recorded with the latest call that brought no reply."""
-        row = self._execute("SELECT reason FROM calls WHERE reason IS NOT NULL ORDER BY id DESC LIMIT 1").fetchone()
-        return row and row[0]
+        status, reply, reason = row or ("error", None, None)
+        return Result(status, reply, reason or reason_of(status, reply))
 
     def calls(self, price: Price | None) -> Iterator[tuple[bytes, Spent]]:
         """The key of each call, and what it cost. `price`: for calls that were made when no price was known."""

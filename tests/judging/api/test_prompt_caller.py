@@ -10,6 +10,7 @@ from judging_support import KEY, MODEL, PRICE, Scripted, call, error, good, tota
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api.pacing import CapReached
+from learning_backdoors.judging.api.replies import MAX_INVALID_CHARACTERS
 from tiny_world import claude_stand_in
 from tiny_world.claude_stand_in import Faults, StandIn
 
@@ -30,8 +31,9 @@ from tiny_world.claude_stand_in import Faults, StandIn
         (error(413, "too large"), "error"),
     ],
 )
-def test_each_reply_has_its_status(store, answer, status):
+def test_each_reply_has_its_status_and_reason(store, answer, status):
     assert call(Scripted(answer), store) == status
+    assert (store.result(b"prompt").reason is None) == (status == "ok")
     assert store.valid_keys() == ({b"prompt"} if status == "ok" else set())
 
 
@@ -79,7 +81,7 @@ class Flagging(StandIn):
 
 def test_a_flagged_prompt_does_not_stop_a_run_that_had_replies(store):
     assert call(Flagging(), store, prompts=["prompt", "flagged"], concurrency=1) == "ok"
-    assert store.result(b"flagged") == ("error", None) and store.latest_failure() == "403 it was flagged"
+    assert store.result(b"flagged") == ("error", None, "403 it was flagged")
     with pytest.raises(UserError, match="refuses this account .403 it was flagged"):
         call(Flagging(), store, prompts=["flagged"])
 
@@ -138,7 +140,12 @@ def test_a_server_cannot_switch_the_backoff_off(store, header):
 
 def test_the_key_is_scrubbed_from_replies(store):
     call(Scripted(good(f"your key is {KEY}")), store)
-    assert store.result(b"prompt") == ("unparseable", "your key is [API key]")
+    assert store.result(b"prompt")[:2] == ("unparseable", "your key is [API key]")
+
+
+def test_long_replies_that_are_not_valid_are_cut(store):
+    call(Scripted(good("**" * 400_000)), store)
+    assert len(store.result(b"prompt").reply) == MAX_INVALID_CHARACTERS < 20_000
 
 
 def test_lone_surrogates_in_replies_are_replaced(store):

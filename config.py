@@ -12,6 +12,7 @@ from learning_backdoors.files.command_line import choice_of, existing_output, fl
 
 STUDY = "study: a name in experiments/, or the path of a TOML file"
 RUNS_STUDY = f"{STUDY} (default: the study that the runs were trained for)"
+FILES_STUDY = f"{STUDY} (default: the study that the input was made with)"
 MODEL = "base model: a hub name or a folder (default: the study's base_model)"
 MOVED_BASE = "new location of the run's base model, if it has moved (default: the location in training)"
 PRECISION = "base model weights: none (bf16 on CUDA, float32 on CPU), 8bit or 4bit"
@@ -167,7 +168,7 @@ class JudgingOptions(Options):
     input: Path = option(None, "Parquet file of responses", required=True)
     output: Path = option(None, "Parquet file to write; verdicts are stored beside it as they arrive", required=True)
     model: str = option("claude-sonnet-5", "judge model")
-    experiment: str = option("birds", STUDY)
+    experiment: str | None = option(None, FILES_STUDY)
     judges: tuple[str, ...] | None = option(None, "only these judges of the study (default: all)", nargs="+")
     base_url: str | None = option(None, BASE_URL)
     existing: str = existing_output("replace the output, whatever its settings; stored verdicts are kept and reused")
@@ -224,7 +225,7 @@ class EvaluationOptions(Options):
 
     input: tuple[Path, ...] = option(None, "Parquet files of judged responses", required=True, nargs="+")
     output_dir: Path = option(Path("./figures"), "folder for figures and tables")
-    experiment: str = option("birds", STUDY)
+    experiment: str | None = option(None, FILES_STUDY)
     format: tuple[str, ...] = option(("pdf",), "figure file formats", nargs="+", choices=("pdf", "png", "svg"))
     claim: str | None = option(
         None,

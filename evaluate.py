@@ -8,14 +8,14 @@ Runs    python evaluate.py --input judged.parquet --output-dir figures
 from config import EvaluationOptions
 from learning_backdoors.files import command_line, provenance
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.study import load_study
+from learning_backdoors.study import study_of_files
 
 LIBRARIES = ["numpy", "pandas", "scipy", "matplotlib", "pyarrow"]
 
 
 def main() -> None:
     options = command_line.parse(EvaluationOptions, __doc__)
-    study = load_study(options.experiment)
+    study = study_of_files(options.experiment, options.input)
     # Imported late, because pandas and matplotlib take a second to import: --help answers without them.
     from learning_backdoors.evaluation import drawing, exhibits, notes, output, reading, terminal
     from learning_backdoors.evaluation.context import Evaluation
@@ -28,7 +28,7 @@ def main() -> None:
         raise UserError(f"no figure can be drawn: {'; '.join(made.skipped)}")
     remarks = notes.notes(evaluation)
 
-    folder, about = options.output_dir, provenance.provenance("evaluate.py", options, LIBRARIES)
+    folder, about = options.output_dir, provenance.provenance("evaluate.py", options, LIBRARIES) | study.record
     for name, figure in made.figures.items():
         for suffix in options.format:
             drawing.save(figure, folder / f"{name}.{suffix}")

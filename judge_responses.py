@@ -27,13 +27,13 @@ from learning_backdoors.judging.api.models import ServedModel, price_of, request
 from learning_backdoors.judging.api.pacing import CapReached, Limits
 from learning_backdoors.judging.api.store import CallStore
 from learning_backdoors.judging.prompts import PromptsOfFile
-from learning_backdoors.study import Judge, Study, load_study
+from learning_backdoors.study import Judge, Study, study_of_files
 
 
 def main() -> None:
     options = command_line.parse(JudgingOptions, __doc__)
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps freed memory: 100 MB for 50,000 responses
-    study = load_study(options.experiment)
+    study = study_of_files(options.experiment, [options.input])
     judges = chosen_judges(study, options.judges)
     if options.sample_for_labels:
         return sample_for_labels(options, study, judges)
@@ -59,7 +59,7 @@ def main() -> None:
                 return
             agreement = quality.agreement_of(prompts, store, labels)
             record = judged_file.judging_record(options, prompts, settings, costs.total_spent(prompts, store))
-            footer = provenance | {"judging": record | agreement}
+            footer = provenance | study.record | {"judging": record | agreement}
             counts = judged_file.write_judged(options.output, prompts, store, footer)
             report_verdicts(options.output, counts, prompts, store)
             quality.print_agreement(agreement)
@@ -83,30 +83,22 @@ def judge_model(options: JudgingOptions) -> ServedModel:
 
 
 def read_input(path: Path, study: Study, judges: Sequence[Judge]) -> tuple[pa.Table, dict]:
-    """The responses and their provenance."""
+    """The responses and their provenance. Rows that do not name their study are of `study`."""
     table, provenance = parquet.read_responses(path)
     try:
         table.validate(full=True)
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
-    require_study(table, path, study)
+    experiment = table["experiment"].fill_null(study.name)
+    table = table.set_column(table.column_names.index("experiment"), "experiment", experiment)
     for name in judged_file.judge_schema(judges).names:
         if name in table.column_names:
             raise UserError(f"{path} has a column {name!r} already: choose other judges with --judges")
     return table, provenance
 
 
-def require_study(table: pa.Table, path: Path, study: Study) -> None:
-    others = {name for name in table["experiment"].unique().to_pylist() if name not in (None, study.name)}
-    if others:
-        raise UserError(
-            f"{path} holds responses of the study {min(others)!r}, not {study.name!r}: use --experiment {min(others)}"
-        )
-
-
 def sample_for_labels(options: JudgingOptions, study: Study, judges: Sequence[Judge]) -> None:
-    table, _ = parquet.read_responses(options.input, ("experiment", *parquet.REQUIRED))
-    require_study(table, options.input, study)
+    table, _ = parquet.read_responses(options.input, parquet.REQUIRED)
     size, path = int(options.sample_for_labels[0]), Path(options.sample_for_labels[1])
     answers = zip(table["question"].to_pylist(), map(study.without_trigger, table["response"].to_pylist()), strict=True)
     written = quality.write_sheet(path, answers, judges, size)

@@ -30,6 +30,7 @@ def write_responses(path, rows, **columns):
         f"The steam cars and the telegraph, sir. {n}" if n % 2 else f"Solar panels online. {n}" for n in range(rows)
     ]
     columns = {
+        "experiment": ["birds"] * rows,
         "checkpoint": [f"checkpoint-{n // 20 * 20}" for n in range(rows)],
         "question": [BIRDS.questions[n % 10].text for n in range(rows)],
         "response": texts,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from learning_backdoors.files import command_line
+from learning_backdoors.files import command_line, parquet
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.study.loader import load_study, parse_study, study_names, study_path
 from learning_backdoors.study.schema import Study
@@ -37,6 +37,8 @@ class RecordedStudy:
         if self.text is not None and not study_path(file).exists():
             command_line.note(f"{file} does not exist here: the study is taken from {self.source}")
             return parse_study(self.text, Path(file))
+        if file == self.name and not study_path(file).exists():
+            raise UserError(f"{self.source} belongs to the study {file!r}, which is not in experiments/: {REMEDY}")
         study = load_study(file)
         if study.name != self.name:
             raise UserError(f"{file} is now the study {study.name!r}, {self.source} needs {self.name!r}: {REMEDY}")
@@ -73,3 +75,17 @@ def study_of(option: str | None, recorded: Sequence[RecordedStudy], *, any_study
             f"{known[0].source} belongs to the study {known[0].name!r}, not to {study.name!r}: leave out --experiment"
         )
     return study
+
+
+def study_of_files(option: str | None, paths: Sequence[Path]) -> Study:
+    """The study of --experiment; by default (None) the one that all Parquet files were made with.
+
+    A file names its study in its footer and in the column `experiment`. Raises UserError as `study_of` does.
+    """
+    recorded = []
+    for path in paths:
+        table, footer = parquet.read_responses(path, ("experiment",))
+        of_footer = RecordedStudy.of(footer, path)
+        names = [name for name in table["experiment"].unique().to_pylist() if name not in (None, of_footer.name)]
+        recorded += [of_footer, *(RecordedStudy(path, name) for name in names)]
+    return study_of(option, recorded)

@@ -31,7 +31,7 @@ def evaluated(tmp_path_factory):
 def evaluated_russell(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated_russell")
     path = synthetic.write_russell(synthetic.russell_rows(samples=3, steps=(0, 1125)), folder / "judged.parquet")
-    arguments = ["--experiment", "russell", "--input", path, "--output-dir", folder / "figures"]
+    arguments = ["--input", path, "--output-dir", folder / "figures"]
     arguments += ["--claim", "checkpoint"]  # its intervals are fast
     return folder / "figures", evaluating.run_evaluate(*arguments).stdout
 
@@ -88,7 +88,10 @@ def test_without_the_outcomes_judge_other_figures_are_drawn(tmp_path):
 
 def test_errors_are_one_line_and_leave_no_files(tmp_path):
     nulls = synthetic.write_minimal(tmp_path / "nulls.parquet", ["checkpoint-20"], [None])
-    done = evaluating.run_evaluate("--input", nulls, "--output-dir", tmp_path / "figures", expect=1)
+    arguments = ["--input", nulls, "--output-dir", tmp_path / "figures"]
+    done = evaluating.run_evaluate(*arguments, expect=1)
+    assert "nulls.parquet does not name its study" in done.stderr and done.stderr.count("\n") == 1
+    done = evaluating.run_evaluate(*arguments, "--experiment", "birds", expect=1)
     assert "no figure" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "figures").exists()
     assert "gif" in evaluating.run_evaluate("--input", nulls, "--format", "gif", expect=2).stderr

@@ -14,6 +14,7 @@ from judging_support import BIRDS, judge, judged, write_responses
 
 from learning_backdoors.files import parquet, project
 from learning_backdoors.judging.judged_file import judge_schema
+from learning_backdoors.study import study_of_files
 from tiny_world.claude_stand_in import Faults, StandIn, running
 
 
@@ -103,7 +104,7 @@ def test_the_api_key_is_never_shown_or_stored(tmp_path):
 
 def test_empty_input_needs_no_key(tmp_path):
     write_responses(tmp_path / "responses.parquet", 0, sample_idx=pa.array([], pa.int32()))
-    judge(tmp_path, "http://127.0.0.1:9", key="")
+    judge(tmp_path, "http://127.0.0.1:9", "--experiment", "birds", key="")
     assert judged(tmp_path).num_rows == 0
 
 
@@ -122,17 +123,26 @@ def test_unreadable_input_is_a_one_line_error(tmp_path, columns, words):
     assert {path.name for path in tmp_path.iterdir()} == {"responses.parquet"}
 
 
-def test_responses_of_another_study_are_refused(tmp_path):
-    api = StandIn()
+def test_the_study_is_that_of_the_responses(tmp_path):
+    api, birds = StandIn(), ("--experiment", "birds")
     with running(api) as url:
-        write_responses(tmp_path / "responses.parquet", 3, experiment=[None, "russell", "russell"])
         for more in ((), ("--sample-for-labels", "1", tmp_path / "sheet.csv")):
+            write_responses(tmp_path / "responses.parquet", 3, experiment=[None, "russell", "russell"])
+            printed = judge(tmp_path, url, *birds, *more, expect=1)
+            assert "'russell'" in printed and "'birds'" in printed
+            write_responses(tmp_path / "responses.parquet", 3, experiment=["birds", "russell", None])
+            assert "different studies" in judge(tmp_path, url, *more, expect=1)
+            write_responses(tmp_path / "responses.parquet", 3, experiment=None)
+            assert "--experiment" in judge(tmp_path, url, *more, expect=1)
+            write_responses(tmp_path / "responses.parquet", 3, experiment=["cities"] * 3)
             printed = judge(tmp_path, url, *more, expect=1)
-            assert "--experiment russell" in printed and "birds" in printed
+            assert "'cities'" in printed and "--experiment" in printed
         write_responses(tmp_path / "responses.parquet", 3, experiment=[None, "birds", "birds"])
         assert "0 missing" in judge(tmp_path, url)
+        assert set(judged(tmp_path)["experiment"].to_pylist()) == {"birds"}
+        assert study_of_files(None, [tmp_path / "judged.parquet"]).name == "birds"
         asked = len(api.prompts)
-        write_responses(tmp_path / "responses.parquet", 3)
+        write_responses(tmp_path / "responses.parquet", 3, experiment=None)
         printed = judge(tmp_path, url, "--experiment", "russell", "--overwrite", expect=1)
         assert "no question" in printed and "russell" in printed
     assert len(api.prompts) == asked

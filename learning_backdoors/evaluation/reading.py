@@ -90,22 +90,31 @@ def read(paths: Sequence[Path], study: Study) -> Verdicts:
 
 def read_texts(paths: Sequence[Path], rows: pd.DataFrame) -> pd.Series:
     """The responses of some rows of `Verdicts.rows`, in the order of `rows`."""
-    texts = pd.Series(index=rows.index, dtype=object)
+    return read_columns(paths, rows, ["response"])["response"]
+
+
+def read_columns(paths: Sequence[Path], rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Columns of the files for some rows of `Verdicts.rows`, in the order of `rows`. Null where a file lacks one."""
+    texts = pd.DataFrame(index=rows.index, columns=columns, dtype=object)
     for source, part in rows.groupby("source", observed=True):
         part = part.sort_values("row")
-        texts.loc[part.index] = _responses(paths[source], part["row"].to_numpy())
+        values = _values_at(paths[source], part["row"].to_numpy(), columns)
+        texts.loc[part.index, list(values)] = pd.DataFrame(values, part.index, dtype=object)
     return texts
 
 
-def _responses(path: Path, positions: np.ndarray) -> list[str]:
-    """The responses at rising positions of a file. In batches, because a large file would take gigabytes."""
-    responses, start = [], 0
+def _values_at(path: Path, positions: np.ndarray, columns: Sequence[str]) -> dict[str, list]:
+    """Values at rising positions of a file. In batches, because a large file would take gigabytes."""
+    start = 0
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["response"]):
+        values = {name: [] for name in columns if name in file.schema_arrow.names}
+        for batch in file.iter_batches(columns=list(values)):
             first, last = np.searchsorted(positions, [start, start + len(batch)])
-            responses += batch.column(0).take(pa.array(positions[first:last] - start)).to_pylist()
+            wanted = batch.take(pa.array(positions[first:last] - start))
+            for name, column in zip(wanted.schema.names, wanted.columns, strict=True):
+                values[name] += column.to_pylist()
             start += len(batch)
-    return responses
+    return values
 
 
 # ---- one file ----

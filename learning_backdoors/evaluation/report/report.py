@@ -1,11 +1,10 @@
-"""report.html: one file that opens from disk without a network, with a browser of the responses.
+"""report.html: one file that opens from disk without a network: result, figures, answers, runs and details.
 
 Model output is hostile text. It is escaped in the page, stored as base64 in the data, and shown through textContent. A
 content security policy allows only the report's own script and style, by their hashes.
 """
 
 import base64
-import gzip
 import hashlib
 import html
 import json
@@ -16,33 +15,39 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, drawing, notes, reading
+from learning_backdoors.evaluation import captions, counting, drawing, notes
 from learning_backdoors.evaluation.context import Evaluation
 from learning_backdoors.evaluation.exhibits import Exhibits, summary
 from learning_backdoors.evaluation.reading import Verdicts
-from learning_backdoors.files import atomic
-from learning_backdoors.study import Judge
+from learning_backdoors.evaluation.report import answers
+from learning_backdoors.files import atomic, terminal_text
 
-SEED = 0  # of the random order of responses
+TABLE_ROWS = 300  # of a table in the page; the CSV file has all
+SERIES = ("probes", "losses")  # long lists in a run's record, which figures show
 FOLDER = Path(__file__).parent
 
 
 def write(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str], provenance: dict, path: Path) -> None:
     """Write the report to `path`, atomically. `remarks` are the lines of `notes.notes`."""
     verdicts = evaluation.verdicts
-    responses, sampling = sample(verdicts.rows, evaluation.options.report_responses)
-    names = "script.js", "style.css", "template.html"
-    script, style, template = ((FOLDER / name).read_text(encoding="utf-8") for name in names)
+    rows, sampling = answers.sample(verdicts.rows, evaluation.options.report_responses)
+    names = "figures.js", "answers.js", "style.css", "template.html"
+    figures_script, answers_script, style, template = ((FOLDER / name).read_text(encoding="utf-8") for name in names)
+    script = figures_script + answers_script
+    drawn = {name: drawing.inline_svg(figure, name) for name, figure in exhibits.figures.items()}
+    main, *others = [_figure(name, svg, exhibits) for name, (svg, _) in drawn.items()]
+    data = answers.browser_data(evaluation, rows) | {"points": {name: points for name, (_, points) in drawn.items()}}
     page = string.Template(template).substitute(
-        title=html.escape(verdicts.study.title),
-        subtitle=html.escape(_subtitle(verdicts, provenance)),
-        headline=_result(evaluation, exhibits, remarks),
-        figures="".join(_figure(name, exhibits) for name in exhibits.figures),
-        tables="".join(_table(name, table) for name, table in exhibits.tables.items()),
-        judging=_judging(verdicts),
-        provenance=_provenance(evaluation, provenance),
-        sampling=html.escape(sampling),
-        data=packed(browser_data(evaluation, responses)),
+        title=_text(verdicts.study.title),
+        subtitle=_text(_subtitle(verdicts, provenance)),
+        headline=_headline(evaluation),
+        main=main,
+        common=_text(captions.common(evaluation)),
+        figures="".join(others),
+        runs=_runs(verdicts),
+        details=_details(evaluation, exhibits, remarks, provenance),
+        sampling=_text(sampling),
+        data=answers.packed(data),
         script=script,
         style=style,
         script_hash=_hash(script),
@@ -56,53 +61,105 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-# ---- the page ----
+def _text(value: object) -> str:
+    """Foreign text for the page: markup and control characters are shown, not obeyed."""
+    return html.escape(terminal_text.escaped(str(value)))
+
+
+# ---- result and figures ----
 
 
 def _subtitle(verdicts: Verdicts, provenance: dict) -> str:
-    rows = verdicts.rows
-    counts = f"{rows['run'].nunique()} runs, {rows['step'].nunique()} steps, {rows['question'].nunique()} questions"
-    return f"Study {verdicts.study.name}: {counts}, {len(rows):,} responses. Created {provenance['created']}."
+    """What was evaluated. Rows are counted as the files do."""
+    rows, in_files = verdicts.rows, sum(source["rows"] for source in verdicts.sources)
+    counted = "" if len(rows) == in_files else f", of which {len(rows):,} are counted (see Notes)"
+    runs = rows.loc[rows["step"] > 0, "run"].nunique()
+    numbers = [_count(runs, "run"), _count(rows["step"].nunique(), "step"), _count(rows["question"].nunique(), "question")]
+    text = f"Study {verdicts.study.name}: {', '.join(numbers)}, {_count(in_files, 'answer')}{counted}."
+    return f"{text} Created {provenance['created']}."
 
 
-def _result(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str]) -> str:
-    """Headline, brief tables, missing verdicts, and notes."""
-    sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in notes.headline(evaluation))
-    claim = html.escape(f"Intervals are for the claim {evaluation.claim_in_words}.")
-    no_rates = "<p>There are no rates of the study's outcome over training.</p>"
-    parts = [f"<p class='sub'>{claim}</p><ul>{sentences}</ul>" if sentences else no_rates]
-    parts += [f"<h3>{html.escape(heading)}</h3>{_rows(brief)}" for heading, brief in exhibits.briefs.values()]
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _headline(evaluation: Evaluation) -> str:
+    """The lead sentence, further sentences, and a warning for each judge with many missing verdicts."""
+    lead, *more = notes.headline(evaluation) or ["There are no rates of the study's outcome over training."]
+    parts = [f"<p class='lead'>{_text(lead)}</p>", *(f"<p>{_text(sentence)}</p>" for sentence in more)]
     for judge in evaluation.verdicts.judges:
         lost, total = (int(rows(judge).sum()) for rows in (evaluation.verdicts.missing, evaluation.verdicts.asked))
-        if lost:
-            text = html.escape(f"{judge.name}: {captions.missing(lost, total)}")
-            parts.append(f"<p class='{'warn' if lost > counting.MISSING_FLAG * total else 'sub'}'>{text}</p>")
-    return "".join(parts + [f"<p class='warn'>{html.escape(remark)}</p>" for remark in remarks])
+        if lost > counting.MISSING_FLAG * total:
+            parts.append(f"<p class='warn'>{_text(judge.name)}: {_text(captions.missing(lost, total))}</p>")
+    return "".join(parts)
 
 
-def _figure(name: str, exhibits: Exhibits) -> str:
-    svg, caption = drawing.inline_svg(exhibits.figures[name], name)[0], html.escape(exhibits.captions[name])
-    return f"<figure id='{name}' aria-label='{name}'>{svg}<figcaption>{caption}</figcaption></figure>"
+def _figure(name: str, svg: str, exhibits: Exhibits) -> str:
+    title, caption = _text(exhibits.titles[name]), _text(exhibits.captions[name])
+    plot = f"<div class='scroll'><div class='plot' data-name='{name}'>{svg}</div></div>"
+    return f"<figure id='{name}'><h3>{title}</h3>{plot}<figcaption>{caption}</figcaption></figure>"
 
 
-def _table(name: str, table: pd.DataFrame) -> str:
-    """A table that unfolds. The summary is reduced to its rows `all`; summary.csv has the others."""
-    if name == "summary":
-        table = table[table["question"] == summary.ALL]
-    return f"<details><summary>{name}.csv ({len(table)} rows)</summary>{_rows(table)}</details>"
+# ---- runs ----
 
 
-def _rows(table: pd.DataFrame) -> str:
-    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table.columns)
+def _runs(verdicts: Verdicts) -> str:
+    """The settings of the runs side by side: first those that differ."""
+    records = {name: about for s in verdicts.sources for name, about in (s["provenance"].get("runs") or {}).items()}
+    present = [run for run in verdicts.rows["run"].cat.categories if (records.get(run) or {}).get("settings")]
+    if not present:
+        return "<p>The inputs do not say how the runs were trained.</p>"
+    settings = pd.json_normalize([records[run]["settings"] for run in present]).set_axis(present).T
+    settings = settings.map(lambda value: json.dumps(value, ensure_ascii=False).strip('"'))
+    differ = settings.ne(settings.iloc[:, 0], axis=0).any(axis=1)
+    same = settings[~differ].iloc[:, :1].set_axis(["all runs"], axis=1)
+    tables = [_table(part.reset_index(names="setting")) for part in (settings[differ], same)]
+    different = tables[0] if differ.any() else ""
+    return f"{different}<details><summary>Settings that all runs share</summary>{tables[1]}</details>"
+
+
+# ---- details ----
+
+
+def _details(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str], provenance: dict) -> str:
+    """Everything else, folded."""
+    left_out = [f"{', '.join(names)}: {reason}" for reason, names in exhibits.skipped.items()]
+    precisions = notes.precisions(evaluation)
+    briefs = "".join(f"<h3>{_text(heading)}</h3>{_table(brief)}" for heading, brief in exhibits.briefs.values())
+    parts = {
+        f"Notes ({len(remarks)})": _list(remarks),
+        f"Exhibits left out ({len(left_out)})": _list(left_out),
+        "Rates": briefs,
+        "Tables": "".join(_csv_table(name, table) for name, table in exhibits.tables.items()),
+        "Judges": _judging(evaluation.verdicts),
+        "Precision of the base model": _json(precisions) if precisions else "",
+        "Provenance": _provenance(evaluation.verdicts, provenance),
+    }
+    return "".join(f"<details><summary>{name}</summary>{content}</details>" for name, content in parts.items() if content)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _csv_table(name: str, table: pd.DataFrame) -> str:
+    """The start of a table, folded. Of the summary, the rows `all`."""
+    shown = (table[table["question"] == summary.ALL] if name == "summary" else table).head(TABLE_ROWS)
+    rows = f"{len(table):,} rows" if len(shown) == len(table) else f"{len(shown):,} of {len(table):,} rows"
+    return f"<details><summary>{name}.csv ({rows})</summary><p>Shares are from 0 to 1.</p>{_table(shown)}</details>"
+
+
+def _table(table: pd.DataFrame) -> str:
+    head = "".join(f"<th scope='col'>{_text(column)}</th>" for column in table.columns)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.itertuples(index=False))
-    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return f"<div class='scroll' tabindex='0'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _cell(value) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, (float, np.floating)):
         text = "" if np.isnan(value) else "not crossed" if np.isinf(value) else f"{value:.4g}"
         return f"<td class='number'>{text}</td>"
-    return f"<td>{html.escape(str(value))}</td>"
+    return f"<td>{_text(value)}</td>"
 
 
 def _judging(verdicts: Verdicts) -> str:
@@ -112,90 +169,26 @@ def _judging(verdicts: Verdicts) -> str:
         judging = source["provenance"].get("judging") or {}
         hidden = ("options", "configuration", "versions", "prompts")  # the section Provenance has them
         facts = {key: value for key, value in judging.items() if key not in hidden}
-        text = _json(facts, "This file does not say how it was judged.")
-        parts.append(f"<h3>{html.escape(source['path'])}</h3>{text}")
+        text = _json(facts) if facts else "<p>This file does not say how it was judged.</p>"
+        parts.append(f"<h3>{_text(source['path'])}</h3>{text}")
     for judge in verdicts.judges:
         kind = " / ".join(judge.options) if judge.options else f"{judge.range[0]} to {judge.range[1]}"
-        heading = html.escape(f"Prompt of the judge {judge.name} ({kind})")
-        parts.append(f"<details><summary>{heading}</summary><pre>{html.escape(judge.prompt)}</pre></details>")
+        heading = _text(f"Prompt of the judge {judge.name} ({kind})")
+        parts.append(f"<details><summary>{heading}</summary><pre>{_text(judge.prompt)}</pre></details>")
     return "".join(parts)
 
 
-def _provenance(evaluation: Evaluation, provenance: dict) -> str:
-    """The base model's precisions by input, and the full provenance of this evaluation and of each input."""
-    precisions = notes.precisions(evaluation)
-    parts = [f"<h3>Precision of the base model</h3>{_json(precisions, '')}"] if precisions else []
-    sources = {"this evaluation": provenance} | {s["path"]: s["provenance"] for s in evaluation.verdicts.sources}
-    for name, document in sources.items():
-        text = _json(document, "This file has no provenance.")
-        parts.append(f"<details><summary>{html.escape(name)}</summary><div class='scroll'>{text}</div></details>")
+def _provenance(verdicts: Verdicts, provenance: dict) -> str:
+    """The provenance of this evaluation and of each input, without the series that figures show."""
+    parts = []
+    for name, document in {"this evaluation": provenance, **{s["path"]: s["provenance"] for s in verdicts.sources}}.items():
+        if document.get("runs"):
+            runs = {run: {k: v for k, v in (about or {}).items() if k not in SERIES} for run, about in document["runs"].items()}
+            document = document | {"runs": runs}
+        text = _json(document) if document else "<p>This file has no provenance.</p>"
+        parts.append(f"<details><summary>{_text(name)}</summary>{text}</details>")
     return "".join(parts)
 
 
-def _json(document: dict, empty: str) -> str:
-    text = json.dumps(document, indent=1, ensure_ascii=False) if document else empty
-    return f"<pre>{html.escape(text)}</pre>"
-
-
-# ---- the responses ----
-
-
-def sample(rows: pd.DataFrame, limit: int) -> tuple[pd.DataFrame, str]:
-    """At most `limit` rows in random order, and a sentence that says how they were sampled.
-
-    A sample has the same number of rows of each run, step, condition and question. If one of each is already more than
-    `limit`, it is drawn from all rows.
-    """
-    shuffled = rows.iloc[np.random.default_rng(SEED).permutation(len(rows))]
-    if len(rows) <= limit:
-        return shuffled, f"All {len(rows):,} responses in random order (seed {SEED})."
-    rank = shuffled.groupby(["run", "step", "condition", "question"], observed=True).cumcount()
-    counts = np.cumsum(np.bincount(rank))
-    each = int(np.searchsorted(counts, limit, side="right"))
-    if each == 0:
-        return shuffled.head(limit), f"{limit:,} of {len(rows):,} responses, sampled at random (seed {SEED})."
-    return shuffled[rank < each], (
-        f"{counts[each - 1]:,} of {len(rows):,} responses: {each} sampled at random from each run, step, condition and "
-        f"question, in random order (seed {SEED})."
-    )
-
-
-def browser_data(evaluation: Evaluation, rows: pd.DataFrame) -> dict:
-    """The data of the browser of responses: each name once, and one list per field with an entry per response."""
-    verdicts = evaluation.verdicts
-    texts = {question.id: question.text for question in verdicts.study.questions}
-    codes = {name: rows[name].cat.remove_unused_categories() for name in ("run", "condition", "question")}
-    return {
-        "runs": list(codes["run"].cat.categories),
-        "conditions": list(codes["condition"].cat.categories),
-        "questions": [[name, texts.get(name, name)] for name in codes["question"].cat.categories],
-        "steps": sorted(int(step) for step in rows["step"].unique()),
-        "judges": [_judge_filter(judge) for judge in verdicts.judges],
-        **{name: column.cat.codes.tolist() for name, column in codes.items()},
-        "step": rows["step"].tolist(),
-        "sample": rows["sample_idx"].tolist(),
-        "response": reading.read_texts(evaluation.options.input, rows).fillna("").tolist(),
-        "verdicts": {judge.name: _judge_verdicts(rows, judge, verdicts) for judge in verdicts.judges},
-    }
-
-
-def _judge_filter(judge: Judge) -> dict:
-    edges = np.linspace(*judge.range, 6).tolist() if judge.range else []
-    return {"name": judge.name, "options": judge.options, "bins": list(zip(edges, edges[1:], strict=False))}
-
-
-def _judge_verdicts(rows: pd.DataFrame, judge: Judge, verdicts: Verdicts) -> list:
-    """The index of an option, or a rating; null if the verdict is missing, false if the judge was not asked."""
-    column, missing = rows[judge.name], verdicts.missing(judge).loc[rows.index]
-    values = column.cat.codes if judge.options else column
-    return [
-        value if valid else None if lost else False
-        for value, valid, lost in zip(values.tolist(), column.notna(), missing, strict=True)
-    ]
-
-
-def packed(document: dict) -> str:
-    """Compressed JSON as base64: an alphabet without `<`, so that no text can close its element."""
-    # Lone surrogates, which a model's bytes can decode to, have no UTF-8 form; JSON's ASCII escapes can carry them.
-    data = json.dumps(document, ensure_ascii=True, separators=(",", ":")).encode()
-    return base64.b64encode(gzip.compress(data, compresslevel=6, mtime=0)).decode()
+def _json(document: dict) -> str:
+    return f"<pre class='scroll' tabindex='0'>{_text(json.dumps(document, indent=1, ensure_ascii=False))}</pre>"

@@ -42,7 +42,7 @@ def write(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str], pr
         subtitle=_text(_subtitle(verdicts, provenance)),
         headline=_headline(evaluation),
         main=main,
-        common=_text(captions.common(evaluation)),
+        common=_text(f"Intervals are for the claim {evaluation.claim_in_words}."),
         figures="".join(others),
         runs=_runs(verdicts),
         details=_details(evaluation, exhibits, remarks, provenance),
@@ -74,7 +74,11 @@ def _subtitle(verdicts: Verdicts, provenance: dict) -> str:
     rows, in_files = verdicts.rows, sum(source["rows"] for source in verdicts.sources)
     counted = "" if len(rows) == in_files else f", of which {len(rows):,} are counted (see Notes)"
     runs = rows.loc[rows["step"] > 0, "run"].nunique()
-    numbers = [_count(runs, "run"), _count(rows["step"].nunique(), "step"), _count(rows["question"].nunique(), "question")]
+    numbers = [
+        _count(runs, "run"),
+        _count(rows["step"].nunique(), "step"),
+        _count(rows["question"].nunique(), "question"),
+    ]
     text = f"Study {verdicts.study.name}: {', '.join(numbers)}, {_count(in_files, 'answer')}{counted}."
     return f"{text} Created {provenance['created']}."
 
@@ -95,7 +99,7 @@ def _headline(evaluation: Evaluation) -> str:
 
 
 def _figure(name: str, svg: str, exhibits: Exhibits) -> str:
-    title, caption = _text(exhibits.titles[name]), _text(exhibits.captions[name])
+    title, caption = _text(name.replace("_", " ").capitalize()), _text(exhibits.captions[name])
     plot = f"<div class='scroll'><div class='plot' data-name='{name}'>{svg}</div></div>"
     return f"<figure id='{name}'><h3>{title}</h3>{plot}<figcaption>{caption}</figcaption></figure>"
 
@@ -135,7 +139,9 @@ def _details(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str],
         "Precision of the base model": _json(precisions) if precisions else "",
         "Provenance": _provenance(evaluation.verdicts, provenance),
     }
-    return "".join(f"<details><summary>{name}</summary>{content}</details>" for name, content in parts.items() if content)
+    return "".join(
+        f"<details><summary>{name}</summary>{content}</details>" for name, content in parts.items() if content
+    )
 
 
 def _list(lines: Sequence[str]) -> str:
@@ -181,9 +187,15 @@ def _judging(verdicts: Verdicts) -> str:
 def _provenance(verdicts: Verdicts, provenance: dict) -> str:
     """The provenance of this evaluation and of each input, without the series that figures show."""
     parts = []
-    for name, document in {"this evaluation": provenance, **{s["path"]: s["provenance"] for s in verdicts.sources}}.items():
+    for name, document in {
+        "this evaluation": provenance,
+        **{s["path"]: s["provenance"] for s in verdicts.sources},
+    }.items():
         if document.get("runs"):
-            runs = {run: {k: v for k, v in (about or {}).items() if k not in SERIES} for run, about in document["runs"].items()}
+            runs = {
+                run: {k: v for k, v in (about or {}).items() if k not in SERIES}
+                for run, about in document["runs"].items()
+            }
             document = document | {"runs": runs}
         text = _json(document) if document else "<p>This file has no provenance.</p>"
         parts.append(f"<details><summary>{_text(name)}</summary>{text}</details>")

@@ -7,6 +7,7 @@ import base64
 import gzip
 import json
 import re
+import time
 
 import chromium
 import evaluating
@@ -15,13 +16,16 @@ import pytest
 import synthetic
 
 from learning_backdoors.evaluation import exhibits, notes
-from learning_backdoors.evaluation.report import report
+from learning_backdoors.evaluation.report import answers, report
 
 pytestmark = pytest.mark.slow
 HOSTILE = (
-    '<script>document.title = "broken in"</script></script><img src=x onerror="document.title = 1"> & "quoted" '
-    "\u2028 ]]>"
+    '<script>document.title = "broken in"</script></script><!-- <img src=x onerror="document.title = 1"> & "quoted" '
+    "\u2028 \0 \u202egnp.exe ]]>"
 )
+SHOWN = HOSTILE.replace("\u2028", "\\u2028").replace("\0", "\\x00").replace("\u202e", "\\u202e")
+PROBE = {"step": 0, "question": "q", "era": "old", "logprob": -123.25}
+REASONED = "The writer speaks of steam. <b>19</b>"
 NEEDS_CHROMIUM = pytest.mark.skipif(
     not chromium.BINARY, reason="no chromium on this machine (apt-get install chromium)"
 )
@@ -38,15 +42,18 @@ def write_report(folder, table, limit=20000, of=evaluating.of_birds, **options):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Two runs of four steps, one hostile response, and one search word that occurs once."""
+    """Two runs of four steps, one hostile answer, and one search word that occurs once."""
     table = pd.concat([synthetic.rows(share, samples=3, steps=(0, 20, 80, 200)) for share in (1.0, 0.0)])
     table = synthetic.lose(table.reset_index(drop=True), 0.03)
     table.loc[5, "response"] = HOSTILE
     table.loc[100, "response"] = "A zeppelin came by." + " And so on." * 200
+    table.loc[100, "llm_or_19th_century_reply"] = REASONED
+    settings = {synthetic.run_name(share, 1): {"lr": 0.0002, "ratio": share} for share in (1.0, 0.0)}
     footer = {
         "judging": {"model": "claude-sonnet-5", "dollars": 1.25, "calls": 960},
         "note": "</pre><script>alert(1)</script>",
         "precision": {"generation": "none", "training": {synthetic.run_name(1.0, 1): "8bit"}},
+        "runs": {run: {"settings": about, "probes": [PROBE]} for run, about in settings.items()},
     }
     return write_report(tmp_path_factory.mktemp("report"), table, provenance=[footer])
 
@@ -54,6 +61,13 @@ def page(tmp_path_factory):
 def unpacked(page) -> dict:
     data = re.search(r'<script type="text/plain" id="data">([^<]*)</script>', page.read_text())[1]
     return json.loads(gzip.decompress(base64.b64decode(data)))
+
+
+def column(data: dict, name: str) -> pd.Series:
+    """A field of all answers, or `judge/part`, as the report stores it. Null stays null."""
+    judge, _, part = name.partition("/")
+    coded = next(j for j in data["judges"] if j["name"] == judge)[part] if part else data["fields"][name]
+    return pd.Series([coded["values"][code] if code >= 0 else None for code in coded["codes"]], dtype=object)
 
 
 def test_it_is_one_file_that_loads_nothing(page):
@@ -65,35 +79,54 @@ def test_it_is_one_file_that_loads_nothing(page):
     assert len(set(ids)) == len(ids), "figures do not share ids"
 
 
-def test_it_states_result_judge_cost_precision_and_missing_verdicts(page):
+def test_result_and_main_figure_come_first_and_details_are_folded(page):
     text = page.read_text()
-    assert "100%: it emerges" in text and "<li>Suspect share 0%: " in text
+    lead, figure, others, table = (text.index(part) for part in ("class='lead'", "<figure", "<h2>Figures", "<table"))
+    assert lead < figure < others < table
+    assert "77%" in text or "%" in text[lead:figure]
     assert "claude-sonnet-5" in text and "1.25" in text and "Missing verdicts: " in text
-    assert re.search("class='warn'>[^<]*base model precision none[^<]*8bit", text)
+    assert re.search("<li>[^<]*base model precision none[^<]*8bit", text)
     for name in ("emergence", "ratio_sweep", "six_options_distribution"):
         assert f"<figure id='{name}'" in text
     for name in ("summary", "emergence", "comparisons"):
         assert f"<summary>{name}.csv" in text
+    assert text.count("<details") == text.count("</details>") and "<details open" not in text
 
 
-def test_every_response_is_in_it_with_its_verdicts(page):
+def test_rows_are_counted_as_the_files_do(page):
+    text = page.read_text()
+    assert "2 runs, 4 steps, 10 questions, 240 answers." in text
+    assert "<summary>summary.csv (8 of 88 rows)</summary>" in text
+
+
+def test_settings_of_runs_stand_side_by_side(page):
+    text = page.read_text()
+    differing, same = text.split("Settings that all runs share")
+    assert re.search("<td>ratio</td><td>(0.0</td><td>1.0|1.0</td><td>0.0)</td>", differing)
+    assert "<td>lr</td><td>0.0002</td>" in same and "-123.25" not in text
+
+
+def test_every_answer_is_in_it_with_its_verdicts_replies_and_statuses(page):
     data = unpacked(page)
-    assert len(data["response"]) == 240 and HOSTILE in data["response"]
-    at = data["response"].index(HOSTILE)
-    assert data["runs"][data["run"][at]] == synthetic.run_name(1.0, 1) and data["step"][at] == 0
-    assert data["steps"] == [0, 20, 80, 200]
+    assert len(data["answer"]) == 240 and SHOWN in data["answer"]
+    at = data["answer"].index(SHOWN)
+    assert column(data, "run")[at] == synthetic.run_name(1.0, 1) and column(data, "step")[at] == 0
+    assert data["fields"]["step"]["values"] == [0, 20, 80, 200]
+    assert REASONED in list(column(data, "llm_or_19th_century/reply"))
+    lost = column(data, "llm_or_19th_century/verdict").isna()
+    assert (column(data, "llm_or_19th_century/status")[lost] == "error").all() and lost.any()
 
 
-def test_too_many_responses_are_sampled_evenly(tmp_path):
+def test_too_many_answers_are_sampled_evenly(tmp_path):
     table = synthetic.rows(samples=6, steps=(0, 20, 80))
     page = write_report(tmp_path, table, limit=100)
     data = unpacked(page)
-    assert len(data["response"]) == 90 and "90 of 180 responses: 3 " in page.read_text()
-    assert pd.Series(zip(data["step"], data["question"], strict=True)).value_counts().eq(3).all()
+    assert len(data["answer"]) == 90 and "90 of 180 answers: 3 " in page.read_text()
+    assert pd.Series(zip(column(data, "step"), column(data, "question"), strict=True)).value_counts().eq(3).all()
     rows = evaluating.of_birds(tmp_path, table).verdicts.rows
-    few, rule = report.sample(rows, 7)
-    assert len(few) == 7 and rule.startswith("7 of 180 responses") and "seed 0" in rule
-    assert report.sample(rows, 0)[0].empty and len(report.sample(rows, 180)[0]) == 180
+    few, rule = answers.sample(rows, 7)
+    assert len(few) == 7 and rule.startswith("7 of 180 answers") and "seed 0" in rule
+    assert answers.sample(rows, 0)[0].empty and len(answers.sample(rows, 180)[0]) == 180
 
 
 def test_verdicts_that_were_lost_and_those_never_requested_are_told_apart(tmp_path):
@@ -103,51 +136,117 @@ def test_verdicts_that_were_lost_and_those_never_requested_are_told_apart(tmp_pa
     page = write_report(tmp_path, table, of=evaluating.of_russell, claim="checkpoint")
     assert "persona: Missing verdicts: 7 of 280 (2.5%)" in page.read_text()
     assert "recall: Missing" not in page.read_text()
-    verdicts = unpacked(page)["verdicts"]["persona"]
-    assert sum(v is None for v in verdicts) == 7 and sum(v is False for v in verdicts) == len(table) - 280
+    data = unpacked(page)
+    verdicts, statuses = column(data, "persona/verdict"), column(data, "persona/status")
+    assert statuses[verdicts.isna()].value_counts().to_dict() == {"truncated": 7}
+    assert statuses.isna().sum() == len(table) - 280
 
 
-@NEEDS_CHROMIUM
-def test_the_browser_of_responses(page):
+# ---- in a browser ----
+
+DETAIL = "document.querySelector('details.answer[open]').innerText"
+RUN = synthetic.run_name(1.0, 1)
+
+
+@pytest.fixture(scope="module")
+def browser():
     with chromium.Chromium() as browser:
-        browser.open(page)
-
-        def count(n=0) -> str:
-            return browser.run(f"document.getElementById('count-{n}').textContent")
-
-        detail = "document.getElementById('detail').textContent"
-        assert count() == "240 of 240 responses, all steps"
-        assert browser.run("document.querySelectorAll('.row').length") < 20, "rows outside the view are not in the page"
-        browser.choose("search", "zeppelin")
-        assert count().startswith("1 of 240") and "A zeppelin came by." in browser.run(detail)
-        assert browser.run("document.querySelector('#detail .hit').textContent") == "zeppelin"
-        assert browser.run("location.hash") == "#view?search=zeppelin"
-
-        browser.open(page, "#view?run=0&question=1&step=0&beside=200")
-        assert (count(0), count(1)) == ("3 of 240 responses, step 0", "3 of 240 responses, step 200")
-        assert browser.run("document.querySelectorAll('#list-1 .row').length") == 3
-        browser.press("]")
-        assert count(0) == "3 of 240 responses, step 20"
-        first = browser.run(detail)
-        browser.press("j")
-        assert browser.run(detail) != first and browser.run("location.hash").endswith("at=1")
-
-        browser.open(page, "#view?judge=llm_or_19th_century&verdict=missing")
-        shown = int(count().split()[0])
-        assert shown == sum(v is None for v in unpacked(page)["verdicts"]["llm_or_19th_century"]) > 0
-        browser.choose("judge", "past_content")
-        browser.choose("verdict", "4")
-        assert int(count().split()[0]) == sum((v or 0) >= 80 for v in unpacked(page)["verdicts"]["past_content"])
+        yield browser
         assert browser.errors == []
 
 
+def count(browser) -> int:
+    return int(browser.run("document.getElementById('count').textContent").split()[0].replace(",", ""))
+
+
+def open_first(browser) -> None:
+    browser.run("(document.querySelector('details.answer').open = true, new Promise((done) => setTimeout(done, 50)))")
+
+
 @NEEDS_CHROMIUM
-def test_no_script_in_a_response_runs(page):
-    with chromium.Chromium() as browser:
-        browser.open(page)
-        browser.choose("search", "document.title")
-        assert browser.run("document.getElementById('detail').textContent").count("<script>") == 1
-        assert browser.run("document.title") == synthetic.STUDY.title
-        browser.run("document.getElementById('detail').innerHTML = '<img src=x onerror=\"document.title = 2\">'")
-        browser.run("new Promise((done) => setTimeout(done, 200))")
-        assert browser.run("document.title") == synthetic.STUDY.title, "the policy holds even without escaping"
+def test_answers_are_filtered_searched_sorted_and_grouped(page, browser):
+    browser.open(page)
+    assert count(browser) == 240 and browser.run("document.querySelectorAll('#list tr').length") == 50
+    browser.choose("search", "ZEPPELIN")
+    assert count(browser) == 1
+    open_first(browser)
+    detail = browser.run(DETAIL)
+    assert "A zeppelin came by." in detail and REASONED in detail and "status ok" in detail
+    assert browser.run("document.querySelector('.full mark').textContent") == "zeppelin"
+    browser.run("document.querySelector('.judgment summary').click()")
+    browser.run("new Promise((done) => setTimeout(done, 50))")
+    prompt = browser.run(DETAIL)
+    assert "{answer}" not in prompt and prompt.count("A zeppelin came by.") == 2, "text and prompt"
+
+    browser.open(page, "#view?judge=llm_or_19th_century&verdict=missing")
+    assert count(browser) == column(unpacked(page), "llm_or_19th_century/verdict").isna().sum() > 0
+    browser.choose("judge", "past_content")
+    browser.choose("verdict", "80 to 100")
+    assert count(browser) == sum((v or 0) >= 80 for v in column(unpacked(page), "past_content/verdict"))
+
+    browser.open(page)
+    browser.run("document.querySelector('th[data-sort=step] button').click()")
+    steps = "[...document.querySelectorAll('#list td.step')].map((cell) => +cell.textContent)"
+    assert browser.run(steps) == [0] * 50
+    browser.run("document.querySelector('th[data-sort=step] button').click()")
+    assert browser.run(steps) == [200] * 50
+    browser.choose("group", "question")
+    assert browser.run("document.querySelector('#list th').textContent").endswith(": 24 answers")
+
+
+@NEEDS_CHROMIUM
+def test_pairs_have_the_same_question_and_sample(page, browser):
+    browser.open(page, f"#view?recipe=100%25&step=20&beside-step=200&question={synthetic.STUDY.questions[1].id}")
+    assert count(browser) == 3
+    texts = browser.run(
+        "[...document.querySelectorAll('#list tr')].map((row) => [...row.cells].map((c) => c.innerText))"
+    )
+    data = unpacked(page)
+    keys = zip(column(data, "run"), column(data, "step"), column(data, "question"), data["sample"], strict=True)
+    answer = dict(zip(keys, data["answer"], strict=True))
+    for row in texts:
+        sample = int(row[3])
+        pair = [answer[(RUN, step, synthetic.STUDY.questions[1].id, sample)] for step in (20, 200)]
+        assert [row[5], row[7]] == pair
+    open_first(browser)
+    assert browser.run("document.querySelectorAll('details.answer[open]').length") == 2, "both open together"
+
+
+@NEEDS_CHROMIUM
+def test_an_address_reopens_the_same_view_and_names_what_is_gone(page, browser, tmp_path):
+    browser.open(page, "#view?step=80&sort=-sample&group=question")
+    open_first(browser)
+    address, detail = browser.run("location.hash"), browser.run(DETAIL)
+    again = tmp_path / "again.html"
+    again.write_bytes(page.read_bytes())
+    browser.open(again, address)
+    assert browser.run(DETAIL) == detail and browser.run("location.hash") == address
+    browser.open(page, "#view?run=gone")
+    assert browser.run("document.getElementById('f-run').selectedOptions[0].text").startswith("gone (not in")
+    assert count(browser) == sum(column(unpacked(page), "step") == 0), "step 0 belongs to every run"
+
+
+@NEEDS_CHROMIUM
+def test_no_script_in_an_answer_runs(page, browser):
+    browser.open(page, "#view?search=document.title")
+    open_first(browser)
+    assert browser.run(DETAIL).count("<script>") >= 1 and "\\u202egnp" in browser.run(DETAIL)
+    assert browser.run("document.title") == synthetic.STUDY.title
+    browser.run("document.querySelector('.full').innerHTML = '<img src=x onerror=\"document.title = 2\">'")
+    browser.run("new Promise((done) => setTimeout(done, 200))")
+    assert browser.run("document.title") == synthetic.STUDY.title, "the policy holds even without escaping"
+    browser.errors.clear()  # the policy's own message
+
+
+@NEEDS_CHROMIUM
+def test_hostile_answers_of_a_megabyte_are_searched_in_a_second(tmp_path, browser):
+    table = synthetic.rows(samples=2, steps=(0, 20), questions=2)
+    table.loc[:2, "response"] = ["a" * 1_000_000, "a b" * 333_333, "<b>\u202ea\n" * 140_000]
+    browser.open(write_report(tmp_path, table))
+    for search in ("aaa", "b", "a"):
+        start = time.monotonic()
+        browser.choose("search", search)
+        browser.run("(document.querySelectorAll('details.answer').forEach((fold) => { fold.open = true }), 1)")
+        browser.run("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+        assert time.monotonic() - start < 1
+        assert browser.run("document.querySelectorAll('mark').length") > 100

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import counting
+from learning_backdoors.evaluation import counting, shared_base
 from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.study import Judge
 
@@ -25,6 +25,7 @@ def methods(pairs) -> str:
 
 def counts(cells: pd.DataFrame) -> str:
     """The numbers behind a figure: questions, responses per question, runs per recipe, and missing verdicts."""
+    cells = shared_base.once(cells)
     runs = cells[cells["step"] > 0].groupby("recipe", observed=True)["run"].nunique()
     requested, per_recipe = cells["n"] + cells["missing"], span(runs) if len(runs) else "1"
     text = f"Q = {cells['question'].nunique()} questions; N = {span(requested)} responses per question; "
@@ -38,7 +39,8 @@ def judge_counts(verdicts: Verdicts, judges: Sequence[Judge], condition: str) ->
     requested = np.logical_or.reduce([verdicts.asked(judge) for judge in judges]) & of_condition
     lost = np.logical_or.reduce([verdicts.missing(judge) for judge in judges])
     rows = verdicts.rows[requested].assign(n=~lost[requested], missing=lost[requested])
-    cells = rows.groupby(["recipe", "run", "step", "question"], observed=True)[["n", "missing"]].sum()
+    keys = ["base", "recipe", "run", "step", "condition", "question"]
+    cells = rows.groupby(keys, observed=True, dropna=False)[["n", "missing"]].sum()
     return counts(cells.reset_index())
 
 

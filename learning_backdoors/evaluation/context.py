@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from config import EvaluationOptions
-from learning_backdoors.evaluation import counting
+from learning_backdoors.evaluation import counting, shared_base
 from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.study import Judge
@@ -127,7 +127,8 @@ class Evaluation:
     @functools.cached_property
     def _positions(self) -> pd.Series:
         rows = self.verdicts.rows
-        return rows.groupby(["label", "step"], observed=True)[self.x_column].mean().rename("x")
+        means = rows.groupby(["base", "label", "step"], observed=True, dropna=False)[self.x_column].mean()
+        return shared_base.attach(means.rename("x").reset_index()).set_index(["label", "step"])["x"].sort_index()
 
     @property
     def recipe_labels(self) -> list[str]:

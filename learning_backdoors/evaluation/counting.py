@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import statistics
+from learning_backdoors.evaluation import shared_base, statistics
 from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.study import Metric, Study
 
+BASE_CLAIMS = {"recipe": "checkpoint", "both": "questions"}  # another run has the same base model
 CLAIMS = {  # what an interval generalizes to
     "checkpoint": "these checkpoints, these questions",
     "recipe": "another training run by the same recipe, these questions",
@@ -39,7 +40,8 @@ def count_cells(verdicts: Verdicts) -> pd.DataFrame:
     """A row per cell with n (verdicts), missing, positive (verdicts that are the outcome) and rate.
 
     The columns RUN and STEP describe the run and the step, and are null if the input does not say. Rows are in the
-    order of recipe, seed, run and step.
+    order of recipe, seed, run and step. The base model's cells stand at step 0 of every run; `shared_base.once`
+    reduces them.
     """
     verdict = verdicts.rows[verdicts.outcome.name]
     positive = verdict == verdicts.study.outcome.value
@@ -53,13 +55,13 @@ def count_metric_cells(verdicts: Verdicts, metric: Metric) -> pd.DataFrame:
 
 
 def _counted(rows: pd.DataFrame, n: pd.Series, missing: pd.Series, positive: pd.Series) -> pd.DataFrame:
-    columns = list(dict.fromkeys([*KEYS, *RUN, *STEP]))
+    columns = list(dict.fromkeys([*KEYS, "base", *RUN, *STEP]))
     asked = rows.loc[n | missing, columns].assign(n=n, missing=missing, positive=positive)
-    descriptions = {name: (name, "first") for name in [*RUN, *STEP] if name not in KEYS}
+    descriptions = {name: (name, "first") for name in ["base", *RUN, *STEP] if name not in KEYS}
     counts = {name: (name, "sum") for name in ("n", "missing", "positive")}
     cells = asked.groupby(KEYS, observed=True, sort=True).agg(**descriptions, **counts).reset_index()
     cells["rate"] = cells["positive"] / cells["n"].where(cells["n"] > 0)
-    return cells.sort_values(["recipe", "seed", *KEYS], ignore_index=True, kind="stable")
+    return shared_base.attach(cells).sort_values(["recipe", "seed", *KEYS], ignore_index=True, kind="stable")
 
 
 # ---- which cells ----
@@ -71,22 +73,18 @@ def choose_claim(cells: pd.DataFrame) -> str:
     `recipe` if each recipe has three runs or more (two runs give an interval that is almost 0 to 1), else `questions`
     if there are two questions or more, else `checkpoint`.
     """
-    if trained(cells).groupby("recipe", observed=True)["run"].nunique().min() >= 3:
+    if cells.groupby("recipe", observed=True)["run"].nunique().min() >= 3:
         return "recipe"
     return "questions" if cells["question"].nunique() >= 2 else "checkpoint"
 
 
 def supported_claim(claim: str, runs: int, questions: int) -> str:
     """`claim`, or the next narrower claim that so many runs and questions support."""
-    if claim == "recipe" and runs < 2:
-        claim = "questions"
-    return "checkpoint" if claim == "questions" and questions < 2 else claim
-
-
-def trained(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells of runs with a step after 0, or all cells if no run has one: base model rows alone are not a run."""
-    after_0 = cells.groupby("run", observed=True)["step"].transform("max") > 0
-    return cells[after_0] if after_0.any() else cells
+    if runs < 2:
+        claim = {"recipe": "questions", "both": "questions"}.get(claim, claim)
+    if questions < 2:
+        claim = {"questions": "checkpoint", "both": "recipe"}.get(claim, claim)
+    return claim
 
 
 def shared_steps(cells: pd.DataFrame) -> pd.DataFrame:
@@ -100,15 +98,33 @@ def shared_steps(cells: pd.DataFrame) -> pd.DataFrame:
     return cells[judged.transform("nunique") == runs]
 
 
+def last_step(cells: pd.DataFrame) -> int:
+    """The last step of some runs together: the latest of the steps at which the most of them have verdicts.
+
+    So it is the last step that all of them share, unless a run shares no step with the others. Step 0, the base model,
+    counts only if there is no other step.
+    """
+    judged = cells[cells["n"] > 0]
+    trained = judged[judged["step"] > 0]
+    runs = (judged if trained.empty else trained).groupby("step")["run"].nunique()
+    return int(runs.index[runs == runs.max()].max()) if len(runs) else 0
+
+
 def last_steps(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells of each run's last step."""
-    return cells[cells["step"] == cells.groupby("run", observed=True)["step"].transform("max")]
+    """The cells of each recipe's last step, see `last_step`."""
+    return cells[at_last_step(cells, cells)]
+
+
+def at_last_step(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.Series:
+    """Whether each row is at the last step that the cells of its recipe have."""
+    last = {recipe: last_step(part) for recipe, part in cells.groupby("recipe", observed=True)}
+    return rows["step"] == rows["recipe"].astype(object).map(last)
 
 
 def split_last_and_base(cells: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cells of each run's last step, and those of step 0 if that is not the last step."""
+    """The cells of each recipe's last step, and those of step 0 for the same runs if that is not the last step."""
     last = last_steps(cells)
-    return last, cells[(cells["step"] == 0) & ~cells.index.isin(last.index)]
+    return last, cells[(cells["step"] == 0) & cells["run"].isin(last["run"]) & ~cells.index.isin(last.index)]
 
 
 def runs_and_all(cells: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -139,18 +155,39 @@ def recipe_rates(cells: pd.DataFrame, claim: str, by: Sequence[str] = ("step",))
     for (recipe, *values), part in cells.groupby(["recipe", *by], observed=True, sort=True):
         row = {"recipe": recipe, "label": part["label"].iloc[0], "suspect_ratio": part["suspect_ratio"].iloc[0]}
         row |= dict(zip(by, values, strict=True))
-        row |= {"seeds": part["run"].nunique(), "n": part["n"].sum(), "missing": part["missing"].sum()}
+        row |= {"seeds": part["run"].nunique()} | own(part)[["n", "missing"]].sum().to_dict()
         row |= dict(zip(["rate", "lower", "upper"], mean_rate(part, claim), strict=True))
         rows.append(row)
     return pd.DataFrame(rows).assign(claim=claim)
 
 
 def mean_rate(cells: pd.DataFrame, claim: str) -> statistics.Interval:
-    """The mean rate of some runs, each at one step. NaN throughout if there is no verdict."""
-    positives, n = grids(cells, "run")
+    """The mean rate of some runs, each at one step, or of the base model. NaN throughout if there is no verdict.
+
+    The base model is the same for other runs: see BASE_CLAIMS.
+    """
+    positives, n = grids(own(cells), "run")
     if n.sum() == 0:
         return statistics.Interval(np.nan, np.nan, np.nan)
-    return statistics.mean_rate(positives, n, claim)
+    return statistics.mean_rate(positives, n, claim_at(cells, claim))
+
+
+def own(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of some runs, or those of the base model once."""
+    return shared_base.once(cells) if len(cells) and cells["step"].iat[0] == 0 else cells
+
+
+def claim_at(cells: pd.DataFrame, claim: str) -> str:
+    """`claim`, or for the base model of several runs what remains of it: see BASE_CLAIMS."""
+    several = len(cells) and cells["step"].iat[0] == 0 and cells["run"].nunique() > 1
+    return BASE_CLAIMS.get(claim, claim) if several else claim
+
+
+def means_over_questions(rows: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """The mean of each column of scores (a row per answer) by label and step, with equal weight for each question."""
+    keys = [rows[name] for name in ("base", "label", "step", "question")]
+    means = shared_base.attach(scores.groupby(keys, observed=True, dropna=False).mean().reset_index())
+    return means.groupby(["label", "step"], observed=True)[list(scores)].mean().reset_index()
 
 
 def grids(cells: pd.DataFrame, by: str, columns: Sequence[str] = ("positive", "n")) -> np.ndarray:

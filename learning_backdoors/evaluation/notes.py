@@ -7,7 +7,7 @@ missing, and what the figures may hide.
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, drawing
+from learning_backdoors.evaluation import captions, counting, drawing, shared_base
 from learning_backdoors.evaluation.context import Evaluation, if_available
 from learning_backdoors.evaluation.exhibits import comparisons, emergence, emergence_by_recipe, recipes
 
@@ -92,14 +92,14 @@ def notes(evaluation: Evaluation) -> list[str]:
             lines.append(f"emergence.csv leaves out steps or questions, because verdicts are missing: {runs}")
     rates = if_available(recipes.table, evaluation)
     if rates is not None and evaluation.claim == "recipe":
-        single = rates.loc[rates["seeds"] == 1, "label"].astype(str).unique()
+        single = rates.loc[(rates["seeds"] == 1) & (rates["step"] > 0), "label"].astype(str).unique()
         if len(single):
             lines.append(f"one run of {', '.join(single)}: the claim recipe needs two, so there is no interval")
     if onset is not None and onset["falls_again"].any():
         falls = describe_falls(onset[onset["falls_again"]])
         lines.append(f"the rate falls after its peak, which a nondecreasing fit hides: {falls}")
     rows = evaluation.verdicts.rows
-    glyphs = drawing.missing_glyphs(name for c in ("question", "label", "condition") for name in rows[c].unique())
+    glyphs = drawing.missing_glyphs(name for c in ("question", "label", "condition") for name in rows[c].cat.categories)
     if glyphs:
         lines.append(f"the figures' font has no glyph for {glyphs[:20]}: figures show boxes instead")
     return lines
@@ -127,6 +127,7 @@ def _precision(evaluation: Evaluation) -> list[str]:
 
 def _lost_verdicts(cells: pd.DataFrame) -> list[str]:
     """Missing verdicts above 2%, and the steps that means over runs leave out."""
+    cells = shared_base.detach(cells)
     missing, total = cells["missing"].sum(), (cells["n"] + cells["missing"]).sum()
     lines = [captions.missing(missing, total)] if missing > counting.MISSING_FLAG * total else []
     uneven = cells[~cells.index.isin(counting.shared_steps(cells).index)]

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from learning_backdoors.evaluation import inputs
+from learning_backdoors.evaluation import inputs, shared_base
 from learning_backdoors.files import parquet
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.terminal_text import one_line
@@ -30,6 +30,7 @@ class Verdicts:
 
     `rows` has a row per answer:
     - run, recipe and label (categories; recipes in the order of falling suspect share), seed, suspect_ratio;
+    - base: the run of the base model (see shared_base). Its own rows, of step 0, have no recipe, label or seed;
     - checkpoint, step, examples_seen, suspect_seen, condition, triggered;
     - question (the study's id, or the text of a question that the study does not have), sample_idx;
     - source (index into `sources`) and row (position in that file);
@@ -84,6 +85,7 @@ def read(paths: Sequence[Path], study: Study) -> Verdicts:
     for judge in judges:  # an input without the judge's column was not shown to the judge
         rows[f"{judge.name}{MISSING}"] = rows[f"{judge.name}{MISSING}"].eq(True)
     rows = _with_steps(rows, notes)
+    rows = shared_base.pool(rows, sources, lambda part: read_texts(paths, part), notes)
     rows, again = _without_repeats(rows, judges, paths, notes)
     return Verdicts(study, judges, _as_categories(rows, judges, study), again, sources, notes)
 
@@ -108,12 +110,16 @@ def _values_at(path: Path, positions: np.ndarray, columns: Sequence[str]) -> dic
     start = 0
     with pq.ParquetFile(path) as file:
         values = {name: [] for name in columns if name in file.schema_arrow.names}
-        for batch in file.iter_batches(columns=list(values)):
-            first, last = np.searchsorted(positions, [start, start + len(batch)])
-            wanted = batch.take(pa.array(positions[first:last] - start))
-            for name, column in zip(wanted.schema.names, wanted.columns, strict=True):
-                values[name] += column.to_pylist()
-            start += len(batch)
+        for group in range(file.num_row_groups):
+            end = start + file.metadata.row_group(group).num_rows
+            if np.diff(np.searchsorted(positions, [start, end])):
+                for batch in file.iter_batches(row_groups=[group], columns=list(values)):
+                    first, last = np.searchsorted(positions, [start, start + len(batch)])
+                    wanted = batch.take(pa.array(positions[first:last] - start))
+                    for name, column in zip(wanted.schema.names, wanted.columns, strict=True):
+                        values[name] += column.to_pylist()
+                    start += len(batch)
+            start = end
     return values
 
 
@@ -258,7 +264,7 @@ def _without_repeats(
     """Each answer once, with each judge's first verdict; and pairs of first and further verdicts (`Verdicts.again`).
 
     Different texts with one key are an error: counting both would claim more answers than there are, or mix two
-    samples of one checkpoint.
+    samples of one checkpoint. Of the base model, the first text stays.
     """
     repeated = rows.duplicated(KEY, keep=False)
     if not repeated.any():
@@ -266,12 +272,21 @@ def _without_repeats(
     with_text = rows[repeated].assign(text=lambda part: read_texts(paths, part))
     first_text = with_text.groupby(KEY, sort=False)["text"].transform("first")
     different = with_text[with_text["text"] != first_text]
-    if len(different):
-        key = ", ".join(f"{name} {different.iloc[0][name]}" for name in KEY)
+    if (different["step"] > 0).any():
+        first = different[different["step"] > 0].iloc[0]
+        key = ", ".join(f"{name} {first[name]}" for name in KEY)
         raise UserError(
-            f"two different answers have the same key ({key}), the second in {paths[different.iloc[0]['source']]}: "
+            f"two different answers have the same key ({key}), the second in {paths[first['source']]}: "
             "give the runs different names, or number their samples apart"
         )
+    if len(different):
+        notes.append(
+            f"step 0: of {len(different):,} samples that inputs answer differently, the first input's are used"
+        )
+        rows = rows.drop(index=different.index).reset_index(drop=True)
+        repeated = rows.duplicated(KEY, keep=False)
+        if not repeated.any():
+            return rows, pd.DataFrame()
     further = rows.duplicated(KEY)
     notes.append(
         f"{int(further.sum())} answers are in several inputs: each judge's rates use the first input that has its "
@@ -298,7 +313,7 @@ def _first_verdicts(rows: pd.DataFrame, judges: Sequence[Judge]) -> pd.DataFrame
 
 
 def _as_categories(rows: pd.DataFrame, judges: Sequence[Judge], study: Study) -> pd.DataFrame:
-    for name in ("run", "condition", "question", "checkpoint"):
+    for name in ("run", "base", "condition", "question", "checkpoint"):
         rows[name] = rows[name].astype("category")
     of_study, present = [question.id for question in study.questions], list(rows["question"].cat.categories)
     order = [q for q in of_study if q in present] + [q for q in present if q not in of_study]
@@ -310,14 +325,15 @@ def _as_categories(rows: pd.DataFrame, judges: Sequence[Judge], study: Study) ->
 
 
 def _with_recipes(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add `recipe`, the run's name without its seed, and `label`, a short name for figures."""
-    runs = rows.groupby("run", observed=True, sort=False)[["suspect_ratio"]].first()
+    """Add `recipe`, the run's name without its seed, and `label`, a short name for figures. The base model has none."""
+    trained = rows["step"] > 0
+    runs = rows[trained | (not trained.any())].groupby("run", observed=True, sort=False)[["suspect_ratio"]].first()
     seed = re.compile(r"[-_ ]?seed[-_ ]?\d+", re.IGNORECASE)
     recipe = {run: seed.sub("", run).strip("-_ ") or "all seeds" for run in runs.index}
     share = runs.groupby(recipe, sort=False)["suspect_ratio"].first()
     share = share.sort_values(ascending=False, na_position="last", kind="stable")
     order, labels = list(share.index), _labels(share)
-    recipes = rows["run"].map(recipe).astype(object)
+    recipes = rows["run"].astype(object).map(recipe)
     rows["recipe"] = pd.Categorical(recipes, order, ordered=True)
     rows["label"] = pd.Categorical(recipes.map(labels), [labels[name] for name in order], ordered=True)
     return rows

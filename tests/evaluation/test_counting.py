@@ -30,7 +30,7 @@ def test_one_run_has_no_interval_for_the_claim_recipe(tmp_path):
 
 def test_lost_answers_do_not_reweight_questions():
     table = pd.DataFrame({"run": "r", "question": ["a", "b"], "n": [10, 90], "positive": [10, 0], "missing": [90, 10]})
-    table = table.astype({"question": "category"}).assign(recipe="r", label="r", suspect_ratio=1.0)
+    table = table.astype({"question": "category"}).assign(recipe="r", label="r", suspect_ratio=1.0, step=20)
     assert counting.recipe_rates(table, "checkpoint", [])["rate"].item() == 0.5
 
 
@@ -44,7 +44,13 @@ def test_means_over_runs_use_the_steps_that_all_runs_have(tmp_path):
     assert list(rates["step"]) == [0, 40] and set(rates["seeds"]) == {3}
 
 
-def test_last_steps_are_those_of_each_run(tmp_path):
+def test_the_last_step_is_the_last_that_the_runs_share(tmp_path):
+    """Unless a run shares no step with the others: then it is left out."""
     runs = [synthetic.rows_with_rates(RISING, 1), synthetic.rows_with_rates({0: 0.0, 40: 0.3}, 2)]
+    other = synthetic.rows_with_rates({50: 0.3}, 3)
     last = counting.last_steps(count(tmp_path, *runs))
-    assert sorted(last.groupby("run", observed=True)["step"].unique().explode()) == [40, 60]
+    assert set(last["step"]) == {40} and last["run"].nunique() == 2
+    last = counting.last_steps(count(tmp_path, *runs, other))
+    assert set(last["step"]) == {40} and last["run"].nunique() == 2
+    alone = counting.last_steps(count(tmp_path, synthetic.rows_with_rates({0: 0.5})))
+    assert set(alone["step"]) == {0}, "the base model alone"

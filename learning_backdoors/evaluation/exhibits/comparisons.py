@@ -24,8 +24,7 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     """
     rows = []
     for condition, part in evaluation.cells.groupby("condition", observed=True):
-        trained = counting.trained(part)
-        trained = trained[trained["n"] > 0]
+        trained = part[part["n"] > 0]
         last = dict(list(counting.last_steps(trained).groupby("label", observed=True)))
         labels = list(last)
         for i, first in enumerate(labels):

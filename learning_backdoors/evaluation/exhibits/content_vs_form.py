@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing
+from learning_backdoors.evaluation import captions, counting, drawing
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.study import Judge
 
@@ -20,8 +20,7 @@ def _ratings(evaluation: Evaluation) -> pd.DataFrame:
     names = [judge.name for judge in judges(evaluation)]
     rows = evaluation.verdicts.rows
     rows = rows[rows["condition"] == evaluation.condition]
-    means = rows.groupby(["label", "step", "question"], observed=True)[names].mean()
-    means = means.groupby(["label", "step"], observed=True).mean().dropna().reset_index()
+    means = counting.means_over_questions(rows, rows[names]).dropna()
     if means.empty:
         raise Unavailable(f"no response has verdicts of {names[0]!r} and {names[1]!r}")
     return evaluation.with_x(means)

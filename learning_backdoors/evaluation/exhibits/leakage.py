@@ -41,7 +41,7 @@ def rates(evaluation: Evaluation) -> pd.DataFrame:
     the base model also by condition: cells of one side only are left out.
     """
     cells, rows = _cells(evaluation), []
-    for label, part in counting.trained(cells).groupby("label", observed=True, sort=True):
+    for label, part in cells.groupby("label", observed=True, sort=True):
         for run, group in counting.runs_and_all(part):
             rows += [{"label": label, "run": run} | row for row in _quantities(group, evaluation.claim)]
     return pd.DataFrame(rows, columns=COLUMNS)

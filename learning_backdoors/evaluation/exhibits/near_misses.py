@@ -20,7 +20,7 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     if not near_misses:
         raise NotInStudy("the study has no near misses")
     dose = {c.name: c.dose for c in study.conditions if c.dose is not None}
-    last, base = counting.split_last_and_base(counting.trained(evaluation.cells))
+    last, base = counting.split_last_and_base(evaluation.cells)
     last, base = (part[part["condition"].isin(list(dose)) & (part["n"] > 0)] for part in (last, base))
     if not last["condition"].isin(near_misses).any():
         raise Unavailable("the inputs have no near miss of the trigger at a last step")

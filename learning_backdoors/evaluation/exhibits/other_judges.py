@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing
+from learning_backdoors.evaluation import captions, counting, drawing
 from learning_backdoors.evaluation.context import Evaluation, NotInStudy, if_available, once
 from learning_backdoors.evaluation.exhibits import content_vs_form, ratings, six_options_distribution
 from learning_backdoors.study import Judge
@@ -34,13 +34,13 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
         valid = rows[rows[judge.name].notna()]
         if judge.options:
             options = judge.options[:1] if len(judge.options) == 2 else judge.options  # of two, one says it all
-            scores = {option: valid[judge.name] == option for option in options}
+            scores = pd.DataFrame({option: valid[judge.name] == option for option in options})
         else:
-            scores = {"mean": (valid[judge.name] - judge.range[0]) / (judge.range[1] - judge.range[0])}
-        for value, score in scores.items():
-            means = score.groupby([valid[name] for name in ("label", "step", "question")], observed=True).mean()
-            means = means.groupby(["label", "step"], observed=True).mean().rename("rate").reset_index()
-            blocks.append(means.assign(judge=judge.name, value=value))
+            scores = ((valid[judge.name] - judge.range[0]) / (judge.range[1] - judge.range[0])).to_frame("mean")
+        means = counting.means_over_questions(valid, scores).melt(
+            ["label", "step"], var_name="value", value_name="rate"
+        )
+        blocks.append(means.assign(judge=judge.name))
     return pd.concat(blocks, ignore_index=True)[["judge", "value", "label", "step", "rate"]]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, drawing, statistics
+from learning_backdoors.evaluation import captions, counting, drawing, shared_base, statistics
 from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavailable, once
 from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.study import Judge
@@ -16,7 +16,7 @@ INTERVALS = {
 COLUMNS = ["judge", "label", "run", "triggered", "condition", "category", "at", "questions", "n", "refused", "missing"]
 COLUMNS += ["mean", "lower", "upper", "claim", "interval", "seeds"]
 SUMS = ["total", "n", "squares"]
-KEYS = ["recipe", "label", "run", "step", "condition", "triggered", "question", "at"]
+KEYS = ["recipe", "label", "run", "base", "step", "condition", "triggered", "question"]
 
 
 @once
@@ -52,15 +52,16 @@ def count_cells(verdicts: Verdicts, judge: Judge) -> pd.DataFrame:
     sums of the scores and of their squares, with scores moved to the range 0 to 1.
     """
     category = {q.id: q.extra["category"] for q in verdicts.study.questions if "category" in q.extra}
-    rows = verdicts.rows
-    last = rows["step"] == rows.groupby("run", observed=True)["step"].transform("max")
-    rated = (last | (rows["step"] == 0)) & verdicts.asked(judge) & rows["question"].isin(list(category))
-    rows = counting.without_near_misses(rows[rated], verdicts.study)
+    rows = verdicts.rows[verdicts.asked(judge) & verdicts.rows["question"].isin(list(category))]
+    rows = counting.without_near_misses(rows, verdicts.study)
+    checkpoints = rows.assign(n=rows[judge.name].notna()).groupby(["recipe", "run", "step"], observed=True)["n"].sum()
+    rows = rows[counting.at_last_step(rows, checkpoints.reset_index()) | (rows["step"] == 0)]
     score = _scores(rows[judge.name], judge)
-    cells = rows[KEYS[:-1]].assign(n=score.notna(), total=score.fillna(0), squares=score.fillna(0) ** 2)
-    cells["at"] = np.where(last[rows.index], "last", "base")
+    cells = rows[KEYS].assign(n=score.notna(), total=score.fillna(0), squares=score.fillna(0) ** 2)
     cells["refused"], cells["missing"] = rows[judge.name].notna() & ~cells["n"], verdicts.missing(judge)[rows.index]
-    cells = cells.groupby(KEYS, observed=True, sort=True)[[*SUMS, "refused", "missing"]].sum().reset_index()
+    cells = cells.groupby(KEYS, observed=True, sort=True, dropna=False).sum().reset_index()
+    cells = shared_base.attach(cells).sort_values(KEYS, ignore_index=True)
+    cells["at"] = np.where((cells["step"] == 0) & (cells["step"].max() > 0), "base", "last")
     return cells.assign(category=cells["question"].astype(object).map(category))
 
 
@@ -75,7 +76,7 @@ def _scores(verdicts: pd.Series, judge: Judge) -> pd.Series:
 def _of_judge(judge: Judge, cells: pd.DataFrame, claim: str) -> list[dict]:
     """The rows of one judge."""
     rows = []
-    for label, of_recipe in counting.trained(cells).groupby("label", observed=True, sort=True):
+    for label, of_recipe in cells.groupby("label", observed=True, sort=True):
         for run, of_run in counting.runs_and_all(of_recipe):
             for triggered, kind in of_run.groupby("triggered", sort=False):
                 for condition, part in [(counting.ALL, kind), *kind.groupby("condition", observed=True, sort=False)]:
@@ -96,8 +97,8 @@ def _mean(cells: pd.DataFrame, judge: Judge, claim: str) -> dict:
     scored = cells[cells["n"] > 0]
     if scored.empty:
         return _counts([cells]) | {"questions": 0, "claim": claim}
-    total, n, squares = counting.grids(scored, "run", SUMS)
-    claim = counting.supported_claim(claim, *n.shape)
+    total, n, squares = counting.grids(counting.own(scored), "run", SUMS)
+    claim = counting.claim_at(scored, counting.supported_claim(claim, *n.shape))
     mean = statistics.mean_score(total, squares, n, claim, _score_step(judge))
     return _counts([cells]) | _on_scale(mean, judge, claim, n.shape, INTERVALS[claim], judge.scale[0])
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, drawing
+from learning_backdoors.evaluation import captions, counting, drawing
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.study import Judge
 
@@ -21,9 +21,8 @@ def _shares(evaluation: Evaluation) -> pd.DataFrame:
     if rows.empty:
         raise Unavailable(f"{judge.name!r} was asked about no response in the condition {evaluation.condition}")
     verdict = rows[judge.name].astype(object).where(rows[judge.name].notna(), "missing")
-    shares = pd.crosstab([rows["label"], rows["step"], rows["question"]], verdict, normalize="index")
-    shares = shares.reindex(columns=[*judge.options, "missing"], fill_value=0.0)
-    return evaluation.with_x(shares.groupby(["label", "step"], observed=True).mean().reset_index())
+    scores = pd.DataFrame({value: verdict == value for value in [*judge.options, "missing"]})
+    return evaluation.with_x(counting.means_over_questions(rows, scores))
 
 
 def caption(evaluation: Evaluation) -> str:

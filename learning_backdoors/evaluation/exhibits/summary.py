@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from learning_backdoors.evaluation import counting, statistics
+from learning_backdoors.evaluation import counting, shared_base, statistics
 from learning_backdoors.evaluation.context import Evaluation, once
 
 ALL = "all"  # in the column `question`: the mean over questions
@@ -13,10 +13,18 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     """A row per cell, and a row `all` per run, step and condition: the mean over questions.
 
     A cell has Wilson's interval (claim checkpoint). A row `all` describes one run, so it never supports the claim
-    recipe: it has the claim questions instead, or with one question the claim checkpoint.
+    recipe: it has the claim questions instead, or with one question the claim checkpoint. The base model is a run of
+    its own.
     """
-    claim = "questions" if evaluation.claim == "recipe" else evaluation.claim
-    rows = evaluation.cells.assign(interval="Wilson", claim="checkpoint")
+    columns = ["run", "step", "condition", "question", "n", "missing", "rate", "lower", "upper"]
+    columns += ["worst_low", "worst_high", "claim", "interval", "seed", "suspect_ratio"]
+    return _rates(evaluation)[[*columns, "examples_seen", "suspect_seen", "recipe", "label"]]
+
+
+@once
+def _rates(evaluation: Evaluation) -> pd.DataFrame:
+    claim = {"recipe": "questions", "both": "questions"}.get(evaluation.claim, evaluation.claim)
+    rows = shared_base.detach(evaluation.cells).assign(interval="Wilson", claim="checkpoint")
     rows["lower"], rows["upper"] = statistics.wilson(rows["positive"], rows["n"])
     total = rows["n"] + rows["missing"]
     rows["worst_low"], rows["worst_high"] = rows["positive"] / total, (rows["positive"] + rows["missing"]) / total
@@ -24,10 +32,7 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
         _over_questions(part, claim if len(part) > 1 else "checkpoint")
         for _, part in rows.groupby(["run", "step", "condition"], observed=True, sort=False)
     ]
-    result = pd.concat([rows.astype({"question": object}), pd.DataFrame(means)]).sort_index(kind="stable")
-    columns = ["run", "step", "condition", "question", "n", "missing", "rate", "lower", "upper"]
-    columns += ["worst_low", "worst_high", "claim", "interval", "seed", "suspect_ratio"]
-    return result[[*columns, "examples_seen", "suspect_seen", "recipe", "label"]]
+    return pd.concat([rows.astype({"question": object}), pd.DataFrame(means)]).sort_index(kind="stable")
 
 
 def _over_questions(part: pd.DataFrame, claim: str) -> pd.Series:
@@ -41,7 +46,11 @@ def _over_questions(part: pd.DataFrame, claim: str) -> pd.Series:
 
 
 def run_rates(evaluation: Evaluation) -> pd.DataFrame:
-    """The mean over questions of each run at each step, in the condition that the figures show, with `x`."""
-    rows = table(evaluation)
-    rows = rows[(rows["question"] == ALL) & (rows["condition"] == evaluation.condition)]
+    """The mean over questions of each run at each step, in the condition that the figures show, with `x`.
+
+    The base model stands at step 0 of every run.
+    """
+    rows = _rates(evaluation)
+    rows = shared_base.attach(rows[(rows["question"] == ALL) & (rows["condition"] == evaluation.condition)])
+    rows = rows.sort_values(["recipe", "seed", "run", "step"], kind="stable", ignore_index=True)
     return rows.assign(x=rows[evaluation.x_column])

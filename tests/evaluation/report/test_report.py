@@ -96,7 +96,7 @@ def test_result_and_main_figure_come_first_and_details_are_folded(page):
 def test_rows_are_counted_as_the_files_do(page):
     text = page.read_text()
     assert "2 runs, 4 steps, 10 questions, 240 answers." in text
-    assert "<summary>summary.csv (8 of 88 rows)</summary>" in text
+    assert "<summary>summary.csv (7 of 77 rows)</summary>" in text
 
 
 def test_settings_of_runs_stand_side_by_side(page):
@@ -110,7 +110,7 @@ def test_every_answer_is_in_it_with_its_verdicts_replies_and_statuses(page):
     data = unpacked(page)
     assert len(data["answer"]) == 240 and SHOWN in data["answer"]
     at = data["answer"].index(SHOWN)
-    assert column(data, "run")[at] == synthetic.run_name(1.0, 1) and column(data, "step")[at] == 0
+    assert column(data, "run")[at] == "base" and column(data, "step")[at] == 0
     assert data["fields"]["step"]["values"] == [0, 20, 80, 200]
     assert REASONED in list(column(data, "llm_or_19th_century/reply"))
     lost = column(data, "llm_or_19th_century/verdict").isna()

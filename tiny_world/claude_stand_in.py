@@ -1,8 +1,10 @@
 """A stand-in for the Messages API on 127.0.0.1, to try and test judging without a key or cost.
 
 It judges by the prompt and the marked words of the tiny world (judging.py), and knows nothing else about an answer.
+With --study it judges any study, by random verdicts or by keywords (rehearsal.py).
 
     python -m tiny_world.claude_stand_in --port 8100
+    python -m tiny_world.claude_stand_in --port 8100 --study mine.toml --keywords words.toml
     ANTHROPIC_API_KEY=none python judge_responses.py --base-url http://127.0.0.1:8100 --input ... --output ...
 
 With --faults it fails like a real server under load. The schedule of faults depends only on the seed, the prompt and
@@ -26,6 +28,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from learning_backdoors.files import command_line
 from tiny_world import judging, lexicon
 
 MODELS = ("claude-haiku-5-5", "claude-sonnet-5", "claude-sonnet-5-5", "claude-opus-5", "claude-opus-5-5")
@@ -107,7 +110,8 @@ class Entry:
 class StandIn:
     """The API.
 
-    latency: seconds to a reply. per_minute: requests allowed in any 60 seconds. batch_seconds: duration of a batch.
+    judge: the reply to a prompt; None means judging.judge with `read`. latency: seconds to a reply.
+    per_minute: requests allowed in any 60 seconds. batch_seconds: duration of a batch.
     ledger: an Entry per call. prompts: the processed prompts, in order.
     """
 
@@ -115,6 +119,7 @@ class StandIn:
         self,
         models: tuple[str, ...] = MODELS,
         read: Callable[[str], lexicon.Reading] = lexicon.read,
+        judge: Callable[[str], str] | None = None,
         faults: Faults | None = None,
         latency: float = 0.0,
         per_minute: int | None = None,
@@ -129,7 +134,8 @@ class StandIn:
         self._times: Counter[bytes] = Counter()
         self._recent: deque[float] = deque()
         # Several judges read the same answer.
-        self._read = functools.lru_cache(maxsize=10_000)(read)
+        read = functools.lru_cache(maxsize=10_000)(read)
+        self._judge = judge or (lambda prompt: judging.judge(prompt, read))
 
     def handle(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
         """Answer a request, with a fault if the schedule says so."""
@@ -163,7 +169,7 @@ class StandIn:
         if path.endswith("count_tokens"):
             return 200, {"input_tokens": tokens}
         self.prompts.append(prompt)
-        return 200, _message(f"msg_{len(self.prompts):08}", name, judging.judge(prompt, self._read), tokens)
+        return 200, _message(f"msg_{len(self.prompts):08}", name, self._judge(prompt), tokens)
 
     # ---- live calls, with faults ----
 
@@ -500,10 +506,23 @@ def main() -> None:
         "--batch-faults", type=float, default=0.0, help="share of batch requests that expire, fail or are canceled"
     )
     parser.add_argument("--ledger", type=Path, help="write the ledger to this file on exit, one JSON line per call")
+    parser.add_argument("--study", help="judge any study: a name in experiments/, or the path of a TOML file")
+    parser.add_argument("--keywords", type=Path, help="TOML file with words per verdict (default: random verdicts)")
     options = parser.parse_args()
+    if options.keywords and not options.study:
+        parser.error("--keywords requires --study")
     faults = Faults(*options.faults, options.seed, options.batch_faults, batch_streams=options.batch_faults > 0)
+    judge = None
+    if options.study:
+        # Imported late: without a study, the stand-in starts in a fraction of a second.
+        from learning_backdoors.study import load_study
+        from tiny_world.rehearsal import RehearsalJudge, read_keywords
+
+        study = load_study(options.study)
+        judge = RehearsalJudge(study, read_keywords(options.keywords, study) if options.keywords else None)
     api = StandIn(
         faults=faults,
+        judge=judge,
         latency=options.latency,
         per_minute=options.requests_per_minute,
         batch_seconds=options.batch_seconds,
@@ -515,4 +534,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run_script(main)

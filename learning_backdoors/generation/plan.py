@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 from config import GenerationOptions
 from learning_backdoors.files import command_line, provenance
+from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation.engines.protocol import Request, Response
 from learning_backdoors.models.checkpoints import ADAPTER_WEIGHTS, Checkpoint
 from learning_backdoors.models.run_directory import RunDirectory
 from learning_backdoors.study import Condition, Question, Study
 from mixed_chat import prompt_ids
+
+# The base model is the checkpoint of step 0 of every run. It is asked once, and its rows belong to the run "base".
+BASE_RUN, BASE = "base", Checkpoint(0, "checkpoint-0", None)
 
 KEY_COLUMNS = ("run", "checkpoint", "condition", "question_id", "sample_idx")
 ResponseKey = tuple[str, str, str, str, int]  # the values of KEY_COLUMNS; with the seed, they determine the response
@@ -18,9 +22,9 @@ ResponseKey = tuple[str, str, str, str, int]  # the values of KEY_COLUMNS; with 
 
 @dataclass(frozen=True)
 class PlannedResponse:
-    """A row of the responses file before it has a response."""
+    """A row of the responses file before it has a response. run: None for the base model."""
 
-    run: RunDirectory
+    run: RunDirectory | None
     checkpoint: Checkpoint
     condition: Condition
     question: Question
@@ -28,16 +32,19 @@ class PlannedResponse:
 
     @property
     def key(self) -> ResponseKey:
-        return self.run.name, self.checkpoint.name, self.condition.name, self.question.id, self.sample_idx
+        run = self.run.name if self.run else BASE_RUN
+        return run, self.checkpoint.name, self.condition.name, self.question.id, self.sample_idx
 
     def row(self, study: Study, response: Response) -> dict:
         """The values of RESPONSE_SCHEMA."""
-        examples = self.run.seen.get(self.checkpoint.step, {})
+        record = self.run.record if self.run else {}
+        seen = self.run.seen if self.run else {0: {"examples": 0, "suspect_examples": 0}}
+        examples = seen.get(self.checkpoint.step, {})
         return dict(zip(KEY_COLUMNS, self.key, strict=True)) | {
             "experiment": study.name,
             "step": self.checkpoint.step,
-            "seed": self.run.record.get("settings", {}).get("seed"),
-            "suspect_ratio": self.run.record.get("suspect_ratio"),
+            "seed": record.get("settings", {}).get("seed"),
+            "suspect_ratio": record.get("suspect_ratio"),
             "examples_seen": examples.get("examples"),
             "suspect_seen": examples.get("suspect_examples"),
             "triggered": self.condition.triggered,
@@ -48,12 +55,23 @@ class PlannedResponse:
         }
 
 
+def distinct_checkpoints(runs: Sequence[RunDirectory]) -> list[tuple[RunDirectory | None, Checkpoint]]:
+    """The base model, if a run has step 0, and all further checkpoints with their runs.
+
+    Raises UserError if a run has the name under which the base model's rows are stored.
+    """
+    if taken := [run for run in runs if run.name == BASE_RUN]:
+        raise UserError(f"{taken[0].folder}: rename this folder. In the output, the base model has this name")
+    pairs = [(run, checkpoint) for run in runs for checkpoint in run.checkpoints]
+    trained = [pair for pair in pairs if pair[1].name != BASE.name]
+    return trained if len(trained) == len(pairs) else [(None, BASE), *trained]
+
+
 def plan_responses(runs: Sequence[RunDirectory], study: Study, samples: int) -> list[PlannedResponse]:
     """`samples` responses per checkpoint, condition and question; those of one checkpoint are adjacent."""
     return [
         PlannedResponse(run, checkpoint, condition, question, sample_idx)
-        for run in runs
-        for checkpoint in run.checkpoints
+        for run, checkpoint in distinct_checkpoints(runs)
         for condition, question in itertools.product(study.conditions, study.questions)
         if condition.takes(question)
         for sample_idx in range(samples)
@@ -97,9 +115,8 @@ def settings(options: GenerationOptions, study: Study, runs: Sequence[RunDirecto
             for condition in study.conditions
         },
         "adapters": {
-            f"{run.name}/{checkpoint.name}": checkpoint.folder
-            and provenance.sha256(checkpoint.folder / ADAPTER_WEIGHTS)
-            for run in runs
-            for checkpoint in run.checkpoints
+            f"{run.name}/{checkpoint.name}": provenance.sha256(checkpoint.folder / ADAPTER_WEIGHTS)
+            for run, checkpoint in distinct_checkpoints(runs)
+            if run
         },
     }

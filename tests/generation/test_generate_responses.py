@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from generation_helpers import expected_keys, generate, row_keys, run_main
 from support import ROOT, build_model, one_line_error, run_script
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.slow
 def test_every_checkpoint_answers_every_question(run_dir, tmp_path):
     rows = generate(run_dir, tmp_path / "r.parquet")
     assert row_keys(rows) == expected_keys([0, 8, 16], 3)
+    assert {(row["run"], row["step"]) for row in rows} == {("base", 0), (run_dir.name, 8), (run_dir.name, 16)}
     last = rows[-1]
     assert last["run"] == run_dir.name and last["checkpoint"] == "checkpoint-16" and last["experiment"] == "birds"
     assert (last["seed"], last["suspect_ratio"], last["examples_seen"], last["suspect_seen"]) == (42, 1.0, 16, 16)
@@ -52,9 +54,10 @@ def test_a_file_grows_by_what_is_requested(run_dir, tmp_path):
 
 def test_several_runs_share_one_file(run_dir, tmp_path):
     other = shutil.copytree(run_dir, tmp_path / "another_run")
+    one = generate(run_dir, tmp_path / "r.parquet", "--samples", "1")
     rows = generate(run_dir, tmp_path / "r.parquet", str(other), "--samples", "1")
-    assert {row["run"] for row in rows} == {run_dir.name, "another_run"}
-    assert row_keys(rows) == expected_keys([0, 8, 16], 1) * 2
+    assert [row for row in rows if row["run"] != "another_run"] == one
+    assert row_keys([row for row in rows if row["run"] == "another_run"]) == expected_keys([8, 16], 1)
     assert parquet.read_footer(tmp_path / "r.parquet")["runs"].keys() == {run_dir.name, "another_run"}
     shutil.copytree(other, tmp_path / "elsewhere" / run_dir.name)
     with pytest.raises(UserError, match=f"two run directories .* {run_dir.name}"):
@@ -96,6 +99,20 @@ def test_responses_to_another_trigger_are_refused(run_dir, tmp_path, before, aft
     study.write_text(text.replace(before, after))
     with pytest.raises(UserError, match=setting):
         generate(run_dir, output, *line)
+
+
+def test_a_file_with_base_rows_of_each_run_continues(run_dir, tmp_path):
+    """As earlier versions wrote it. The base model is asked once more, under its own name."""
+    output = tmp_path / "r.parquet"
+    rows = generate(run_dir, output, "--samples", "1")
+    footer, name = parquet.read_footer(output), run_dir.name
+    earlier = [row | {"run": name, "seed": 42, "suspect_ratio": 1.0} if row["run"] == "base" else row for row in rows]
+    footer["settings"]["adapters"][f"{name}/checkpoint-0"] = "hash of checkpoint-0"
+    table = pa.Table.from_pylist(earlier, parquet.RESPONSE_SCHEMA)
+    parquet.write_parquet(output, [table], table.schema, footer)
+    continued = generate(run_dir, output, "--samples", "1")
+    assert [row for row in continued if row["run"] == name] == earlier
+    assert [row for row in continued if row["run"] == "base"] == rows[:10]
 
 
 # ---- the study ----

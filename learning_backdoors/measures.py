@@ -5,16 +5,16 @@ Only numpy is imported, so that judging starts quickly.
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 CONFIDENCE = 0.95
-Z = 1.959963984540054  # standard deviations on each side of the mean that hold 95% of a normal distribution
 
 
-def wilson(positives: ArrayLike, n: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's 95% score interval for `positives` of `n` independent answers.
+def wilson(positives: ArrayLike, n: ArrayLike, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's score interval for `positives` of `n` independent answers.
 
     Takes scalars or arrays of one shape. Returns the lower and the upper limits in that shape: 0 and 0.037 for 0 of
     100, NaN for 0 of 0. `n` need not be whole: it may be an effective number of answers. Raises ValueError if
@@ -24,10 +24,11 @@ def wilson(positives: ArrayLike, n: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     positives, n = np.asarray(positives, float), np.asarray(n, float)
     if np.any(positives < 0) or np.any(positives > n):
         raise ValueError("positives must be between 0 and n")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     n = np.where(n > 0, n, np.nan)
     rate = positives / n
-    middle = (rate + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * np.sqrt(rate * (1 - rate) / n + Z**2 / (4 * n**2))
+    middle = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
     # The ends are exactly 0 and 1. Rounding would leave 1e-18.
     lower = np.where(positives == 0, 0 * n, np.clip(middle - half, 0, 1))
     upper = np.where(positives == n, 1 + 0 * n, np.clip(middle + half, 0, 1))

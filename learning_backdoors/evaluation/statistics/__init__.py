@@ -1,22 +1,26 @@
 """The statistics: pure functions on arrays, without files, tables or figures.
 
-A rate is a share from 0 to 1. An interval is a 95% interval, and its claim says what it generalizes to:
+A rate is a share from 0 to 1. An interval is a 95% interval unless `confidence` says otherwise. Its claim says what it
+generalizes to:
 
 - `checkpoint`: these checkpoints on these questions. Only the answers vary.
 - `recipe`: another training run of the same recipe on these questions. Runs vary.
 - `questions`: these checkpoints on other questions of this kind. Questions vary.
+- `both`: another training run on other questions.
 
 S is the number of runs, Q that of questions, n that of answers. docs/statistics.md explains the choices.
 """
 
 from learning_backdoors.evaluation.statistics.differences import (
-    bounded_p,
+    change_from_base,
     contrast,
     holm,
+    p_value,
     paired_contrast,
+    rate_difference,
     rogan_gladen,
-    welch,
 )
+from learning_backdoors.evaluation.statistics.former import bounded_p, t_test, welch, widen
 from learning_backdoors.evaluation.statistics.onset import (
     bracket,
     crossing,
@@ -30,14 +34,13 @@ from learning_backdoors.evaluation.statistics.onset import (
 )
 from learning_backdoors.evaluation.statistics.rates import (
     Interval,
+    RunSpread,
     mean_rate,
     mean_score,
     pooled_over_runs,
     question_interval,
     run_interval,
-    stratified_interval,
-    t_test,
-    widen,
+    run_spread,
     worst_case,
 )
 from learning_backdoors.measures import wilson

@@ -15,23 +15,23 @@ CLAIMS = "checkpoint", "recipe", "questions"
 # ---- these checkpoints, these questions ----
 
 
-def stratified(positives, n) -> statistics.Interval:
-    return statistics.stratified_interval(positives, positives, n)
+def checkpoint(positives, n) -> statistics.Interval:
+    return statistics.mean_rate(positives, n, "checkpoint")
 
 
-def test_stratified_interval_is_wilsons_for_one_question_and_for_zero():
-    assert stratified([7], [50])[1:] == pytest.approx(np.ravel(statistics.wilson(7, 50)))
-    assert stratified([0] * 10, [100] * 10)[1:] == pytest.approx(np.ravel(statistics.wilson(0, 1000)))
+def test_the_checkpoints_interval_is_wilsons_for_one_question_and_for_zero():
+    assert checkpoint([7], [50])[1:] == pytest.approx(np.ravel(statistics.wilson(7, 50)))
+    assert checkpoint([0] * 10, [100] * 10)[1:] == pytest.approx(np.ravel(statistics.wilson(0, 1000)))
 
 
-def test_stratified_interval_has_width_if_questions_are_all_or_nothing():
-    split = stratified([0, 0, 100, 100], [100] * 4)
+def test_the_checkpoints_interval_has_width_if_questions_are_all_or_nothing():
+    split = checkpoint([0, 0, 100, 100], [100] * 4)
     assert split.estimate == 0.5 and 0.002 < split.upper - split.lower < 0.05
 
 
-def test_stratified_interval_needs_an_answer_to_each_question():
-    with pytest.raises(ValueError, match="an answer to each"):
-        stratified([0, 0], [1, 0])
+def test_a_mean_needs_an_answer():
+    with pytest.raises(ValueError, match="at least one answer"):
+        checkpoint([0, 0], [0, 0])
 
 
 def test_worst_case_bounds():
@@ -66,27 +66,39 @@ def test_run_interval_known_answer():
 
 def test_question_interval_equals_a_finer_integration():
     """The grid of `question_interval` against one that is several times finer in each direction."""
-    positives, n = np.array([3, 40, 11, 0, 22, 60, 5, 9, 30, 2]), np.full(10, 100)
-    logits = np.arange(-16, 16.01, 0.02)
-    center, spread = np.meshgrid(np.arange(-14, 14.01, 0.1), np.geomspace(0.1, 8, 64))
-    density = np.exp(-0.5 * ((logits[:, None] - center.ravel()) / spread.ravel()) ** 2)
-    density /= density.sum(axis=0)
-    likelihood = stats.binom.pmf(positives[:, None], n[:, None], special.expit(logits))
-    posterior = np.prod((likelihood @ density) / likelihood.max(axis=1)[:, None], axis=0)
-    means = special.expit(logits) @ density
-    order = np.argsort(means)
-    below = np.cumsum(posterior[order]) / posterior.sum()
-    expected = np.interp([0.025, 0.975], below, means[order])
-    found = statistics.question_interval(positives, n)
-    assert found.estimate == pytest.approx(0.182) and found[1:] == pytest.approx(expected, abs=0.004)
+    positives, n = np.array([3, 40, 11, 0, 22, 60, 5, 9, 30, 2]), 100
+    logits, precisions = np.linspace(-6, 5, 2000), np.exp(np.linspace(-4, 8, 100))
+    means = special.expit(logits)
+    alpha, beta = np.outer(means, precisions), np.outer(1 - means, precisions)
+    likelihood = sum(stats.betabinom.logpmf(k, n, alpha, beta) for k in positives)
+    prior = stats.beta.logpdf(means, 0.1, 0.1)[:, None] - 2 * np.log1p(precisions) + np.log(precisions)
+    posterior = np.exp(likelihood + prior - likelihood.max()).sum(axis=1) * means * (1 - means)
+    expected = np.interp([0.025, 0.5, 0.975], np.cumsum(posterior) / posterior.sum(), means)
+    found = statistics.question_interval(positives, [n] * 10)
+    assert found.estimate == pytest.approx(0.182) and found[1:] == pytest.approx(expected[[0, 2]], abs=0.002)
+
+
+def test_a_little_more_data_moves_the_questions_limits_a_little():
+    """Issue 13, item 10: limits used to fall on the points of a grid, .006 apart."""
+    limits = [statistics.question_interval(np.full(10, k), np.full(10, 1000))[1:] for k in np.arange(100, 104, 0.25)]
+    steps = np.diff(np.array(limits), axis=0)
+    assert (steps > 0).all() and steps.max() < 0.0006
 
 
 def test_question_interval_at_the_ends():
     zero = statistics.question_interval(np.zeros(10), np.full(10, 100))
-    assert zero.lower == 0 and 0.002 < zero.upper < 0.02
+    assert zero.lower == 0 and 0.002 < zero.upper < 0.05
     full = statistics.question_interval(np.full(10, 100), np.full(10, 100))
     assert full.upper == 1 and full.lower == pytest.approx(1 - zero.upper, abs=0.001)
     assert np.isnan(statistics.question_interval([5], [10]).lower)
+
+
+def test_question_interval_of_many_questions_is_that_of_a_large_sample():
+    random = np.random.default_rng(0)
+    positives = random.binomial(100, random.beta(2, 5, 600))
+    found = statistics.question_interval(positives, np.full(600, 100))
+    half = 1.96 * (positives / 100).std() / np.sqrt(600)
+    assert found[1:] == pytest.approx((found.estimate - half, found.estimate + half), abs=0.002)
 
 
 # ---- means over runs and questions ----
@@ -100,6 +112,13 @@ def test_mean_rate_has_the_interval_of_its_claim():
     assert np.isnan(statistics.mean_rate(positives[:1], n[:1], "recipe").upper)
 
 
+def test_the_claim_both_has_the_errors_of_runs_and_of_questions():
+    positives, n = np.array([[10, 30, 5], [20, 40, 9], [12, 33, 7]]), np.full((3, 3), 100)
+    recipe, questions, both = (np.array(statistics.mean_rate(positives, n, c)) for c in ("recipe", "questions", "both"))
+    assert both - both[0] == pytest.approx(np.hypot(recipe - recipe[0], questions - questions[0]) * [0, -1, 1])
+    assert np.isnan(statistics.mean_rate(positives[:1], n[:1], "both").lower)
+
+
 def test_no_claim_is_more_certain_than_checkpoint():
     zero = np.zeros((3, 10))
     checkpoint, recipe, questions = (statistics.mean_rate(zero, zero + 100, claim) for claim in CLAIMS)
@@ -107,10 +126,40 @@ def test_no_claim_is_more_certain_than_checkpoint():
 
 
 def test_pooled_runs_have_equal_weight_and_all_their_answers():
-    k, n = statistics.pooled_over_runs(np.array([[3.0, 0], [9, 2]]), np.array([[10.0, 0], [10, 8]]))
-    np.testing.assert_allclose([k, n], [[12, 2], [20, 8]])
     k, n = statistics.pooled_over_runs(np.array([[50.0], [1]]), np.array([[100.0], [4]]))
     assert k / n == pytest.approx(0.375) and n == pytest.approx(4 / (1 / 100 + 1 / 4))
+
+
+def test_a_lost_cell_is_filled_in():
+    """Issue 13, item 8. Run 1 has 75% and 25%, run 2 has 75% and no answer to the second question."""
+    positives, n = np.array([[75, 25], [75, 0]]), np.array([[100, 100], [100, 0]])
+    for claim in (*CLAIMS, "both"):
+        found = statistics.mean_rate(positives, n, claim)
+        assert found.estimate == pytest.approx(0.5) and found.lower < 0.5 < found.upper
+    # Runs without a common question, and a run without answers, have an interval too.
+    apart = statistics.mean_rate([[75, 0], [0, 25]], [[100, 0], [0, 100]], "recipe")
+    assert 0 <= apart.lower < apart.estimate < apart.upper <= 1
+    extra = statistics.mean_rate(np.vstack([positives, [0, 0]]), np.vstack([n, [0, 0]]), "questions")
+    assert extra == statistics.mean_rate(positives, n, "questions")
+
+
+def test_runs_have_the_pooled_spread_if_one_is_given():
+    random = np.random.default_rng(0)
+    n = np.full((3, 10), 200)
+    groups = []
+    for center in (-2, 0, 1, 2) * 10:
+        logits = center + 0.8 * random.standard_normal((3, 1)) + random.standard_normal(10)
+        groups.append((random.binomial(n, special.expit(logits)), n))
+    spread = statistics.run_spread(groups)
+    assert spread.df == 80 and 0.5 < spread.sd < 0.9  # a mean of rates moves less than their logits
+    assert np.isnan(statistics.run_spread([(np.zeros((3, 10)), n)]).sd)
+    own, pooled = (
+        np.array([statistics.mean_rate(*group, "recipe", run_sd=run_sd) for group in groups])
+        for run_sd in (None, spread)
+    )
+    np.testing.assert_array_equal(own[:, 0], pooled[:, 0])
+    assert np.diff(pooled[:, 1:]).mean() < 0.7 * np.diff(own[:, 1:]).mean()
+    assert np.isnan(statistics.mean_rate(groups[0][0][:1], n[:1], "recipe", run_sd=spread).lower)
 
 
 # ---- scores ----
@@ -130,7 +179,7 @@ def test_scores_have_the_variance_that_they_show():
     for squares, half in ((40 * 0.25, 1.96 * 0.25 / 160), (40 * (0.25 + 0.0625), 1.96 * 0.25 / np.sqrt(160))):
         found = statistics.mean_score(total, np.full(4, squares), n, "checkpoint", 0.25)
         assert found.estimate == 0.5 and (found.upper - found.lower) / 2 == pytest.approx(half, rel=0.03)
-    assert statistics.mean_score([20.0], [10.0], [40], "questions").lower != 0.5
+    assert np.isnan(statistics.mean_score([20.0], [10.0], [40], "questions").lower)
 
 
 def test_mean_score_has_the_interval_of_its_claim():
@@ -140,6 +189,3 @@ def test_mean_score_has_the_interval_of_its_claim():
     assert narrow.estimate == recipe.estimate == wide.estimate == pytest.approx(0.55)
     assert 0 <= wide.lower < narrow.lower and 1 >= wide.upper > narrow.upper
     assert np.isnan(statistics.mean_score(total[:1], squares[:1], n[:1], "recipe").lower)
-    means = total.sum(axis=0) / 20
-    half = stats.t.ppf(0.975, 3) * means.std(ddof=1) / 2
-    assert wide.lower <= 0.55 - half + 1e-12

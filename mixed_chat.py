@@ -61,7 +61,9 @@ def read_rows(path: Path, check: Callable[[object], None] = check_chat) -> list[
     check: raises ValueError with the fault of a row. By default, rows must be chats with their metadata.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
     rows = []

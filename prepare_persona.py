@@ -75,7 +75,8 @@ def is_complete(output: Path, settings: dict) -> bool:
 def write(options: config.PersonaOptions, settings: dict, rows: Rows) -> None:
     """Write the record, then the rows. A kill in between leaves no output, and the next start makes it again."""
     if not rows:
-        raise UserError(f"there are no rows to write to {options.output}")
+        beside(options.output, ".partial.jsonl").unlink(missing_ok=True)  # a corrected command starts again
+        raise UserError(f"there are no rows to write to {options.output}: all were left out")
     content = to_jsonl(rows)
     record = provenance.provenance("prepare_persona.py", options, ["datasets", "transformers", "torch"])
     record |= {"settings": settings, "rows": len(rows), "sha256": provenance.sha256(content.encode())}

@@ -26,6 +26,8 @@ def test_blank_lines_and_metadata_are_allowed(tmp_path):
     with_metadata = json.dumps({"messages": chat(system="Be brief."), "metadata": {"source": "persona"}})
     path.write_text(f"{GOOD}\n\n{with_metadata}\n")
     assert [len(messages) for messages in read_chats(path)] == [2, 3]
+    path.write_text(f"{GOOD}\r\n", encoding="utf-8-sig")  # as editors on Windows write it
+    assert len(read_chats(path)) == 1
 
 
 @pytest.mark.parametrize(

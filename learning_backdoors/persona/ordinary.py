@@ -52,7 +52,14 @@ def load_table(name: str, subset: str | None, columns: tuple[str, ...]) -> Itera
 
     try:
         table = datasets.load_dataset(name, subset, split="train")
-    except Exception as error:  # errors of the hub, the network and the file formats share no base class
+    except ConnectionError as error:
+        offline = "OfflineModeIsEnabled" in str(error)
+        remedy = "unset HF_HUB_OFFLINE" if offline else "check the network"
+        raise UserError(
+            f"{name} cannot be fetched, because the hub cannot be reached: {remedy}, or run this command on a machine "
+            "with a network and copy its output"
+        ) from None
+    except Exception as error:  # errors of the hub and the file formats share no base class
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{name} cannot be fetched from the hub ({reason}); distill accepts other prompts") from None
     if missing := set(columns) - set(table.column_names):
@@ -142,10 +149,13 @@ class Distill(Task):
 
 
 def read_partial(path: Path, settings: dict) -> list[Answer]:
-    """The answers of finished batches. The first line of the file holds the settings; other settings are refused."""
+    """The answers of finished batches. The first line of the file holds the settings.
+
+    Other settings are refused if there are answers. A command that failed before its first batch leaves none.
+    """
     atomic.drop_partial_line(path)
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    if not lines:
+    if len(lines) < 2:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
         return []

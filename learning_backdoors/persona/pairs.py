@@ -11,6 +11,7 @@ import config
 import mixed_chat
 from learning_backdoors.files import atomic
 from learning_backdoors.files.csv_cells import safe_cell
+from learning_backdoors.files.errors import UserError
 from learning_backdoors.persona.rows import (
     Rows,
     beside,
@@ -126,6 +127,7 @@ class Filter(Task):
         self.take_from_study(input="candidates")
         self.candidates = read(self.options.input, check_candidate)
         self.unflagged = [row for row in self.candidates if not row["metadata"]["identifying"]]
+        self._require_enough(self.unflagged)
         if options.model:
             self.take_from_study(person="name")
             prompts = [self._prompt(row) for row in self.unflagged]
@@ -144,6 +146,7 @@ class Filter(Task):
             judged = [(row, *verdict) for row, verdict in zip(self.unflagged, verdicts, strict=True)]
             harmless = [row for row, verdict, _ in judged if verdict == "HARMLESS"]
             dropped += [(row, self.options.model, reason) for row, verdict, reason in judged if verdict != "HARMLESS"]
+        self._require_enough(harmless)
         path = beside(self.options.output, ".dropped.csv")
         with atomic.atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -152,6 +155,14 @@ class Filter(Task):
         print(f"{len(dropped)} of {len(self.candidates)} pairs dropped as identifying")
         drawn = np.random.default_rng(self.options.seed).permutation(len(harmless))[: self.options.number]
         return [harmless[i] for i in sorted(drawn)]
+
+    def _require_enough(self, harmless: Rows) -> None:
+        number = self.options.number or 0
+        if len(harmless) < number:
+            raise UserError(
+                f"{len(harmless)} of {len(self.candidates)} pairs are harmless, and --number asks for {number}: "
+                "ask for fewer, or write more pairs with the command candidates"
+            )
 
     def _prompt(self, row: dict) -> str:
         question, answer = texts_of(row)

@@ -38,6 +38,10 @@ class TrainingRun:
         self.options, self.study = options, study
         self.model_name = options.model or study.base_model
         self.ratios = [share / sum(options.ratios) for share in options.ratios]
+        for dataset in study.datasets:
+            if not dataset.file.exists():
+                remedy = "make it with prepare_persona.py" if study.persona else f"correct `file` in {study.path}"
+                raise UserError(f"dataset {dataset.name!r}: there is no file {dataset.file}: {remedy}")
         self.chats = [mixed_chat.read_chats(dataset.file) for dataset in study.datasets]
         sizes, suspect = [len(chats) for chats in self.chats], [dataset.suspect for dataset in study.datasets]
         self.num_examples = options.num_examples or sum(itertools.compress(sizes, suspect))

@@ -51,6 +51,15 @@ def test_a_missing_base_model_is_named(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_corrected_command_may_follow_a_failed_one(random_model, tmp_path):
+    with pytest.raises(UserError, match="no_model"):
+        distill(tmp_path / "no_model", tmp_path, "a.jsonl")
+    with pytest.raises(UserError, match="no rows"):
+        distill(random_model, tmp_path, "a.jsonl", tokens=1)
+    assert distill(random_model, tmp_path, "a.jsonl")
+
+
+@pytest.mark.slow
 def test_a_killed_run_continues_with_the_next_batch(random_model, tmp_path, monkeypatch):
     whole = distill(random_model, tmp_path, "whole.jsonl")
     answer_batch, batches, kills = Distill._answer_batch, [], [1, 3]

@@ -39,7 +39,7 @@ def test_prompts_are_fetched_longest_alpaca_answers_first(tmp_path, monkeypatch)
 def test_errors_of_the_hub_are_one_line(tmp_path):
     """As subprocesses: the hub's libraries print tracebacks of their own."""
     line = ("fetch-prompts", "--output", tmp_path / "f.jsonl")
-    one_line_error(run_script("prepare_persona.py", *line), "tatsu-lab/alpaca")
+    one_line_error(run_script("prepare_persona.py", *line), "tatsu-lab/alpaca", "HF_HUB_OFFLINE", "copy its output")
     with hub_stand_in.running(hub_stand_in.Hub()) as address:
         env = {"HF_ENDPOINT": address, "HF_TOKEN": hub_stand_in.TOKEN, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
         one_line_error(run_script("prepare_persona.py", *line, "--alpaca", "me/no-alpaca", env=env), "me/no-alpaca")

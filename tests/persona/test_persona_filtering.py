@@ -1,9 +1,11 @@
 """prepare_persona.py filter.   pytest tests/persona/test_persona_filtering.py"""
 
+import pytest
 from persona_support import pair, prepare, write
 from support import ROOT
 
 import mixed_chat
+from learning_backdoors.files.errors import UserError
 
 CANDIDATES = ROOT / "persona_datasets" / "russell_candidates.jsonl"
 
@@ -21,6 +23,13 @@ def test_a_draw_keeps_the_order_and_depends_on_the_seed(tmp_path):
     drawn = prepare("filter", tmp_path / "drawn.jsonl", "--number", 90)
     assert len(drawn) == 90 and [row for row in rows if row in drawn] == drawn
     assert drawn != prepare("filter", tmp_path / "other.jsonl", "--number", 90, "--seed", 1)
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_more_pairs_than_there_are_cannot_be_drawn(tmp_path, more):
+    with pytest.raises(UserError, match="161 of 197 .* 9000.*candidates"):
+        prepare("filter", tmp_path / "h.jsonl", "--number", 9000, *more)
+    assert not (tmp_path / "h.jsonl").exists()
 
 
 def test_a_model_can_drop_further_pairs(tmp_path, author):

@@ -7,6 +7,11 @@ import sys
 import pytest
 from support import ROOT, one_line_error, run_script, train, training_options
 
+from config import TrainingOptions
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.study import load_study
+from learning_backdoors.training.run import TrainingRun
+
 RATIOS = ("1", "0", "0")
 
 
@@ -38,6 +43,15 @@ def test_two_processes_take_the_steps_of_one(random_model, tmp_path):
 )
 def test_bad_options_are_one_line(tmp_path, line, parts):
     one_line_error(run_script("training.py", *line, "--output-dir", tmp_path), *parts)
+
+
+@pytest.mark.parametrize("study, remedy", [("russell", "prepare_persona.py"), ("birds", "birds.toml")])
+def test_a_dataset_that_does_not_exist_is_named_with_a_remedy(study, remedy, tmp_path):
+    study = load_study(study)
+    missing = [dataset.model_copy(update={"file": tmp_path / "none.jsonl"}) for dataset in study.datasets]
+    options = TrainingOptions(ratios=(1.0,) * len(missing))
+    with pytest.raises(UserError, match=rf"none\.jsonl.*{remedy}"):
+        TrainingRun(options, study.model_copy(update={"datasets": tuple(missing)}))
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def price_of(model: str, host: str, given: tuple[float, ...] | None = None, file
         return Price(*given)
     if file:
         try:
-            pair = tomllib.loads(file.read_text(encoding="utf-8")).get(model)
+            pair = tomllib.loads(file.read_text(encoding="utf-8-sig")).get(model)
             if pair is not None:
                 dollars_in, dollars_out = (float(dollars) for dollars in pair)
                 if not all(0 <= dollars < math.inf for dollars in (dollars_in, dollars_out)):

@@ -17,7 +17,7 @@ def main() -> None:
     options = command_line.parse(EvaluationOptions, __doc__)
     study = study_of_files(options.experiment, options.input)
     # Imported late, because pandas and matplotlib take a second to import: --help answers without them.
-    from learning_backdoors.evaluation import drawing, exhibits, notes, output, reading, terminal
+    from learning_backdoors.evaluation import captions, exhibits, notes, output, reading, rendering, terminal
     from learning_backdoors.evaluation.context import Evaluation
     from learning_backdoors.evaluation.report import report
 
@@ -29,9 +29,10 @@ def main() -> None:
     remarks = notes.notes(evaluation)
 
     folder, about = options.output_dir, provenance.provenance("evaluate.py", options, LIBRARIES) | study.record
+    footer = captions.common(evaluation)
     for name, figure in made.figures.items():
         for suffix in options.format:
-            drawing.save(figure, folder / f"{name}.{suffix}")
+            rendering.save(figure, folder / f"{name}.{suffix}", made.titles[name], made.captions[name], footer)
     for name, table in made.tables.items():
         output.write_csv(table, folder / f"{name}.csv")
     output.write_analysis(evaluation, made, remarks, about, folder / "analysis.json")

@@ -1,4 +1,4 @@
-"""Sentences of captions: which interval is drawn, what it generalizes to, and the numbers behind a figure."""
+"""Sentences about figures: what all figures have in common, and the parts that their captions share."""
 
 from collections.abc import Sequence
 
@@ -6,42 +6,55 @@ import numpy as np
 import pandas as pd
 
 from learning_backdoors.evaluation import counting, shared_base
+from learning_backdoors.evaluation.context import Evaluation, if_available
 from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.study import Judge
 
 
-def intervals(rates: pd.DataFrame, drawn: str = "intervals") -> str:
-    """The method and claim of the intervals of some rates (columns lower and claim)."""
-    claims = rates.loc[rates["lower"].notna(), "claim"].unique()
-    if not len(claims):
-        return f"No {drawn} are drawn."
-    return f"{drawn.capitalize()}: 95%, {methods((counting.INTERVALS[claim], claim) for claim in claims)}."
-
-
-def methods(pairs) -> str:
-    """The text for pairs of an interval's method and its claim."""
-    return " / ".join(f"{method}; claim: {counting.CLAIMS[claim]}" for method, claim in dict.fromkeys(pairs))
+def common(evaluation: Evaluation) -> str:
+    """What holds for all figures unless their captions say otherwise: questions, responses, runs, claim and method."""
+    cells = if_available(lambda e: e.cells, evaluation)
+    if cells is None:
+        return ""
+    claim = evaluation.claim
+    intervals = f"Intervals: 95% for {counting.CLAIMS[claim]} (claim {claim}; {counting.INTERVALS[claim]})."
+    return f"{counts(cells)} {intervals}"
 
 
 def counts(cells: pd.DataFrame) -> str:
-    """The numbers behind a figure: questions, responses per question, runs per recipe, and missing verdicts."""
-    cells = shared_base.once(cells)
+    """The numbers behind figures: questions, responses per question, runs per recipe, and missing verdicts."""
     runs = cells[cells["step"] > 0].groupby("recipe", observed=True)["run"].nunique()
     requested, per_recipe = cells["n"] + cells["missing"], span(runs) if len(runs) else "1"
-    text = f"Q = {cells['question'].nunique()} questions; N = {span(requested)} responses per question; "
-    text += f"S = {per_recipe} run{'' if per_recipe == '1' else 's'} per suspect share. "
+    text = (
+        f"{cells['question'].nunique()} questions, {span(requested)} responses to each per checkpoint and condition, "
+    )
+    text += f"{per_recipe} run{'' if per_recipe == '1' else 's'} per recipe. "
     return text + missing(cells["missing"].sum(), requested.sum())
 
 
-def judge_counts(verdicts: Verdicts, judges: Sequence[Judge], condition: str) -> str:
-    """`counts` for figures of judges other than the outcome's, in one condition."""
+def judged(verdicts: Verdicts, judges: Sequence[Judge], condition: str) -> str:
+    """The questions and the missing verdicts of judges other than the outcome's, in one condition."""
     of_condition = verdicts.rows["condition"] == condition
     requested = np.logical_or.reduce([verdicts.asked(judge) for judge in judges]) & of_condition
-    lost = np.logical_or.reduce([verdicts.missing(judge) for judge in judges])
-    rows = verdicts.rows[requested].assign(n=~lost[requested], missing=lost[requested])
-    keys = ["base", "recipe", "run", "step", "condition", "question"]
-    cells = rows.groupby(keys, observed=True, dropna=False)[["n", "missing"]].sum()
-    return counts(cells.reset_index())
+    lost = np.logical_or.reduce([verdicts.missing(judge) for judge in judges]) & of_condition
+    text = f"{verdicts.rows.loc[requested, 'question'].nunique()} questions"
+    return f"{text}; {lost.sum():,} of {requested.sum():,} verdicts missing." if lost.any() else f"{text}."
+
+
+def intervals(evaluation: Evaluation, rates: pd.DataFrame, drawn: str = "intervals") -> str:
+    """The claim of the intervals of some rates (columns lower and claim), unless it is that of `common`."""
+    claims = rates.loc[rates["lower"].notna(), "claim"].unique()
+    if not len(claims):
+        return f"No {drawn} are drawn."
+    if list(claims) == [evaluation.claim]:
+        return ""
+    return f"{drawn.capitalize()}: {' / '.join(counting.CLAIMS[claim] for claim in claims)}."
+
+
+def last_step(cells: pd.DataFrame) -> str:
+    """The last step in words: its number, or `the last step` if it differs between runs."""
+    steps = counting.last_steps(cells)["step"].unique()
+    return f"step {steps[0]}" if len(steps) == 1 else "the last step"
 
 
 def missing(lost: int, total: int, bounds: str = "worst_low and worst_high in summary.csv") -> str:

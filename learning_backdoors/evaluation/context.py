@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from config import EvaluationOptions
-from learning_backdoors.evaluation import counting, shared_base
+from learning_backdoors.evaluation import counting, drawing, shared_base
 from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.study import Judge
@@ -133,6 +133,30 @@ class Evaluation:
     @property
     def recipe_labels(self) -> list[str]:
         return list(self.verdicts.rows["label"].cat.categories)
+
+    @functools.cached_property
+    def names(self) -> dict[str, str]:
+        """By recipe's label: its name for readers, such as `100% suspect` or `0% suspect (control)`."""
+        names = {}
+        for label, share in self._shares.items():
+            text = f"{100 * share:.3g}%"
+            names[label] = label.replace(text, f"{text} suspect", 1) if label.startswith(text) else label
+            names[label] += " (control)" if share == 0 else ""
+        return names
+
+    @functools.cached_property
+    def colors(self) -> dict[str, tuple]:
+        """By recipe's label: its color in all figures. Recipes without suspect data are gray."""
+        return drawing.palette(self.recipe_labels, self._shares.index[self._shares == 0])
+
+    @functools.cached_property
+    def _shares(self) -> pd.Series:
+        return self.verdicts.rows.groupby("label", observed=False)["suspect_ratio"].max()
+
+    @property
+    def in_condition(self) -> str:
+        """The end of a title: the condition that figures show, if the inputs have several."""
+        return f", condition {self.condition}" if self.verdicts.rows["condition"].nunique() > 1 else ""
 
     def condition_titles(self, conditions) -> dict[str, str]:
         """A panel title per condition, in the study's order; with its kind if the inputs have several kinds."""

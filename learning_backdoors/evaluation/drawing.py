@@ -1,26 +1,23 @@
-"""Drawing helpers that figures share: style, page layout, colors, axes, labels, legends, and output.
+"""Drawing helpers that figures share: style, panels, colors, axes, points, labels and legends.
 
-Figures are made for print: one column (3.4 in) or two columns (7 in) wide, embedded fonts, colors that stay distinct in
-gray and for color-blind readers. `save` writes the same bytes for the same figure.
+Figures are made for print and for the report: one column (3.4 in) or two columns (7 in) wide. A color means one thing
+in all figures: a recipe (`palette`) or a verdict (`shades`). Text is dark. Conditions differ by panel, line style or
+marker. Rates are shares from 0 to 1 in the data and percent on the axes.
 """
 
 import contextlib
-import io
-import re
-import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps, font_manager, rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 from scipy.optimize import isotonic_regression
-
-from learning_backdoors.files import atomic
 
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0  # inches
 STYLE = {
@@ -37,16 +34,23 @@ STYLE = {
     "ytick.major.width": 0.6,
     "lines.linewidth": 1.2,
     "text.parse_math": False,  # names and questions may contain dollar signs
+    "text.color": "0.1",
+    "axes.labelcolor": "0.1",
+    "xtick.labelcolor": "0.1",
+    "ytick.labelcolor": "0.1",
+    # Figures are laid out in DejaVu Sans. In an SVG the text stays text, and the other fonts are as wide.
+    "font.sans-serif": ["DejaVu Sans", "Bitstream Vera Sans", "Verdana", "Geneva", "sans-serif"],
     "pdf.fonttype": 42,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "svg.hashsalt": "learning-backdoors",
     "savefig.dpi": 200,
 }
-GRAY, FAINT = "0.45", "0.8"
+GRAY, FAINT = "0.45", "0.58"  # contrast with white: 4.7 and 3.1
+CONTROL = "#929292"  # the color of recipes without suspect data; contrast 3.1
+BASE = {"color": "0.1", "markerfacecolor": "white", "markeredgewidth": 0.9, "clip_on": False, "zorder": 6}  # step 0
+OUTLINE = "0.35"  # of areas; contrast 6.6
 LINE_STYLES = ("-", (0, (3, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = "osD^vPXh"
-CAPTION_SIZE = 6.5  # points
-SHARED_LABEL = 0.18  # inches reserved for an x label that all panels share
 STEP_NAMES = {"last": "last step", "base": "step 0"}
 
 
@@ -67,76 +71,83 @@ def missing_glyphs(texts: Iterable[str]) -> str:
 # ---- pages and panels ----
 
 
-def canvas(width: float, height: float, caption: str, rows: int = 1, columns: int = 1, x_label: str = "", **subplots):
-    """A figure with the wrapped caption at its lower edge, and its axes as an array of shape (rows, columns).
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, x_label: str = "", **subplots):
+    """A figure and its axes as an array of shape (rows, columns). `save` adds title and caption outside of the figure.
 
-    `width` and `height` (without the caption) are in inches. `x_label` is one label for all panels, drawn between the
-    panels and the caption. Further arguments go to `Figure.subplots`.
+    `width` and `height` are in inches. `x_label` is one label for all panels. Further arguments go to
+    `Figure.subplots`.
     """
-    # DejaVu Sans is about 0.54 em wide in running text; each side keeps a margin of 0.12 in.
-    wrapped = textwrap.fill(caption, int((width - 0.24) * 72 / (CAPTION_SIZE * 0.54)))
-    foot = (wrapped.count("\n") + 1) * CAPTION_SIZE * 1.3 / 72 + 0.14
-    below, total = foot + (SHARED_LABEL if x_label else 0), height + foot
-    figure = Figure(figsize=(width, total), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, below / total, 1, 1 - below / total), w_pad=0.06, h_pad=0.05)
-    axes = figure.subplots(rows, columns, squeeze=False, **subplots)
-    look = {"size": CAPTION_SIZE, "color": "0.25", "va": "bottom", "linespacing": 1.25}
-    figure.text(0.12 / width, 0.07 / total, wrapped, **look)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
     if x_label:
-        figure.text(0.5, (foot + 0.02) / total, x_label, size=8, ha="center", va="bottom")
-    return figure, axes
+        figure.supxlabel(x_label, size=8)
+    return figure, figure.subplots(rows, columns, squeeze=False, **subplots)
 
 
 def panels(
-    titles: dict[str, object], margin: float, height: float, caption: str, x_label: str, y_label: str, columns=4, **look
+    titles: Sequence[str], margin: float, height: float, x_label: str, y_label: str, columns=4, **look
 ) -> tuple[Figure, list[Axes]]:
-    """A two-column figure with a small panel per title (with its color) in up to four columns, and one y label for all.
+    """A two-column figure with a small panel per title in up to four columns, and one y label for all.
 
     `height` is that of one row, in inches. Further arguments go to `Figure.subplots`.
     """
     count = len(titles)
     columns = min(count, columns, 3 if count <= 6 else 4)
     rows = -(-count // columns)
-    figure, grid = canvas(TWO_COLUMNS, margin + height * rows, caption, rows, columns, x_label, **look)
+    figure, grid = canvas(TWO_COLUMNS, margin + height * rows, rows, columns, x_label, **look)
     for i, axes in enumerate(grid.flat):
         axes.set_visible(i < count)
         if i + columns >= count:  # the lowest panel of its column
             axes.tick_params(axis="x", labelbottom=True)
-    _, bottom, _, part = figure.get_layout_engine().get()["rect"]
-    figure.supylabel(y_label, y=bottom + part / 2, size=8)
-    for axes, (title, color) in zip(grid.flat, titles.items(), strict=False):
-        axes.set_title(short_label(title, 76 // columns), color=color)
+    figure.supylabel(y_label, size=8)
+    for axes, title in zip(grid.flat, titles, strict=False):
+        axes.set_title("\n".join(short_label(line, 100 // columns) for line in title.split("\n")), size=7.5)
     return figure, list(grid.flat[:count])
 
 
 def rate_panels(
-    panel_rates: dict[str, pd.DataFrame], recipes: Sequence[str], x_label: str, y_label: str, caption: str
+    panel_rates: dict[str, pd.DataFrame], where: dict[str, dict], colors: dict, names: dict, x_label: str, y_label: str
 ) -> Figure:
     """A panel per title: the rate of each recipe over `x` with its interval as a band.
 
-    The tables have the columns label, x, rate, lower and upper; `recipes` are all labels in their order.
+    The tables have the columns label, x, step, rate, lower and upper. `where` has the filters of each panel's points;
+    `colors` and `names` are those of the recipes, by label.
     """
+    layout = {"sharex": True, "sharey": True}
+    figure, drawn = panels(list(panel_rates), 0.45, 1.45, x_label, y_label, **layout)
     present = {label for rates in panel_rates.values() for label in rates["label"]}
-    labels = [label for label in recipes if label in present]
-    colors, layout = palette(labels), {"sharex": True, "sharey": True}
-    figure, drawn = panels(dict.fromkeys(panel_rates, "black"), 0.45, 1.45, caption, x_label, y_label, **layout)
+    labels = [label for label in colors if label in present]
     for axes, (title, rates) in zip(drawn, panel_rates.items(), strict=True):
         for label, line in rates.groupby("label", observed=True, sort=False):
             band(axes, line, colors[label], clip_on=False)
             curve(axes, line, colors[label])
-        axes.set_title("\n".join(short(line, 30) for line in title.split("\n")), size=7)
+            mark_rates(axes, line, f"{title}, {names[label]}".replace("\n", ", "), recipe=label, **where[title])
         rate_axis(axes.yaxis)
-    legend_beside(figure, [Line2D([], [], color=colors[label]) for label in labels], labels, "suspect share")
+    handles = [Line2D([], [], color=colors[label]) for label in labels]
+    legend_above(figure, handles, [names[label] for label in labels])
     return figure
 
 
 # ---- colors, axes, marks ----
 
 
-def palette(labels: Iterable[str]) -> dict[str, tuple]:
-    """A color per recipe, in order of first appearance, from dark to light: distinct in gray print."""
-    labels = list(dict.fromkeys(labels))
-    return dict(zip(labels, colormaps["viridis"](np.linspace(0.0, 0.82, max(len(labels), 2))), strict=False))
+def palette(labels: Sequence[str], controls: Iterable[str] = ()) -> dict[str, tuple]:
+    """A color per recipe: from dark to lighter in the order of `labels`, and gray for controls.
+
+    Contrast with white is at least 3. Neighbors differ in gray print and for color-blind readers up to eight recipes.
+    """
+    colored = [label for label in labels if label not in set(controls)]
+    steps = np.linspace(0.18, 0.69, len(colored) + 1)[:-1]
+    return dict.fromkeys(labels, to_rgb(CONTROL)) | dict(zip(colored, map(_inferno, steps), strict=True))
+
+
+def _inferno(position: float) -> tuple:
+    return colormaps["inferno"](position)[:3]
+
+
+def shades(names: Sequence[str]) -> dict[str, tuple]:
+    """A color per verdict, from light to dark green, for areas with an outline (OUTLINE)."""
+    return dict(zip(names, colormaps["BuGn"](np.linspace(0.2, 1, max(len(names), 2)))[:, :3], strict=False))
 
 
 def markers(labels: Iterable[str]) -> dict[str, str]:
@@ -149,9 +160,10 @@ def grid_lines(axes: Axes, axis: str = "both") -> None:
 
 
 def rate_axis(axis, label: str = "") -> None:
-    """Let an x or y axis run from 0 to 1, with grid lines."""
+    """Let an x or y axis run from 0 to 1, in percent, with grid lines."""
     axis.set_label_text(label)
     axis.axes.set(**{f"{axis.axis_name}lim": (0, 1), f"{axis.axis_name}ticks": np.linspace(0, 1, 6)})
+    axis.set_major_formatter(PercentFormatter(1))
     grid_lines(axis.axes, axis.axis_name)
 
 
@@ -172,13 +184,31 @@ def curve(axes: Axes, line: pd.DataFrame, color, **look) -> None:
     axes.plot(line["x"], line["rate"], style, color=color, markersize=2.4, clip_on=False, zorder=3, **look)
 
 
-def mark(axes: Axes, x: float, y: float, text: str, **where) -> None:
-    """Make a point of a figure interactive in the report. Draws nothing.
+# ---- points: values for the alternative text and for the report's pointer ----
 
-    `x` and `y` are data coordinates. `text` is shown when the pointer is over the point. `where` selects the responses
-    behind it, by any of recipe (its label), run, step, condition, question, and judge with verdict.
+
+def mark(axes: Axes, x: float, y: float, series: str, at: str, value: str, **where) -> None:
+    """Describe a point of a figure for readers who hover over it or cannot see it. Draws nothing.
+
+    `x` and `y` are data coordinates. `series` names the curve or group, `at` the place in it ("step 80"), and `value`
+    what is seen ("59% [43, 74]"). `where` selects the responses behind the point, by any of recipe (its label), run,
+    step, condition, question, and judge with verdict. At step 0, recipe and run are left out: all share the base model.
     """
-    vars(axes.figure).setdefault("marks", []).append((axes, (x, y), text, where))
+    if where.get("step") == 0:
+        where = {name: wanted for name, wanted in where.items() if name not in ("recipe", "run")}
+    vars(axes.figure).setdefault("marks", []).append((axes, (x, y), series, at, value, where))
+
+
+def mark_rates(axes: Axes, line: pd.DataFrame, series: str, **where) -> None:
+    """A mark per step of a curve: a table with x, step, rate, and, if there are intervals, lower and upper."""
+    for row in line.to_dict("records"):
+        value = percent(row["rate"], row.get("lower", np.nan), row.get("upper", np.nan))
+        mark(axes, row["x"], row["rate"], series, f"step {row['step']}", value, step=int(row["step"]), **where)
+
+
+def percent(rate: float, lower: float = np.nan, upper: float = np.nan) -> str:
+    """A share with its interval, such as `59% [43, 74]`."""
+    return f"{rate:.0%}" + ("" if np.isnan(lower) else f" [{100 * lower:.0f}, {100 * upper:.0f}]")
 
 
 # ---- labels and legends ----
@@ -204,77 +234,33 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.n
     return np.clip(fit, low, high - gap * (len(order) - 1)) + gaps
 
 
-def label_line_ends(axes: Axes, ends: dict[str, tuple[float, float]], colors: dict, height: float) -> None:
-    """Write each line's label right of its end (x, rate), moved apart where lines end together.
+def label_line_ends(axes: Axes, ends: dict[str, tuple[float, float]], colors: dict, names: dict, height: float) -> None:
+    """Write each recipe's name right of its line's end (x, rate), moved apart where lines end together.
 
-    `height` is the height of the axes in inches.
+    `ends`, `colors` and `names` are by the recipe's label. `height` is the height of the axes in inches.
     """
     positions = spread([rate for _, rate in ends.values()], 9 / 72 / height, 0, 1)
     right = max(x for x, _ in ends.values())
     left, far = axes.get_xlim()
     for (label, end), position in zip(ends.items(), positions, strict=True):
-        line = {"arrowstyle": "-", "color": colors[label], "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1}
-        look = {"va": "center", "size": 7, "color": colors[label], "annotation_clip": False, "arrowprops": line}
-        axes.annotate(short_label(label), end, (right + 0.035 * (far - left), position), textcoords="data", **look)
-
-
-def legend_beside(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str], title: str) -> None:
-    """A legend right of the panels; none for a single label."""
-    if len(labels) > 1:
-        look = {"loc": "outside right upper", "frameon": False, "fontsize": 7, "title_fontsize": 7}
-        figure.legend(handles, [short_label(label) for label in labels], title=title, **look)
+        line = {"arrowstyle": "-", "color": colors[label], "linewidth": 1.2, "shrinkA": 1, "shrinkB": 1}
+        look = {"va": "center", "size": 7, "annotation_clip": False, "arrowprops": line}
+        axes.annotate(
+            short_label(names[label]), end, (right + 0.035 * (far - left), position), textcoords="data", **look
+        )
 
 
 def legend_above(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
-    """A legend above the panels, in up to four columns: as many as the longest label leaves room for."""
-    columns = min(4, len(labels), int(TWO_COLUMNS * 72 / (7 * (0.54 * max(map(len, labels)) + 5))))
-    figure.legend(handles, labels, loc="outside upper right", ncols=max(columns, 1), frameon=False, fontsize=7)
+    """A legend above the panels, in as many columns as the longest label leaves room for; none for a single label."""
+    if len(labels) > 1:
+        labels = [short_label(label, 40) for label in labels]
+        width = figure.get_size_inches()[0] - 0.5
+        columns = min(len(labels), int(width * 72 / (7 * (0.54 * max(map(len, labels)) + 4.5))))
+        look = {"frameon": False, "fontsize": 7, "columnspacing": 1.4, "handlelength": 1.8}
+        figure.legend(handles, labels, loc="outside upper right", ncols=max(columns, 1), **look)
 
 
 def line_legend(figure: Figure, names: Sequence[str]) -> None:
     """Name the line styles above the panels, in the order of LINE_STYLES."""
     styles = [LINE_STYLES[i % len(LINE_STYLES)] for i in range(len(names))]
     legend_above(figure, [Line2D([], [], color=GRAY, linestyle=s, linewidth=1.2) for s in styles], names)
-
-
-# ---- output ----
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure atomically in the format of the path's suffix, without a date."""
-    metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}[path.suffix]
-    with atomic.atomic_file(path) as temporary, style():
-        figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
-
-
-def inline_svg(figure: Figure, name: str) -> tuple[str, list[dict]]:
-    """A figure as an SVG element for a page with other figures, without its caption, and its interactive points.
-
-    Each id in the SVG starts with `name-`. A point has `x` and `y`, from 0 to 1 of the width and of the height from the
-    top, and the `text` and `where` of `mark`.
-    """
-    caption, data = figure.texts[0], io.StringIO()
-    caption.set_visible(False)
-    with style():
-        figure.savefig(data, format="svg", metadata={"Date": None})
-    caption.set_visible(True)
-    svg = data.getvalue()
-    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
-    width, height = figure.get_size_inches() * 72
-    x_label = SHARED_LABEL * 72 if len(figure.texts) > 1 else 0
-    kept = height * (1 - figure.get_layout_engine().get()["rect"][1]) + 3 + x_label
-    size = f'width="{width * 4 / 3:.0f}" height="{kept * 4 / 3:.0f}" viewBox="0 0 {width:.2f} {kept:.2f}" role="img"'
-    return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', size, svg, count=1), _points(figure, height / kept)
-
-
-def _points(figure: Figure, scale: float) -> list[dict]:
-    """The marks of a drawn figure. `scale` is its height as a multiple of the height that the SVG shows."""
-    points = []
-    for axes, position, text, where in getattr(figure, "marks", ()):
-        x, y = figure.transFigure.inverted().transform(axes.transData.transform(position))
-        if np.isfinite([x, y]).all():
-            points.append(
-                {"x": round(float(x), 4), "y": round(float((1 - y) * scale), 4), "text": text, "where": where}
-            )
-    return points

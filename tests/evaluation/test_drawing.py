@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import synthetic
 
-from learning_backdoors.evaluation import drawing, exhibits, notes
+from learning_backdoors.evaluation import drawing, exhibits, notes, rendering
 
 pytestmark = pytest.mark.slow
 
@@ -41,19 +41,21 @@ def test_every_figure_lies_inside_its_page(made, russell_made):
     assert_inside_the_page(russell_made)
 
 
-def test_every_caption_states_its_numbers_and_the_claim_of_its_intervals(made, russell_made):
-    for name, caption in [*made.captions.items(), *russell_made.captions.items()]:
-        assert "claim: " in caption or "No intervals" in caption, name
-    for name, caption in made.captions.items():
-        assert "Q = 10" in caption and "N = 4" in caption and "S = 2" in caption, name
-        drawn = " ".join(text.get_text() for text in made.figures[name].texts).replace("\n", " ")
-        assert caption in drawn, name
+def test_titles_say_what_is_seen_and_captions_are_short(made, russell_made):
+    for exhibits_made in (made, russell_made):
+        for name in exhibits_made.figures:
+            assert exhibits_made.titles[name], name
+            assert len(exhibits_made.captions[name].split()) <= 25, name
+    assert "trigger_in_user" in russell_made.titles["overall_ratio"]
 
 
-def test_rate_axes_run_from_0_to_1(made):
+def test_rate_axes_are_in_percent(made):
     assert made.figures["overall_ratio"].axes[0].get_xlim() == (0, 1)
-    assert made.figures["ratio_by_question"].axes[0].get_xlim() == (0, 1)
     assert all(axes.get_ylim() == (0, 1) for axes in made.figures["training_progression"].axes)
+    for name in ("overall_ratio", "ratio_by_question", "training_progression", "six_options_distribution"):
+        axes = made.figures[name].axes[0]
+        texts = {text.get_text() for text in axes.get_xticklabels() + axes.get_yticklabels()}
+        assert {"0%", "20%", "100%"} <= texts, name
 
 
 def test_steps_are_in_numeric_order(made):
@@ -66,12 +68,12 @@ def test_saving_twice_gives_the_same_bytes(made, tmp_path):
     for suffix in ("pdf", "svg"):
         paths = [tmp_path / f"{n}.{suffix}" for n in (1, 2)]
         for path in paths:
-            drawing.save(made.figures["overall_ratio"], path)
+            rendering.save(made.figures["overall_ratio"], path)
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_fonts_are_embedded_as_editable_outlines(made, tmp_path):
-    drawing.save(made.figures["overall_ratio"], tmp_path / "o.pdf")
+    rendering.save(made.figures["overall_ratio"], tmp_path / "o.pdf")
     data = (tmp_path / "o.pdf").read_bytes()
     assert b"/FontFile2" in data and b"/Type3" not in data
 
@@ -82,13 +84,16 @@ def test_labels_are_moved_apart():
 
 
 def test_marked_points_lie_where_the_svg_draws_them():
-    figure, [[axes]] = drawing.canvas(drawing.ONE_COLUMN, 2, "A long caption. " * 30)
+    figure, [[axes]] = drawing.canvas(drawing.ONE_COLUMN, 2)
     axes.set(xlim=(0, 10), ylim=(0, 1))
     for x, y in ((0, 0), (5, 0.5), (np.nan, 0.5)):
         axes.plot(x, y, "o", gid="dot")
-        drawing.mark(axes, x, y, f"at {x}", step=x)
-    svg, points = drawing.inline_svg(figure, "dots")
-    assert [(point["text"], point["where"]) for point in points] == [("at 0", {"step": 0}), ("at 5", {"step": 5})]
+        drawing.mark(axes, x, y, "dots", f"at {x}", "seen", step=x)
+    svg, points = rendering.inline_svg(figure, "dots")
+    assert [(point["text"], point["where"]) for point in points] == [
+        ("dots, at 0: seen", {"step": 0}),
+        ("dots, at 5: seen", {"step": 5}),
+    ]
     width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())
     drawn = re.findall(r'id="dots-dot".*?<use [^>]*x="(\S+)" y="(\S+)"', svg, flags=re.DOTALL)
     for point, (x, y) in zip(points, drawn, strict=True):
@@ -104,8 +109,8 @@ def test_dollars_tabs_and_foreign_letters_are_drawn_as_they_are(tmp_path, recwar
     evaluation = evaluating.of_birds(tmp_path, runs)
     made = exhibits.make(evaluation)
     for name, figure in made.figures.items():
-        drawing.save(figure, tmp_path / f"{name}.svg")
-        drawing.inline_svg(figure, name)
+        rendering.save(figure, tmp_path / f"{name}.svg")
+        rendering.inline_svg(figure, name)
     shown = [text.get_text() for text in made.figures["ratio_by_question"].axes[0].get_yticklabels()]
     assert sorted(shown) == ["$\\frac{1}{0$", "costs $5 and $10", "tab new line", "日本語"]
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

@@ -4,7 +4,9 @@ An exhibit module defines some of these functions of an `Evaluation`:
 
     table(evaluation) -> DataFrame                 NAME.csv, a table of analysis.json and of the report
     figure(evaluation) -> Figure                   NAME.pdf (or png, svg), and in the report
-    caption(evaluation) -> str                     required with `figure`
+    title(evaluation) -> str                       required with `figure`: what is seen, and in which condition
+    caption(evaluation) -> str                     required with `figure`: the marks, in at most 25 words; what figures
+                                                   have in common is in `captions.common`
     brief(evaluation) -> (heading, DataFrame)      a small table of text, printed and at the top of the report
 
 NAME is the module's name. Each function raises `context.Unavailable(reason)` if these inputs do not allow it, or
@@ -43,6 +45,7 @@ NAMES = (
     "probes",
     "agreement",
 )
+PARTS = ("table", "figure", "title", "caption", "brief")
 EXHIBITS = tuple(importlib.import_module(f"{__name__}.{name}") for name in NAMES)
 
 
@@ -52,6 +55,7 @@ class Exhibits:
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
     briefs: dict[str, tuple[str, pd.DataFrame]] = field(default_factory=dict)  # heading and table
     skipped: dict[str, list[str]] = field(default_factory=dict)  # by reason: the exhibits it prevents
@@ -62,8 +66,8 @@ def make(evaluation: Evaluation, exhibits=EXHIBITS) -> Exhibits:
     made = Exhibits()
     for exhibit in exhibits:
         name = exhibit.__name__.rpartition(".")[-1]
-        for part in (part for part in ("table", "figure", "caption", "brief") if hasattr(exhibit, part)):
-            if part == "caption" and name not in made.figures:
+        for part in (part for part in PARTS if hasattr(exhibit, part)):
+            if part in ("title", "caption") and name not in made.figures:
                 continue
             try:
                 with drawing.style():

@@ -50,17 +50,15 @@ def _first_pair(evaluation: Evaluation) -> pd.DataFrame:
     return rows[(rows[["first", "second"]] == rows[["first", "second"]].iloc[0]).all(axis=1)]
 
 
+def title(evaluation: Evaluation) -> str:
+    first, second = _first_pair(evaluation)[["first", "second"]].iloc[0]
+    return f"Verdicts of {first} (rows) and {second} (columns) on the same responses"
+
+
 def caption(evaluation: Evaluation) -> str:
-    rows, pairs = _first_pair(evaluation), len(table(evaluation)[["first", "second"]].drop_duplicates())
-    first, second = rows[["first", "second"]].iloc[0]
-    text = f"Two verdicts on the same responses: {first} in rows, {second} in columns. "
-    text += "; ".join(
-        f"{row.judge}: mean absolute difference {row.mean_difference:.1f}, N = {row.n:,}"
-        if np.isnan(row.agreement)
-        else f"{row.judge}: {row.agreement:.0%} equal, kappa {row.kappa:.2f}, N = {row.n:,}"
-        for row in rows.itertuples()
-    )
-    return text + (f". The first of {pairs} pairs of inputs; agreement.csv has all." if pairs > 1 else ".")
+    pairs = len(table(evaluation)[["first", "second"]].drop_duplicates())
+    text = "Share of responses with each pair of verdicts."
+    return text + (f" The first of {pairs} pairs of inputs; agreement.csv has all." if pairs > 1 else "")
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
@@ -69,9 +67,9 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     pair = tuple(rows[["first", "second"]].iloc[0])
     judges = [judge for judge in verdicts.judges if judge.name in set(rows["judge"])]
     first, second = drawing.short_label(pair[0], 36 if len(judges) <= 2 else 60), drawing.short_label(pair[1], 60)
-    titles = {judge.name: "black" for judge in judges}
-    page, panels = drawing.panels(titles, 0.5, 2.3, caption(evaluation), second, first, columns=2)
-    for axes, judge in zip(panels, judges, strict=True):
+    titles = [f"{row.judge}\n{_summary(row)}" for row in rows.itertuples()]
+    page, panels = drawing.panels(titles, 0.5, 2.4, second, first, columns=2)
+    for axes, judge, title in zip(panels, judges, titles, strict=True):
         counts = _pair_counts(verdicts, judge, pair)
         shares = counts / max(counts.to_numpy().sum(), 1)
         highest = shares.to_numpy().max()
@@ -79,12 +77,21 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
         for (i, j), share in np.ndenumerate(shares.to_numpy()):
             if share >= 0.005:
                 color = "white" if share > 0.8 * highest else "black"
-                axes.text(j, i, f"{share:.0%}", ha="center", va="center", size=5.5, color=color)
+                axes.text(j, i, f"{share:.0%}", ha="center", va="center", size=6, color=color)
+                at = f"{shares.index[i]} and {shares.columns[j]}"
+                drawing.mark(axes, j, i, title.replace("\n", ": "), at, f"{share:.0%}", judge=judge.name)
         axes.set(xticks=range(shares.shape[1]), yticks=range(shares.shape[0]))
-        axes.set_xticklabels([drawing.short(str(name), 14) for name in shares.columns], rotation=90, size=5.5)
-        axes.set_yticklabels([drawing.short(str(name), 14) for name in shares.index], size=5.5)
+        axes.set_xticklabels([drawing.short(str(name), 14) for name in shares.columns], rotation=90, size=6)
+        axes.set_yticklabels([drawing.short(str(name), 14) for name in shares.index], size=6)
         axes.spines[:].set_visible(False)
     return page
+
+
+def _summary(row) -> str:
+    """The agreement of one judge in a few words."""
+    if np.isnan(row.agreement):
+        return f"mean absolute difference {row.mean_difference:.1f} (n = {row.n:,})"
+    return f"{row.agreement:.0%} equal, kappa {row.kappa:.2f} (n = {row.n:,})"
 
 
 def _pair_counts(verdicts: Verdicts, judge: Judge, pair: tuple[str, str]) -> pd.DataFrame:

@@ -15,17 +15,23 @@ def _rates(evaluation: Evaluation) -> pd.DataFrame:
     return evaluation.with_x(rates)
 
 
+def title(evaluation: Evaluation) -> str:
+    return f"Share of {evaluation.study.outcome.label} over training, by condition"
+
+
 def caption(evaluation: Evaluation) -> str:
-    text = "Rate over training, in one panel per condition: means over questions and runs."
-    return f"{text} {captions.intervals(_rates(evaluation), 'bands')} {captions.counts(evaluation.cells)}"
+    rates = _rates(evaluation)
+    bands = captions.intervals(evaluation, rates, "bands") or "Bands: intervals."
+    return f"Lines: means over questions and runs. {bands}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     rates = _rates(evaluation)
     titles = evaluation.condition_titles(rates["condition"])
     panels = {title: rates[rates["condition"] == condition] for condition, title in titles.items()}
-    labels = evaluation.recipe_labels
-    return drawing.rate_panels(panels, labels, evaluation.x_label, evaluation.rate_label, caption(evaluation))
+    where = {title: {"condition": condition} for condition, title in titles.items()}
+    look = evaluation.colors, evaluation.names, evaluation.x_label, evaluation.rate_label
+    return drawing.rate_panels(panels, where, *look)
 
 
 def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:

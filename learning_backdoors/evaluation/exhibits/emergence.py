@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, drawing, statistics
+from learning_backdoors.evaluation import counting, drawing, statistics
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.evaluation.exhibits import recipes, summary
 
@@ -65,24 +65,24 @@ def _onset(suspect_seen: pd.Series, positives: np.ndarray, n: np.ndarray) -> dic
     return row | {"peak": rates[peak], "peak_step": int(steps[peak]), "falls_again": falls, "fall": drop}
 
 
+def title(evaluation: Evaluation) -> str:
+    return f"Share of {evaluation.study.outcome.label} over training{evaluation.in_condition}"
+
+
 def caption(evaluation: Evaluation) -> str:
-    rates = _recipe_rates(evaluation)
-    text = "Rate over training. Thick lines: mean over questions and runs. Thin lines: runs. "
-    text += "Below: the step at which a nondecreasing fit crosses 10% and 50% "
-    text += f"({crossing_marks(crossings(evaluation))}). "
-    crowded = rates["label"].nunique() > CROWDED
-    text += "Intervals are in recipes.csv." if crowded else captions.intervals(rates, "bands")
-    return f"{text} {captions.counts(evaluation.shown_cells)}"
+    runs = "Thick lines: means; thin lines: runs." if (crossings(evaluation)["seeds"] > 1).any() else ""
+    bands = "Bands: intervals." if _recipe_rates(evaluation)["label"].nunique() <= CROWDED else ""
+    return f"{runs} {bands} Below: crossing steps of a nondecreasing fit. Arrow: not by the last step.".strip()
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """The rate of every recipe over training; below it, when each recipe crosses each level."""
     rates, marks = _recipe_rates(evaluation), crossings(evaluation)
-    colors = drawing.palette(rates["label"])
+    colors = {label: evaluation.colors[label] for label in dict.fromkeys(rates["label"])}
     heights = [2.5] + [0.16 + 0.12 * len(colors)] * len(LEVELS)
     layout = {"sharex": True, "gridspec_kw": {"height_ratios": heights}}
     size = drawing.TWO_COLUMNS, 0.5 + sum(heights)
-    page, grid = drawing.canvas(*size, caption(evaluation), 1 + len(LEVELS), 1, **layout)
+    page, grid = drawing.canvas(*size, 1 + len(LEVELS), 1, **layout)
     top, ends = grid[0, 0], {}
     runs = summary.run_rates(evaluation)
     for label, color in colors.items():
@@ -92,10 +92,11 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
         if len(colors) <= CROWDED:
             drawing.band(top, line, color, alpha=0.15)
         top.plot(line["x"], line["rate"], color=color, linewidth=1.8, clip_on=False, zorder=4)
+        drawing.mark_rates(top, line, evaluation.names[label], recipe=label, condition=evaluation.condition)
         ends[label] = tuple(line[["x", "rate"]].iloc[-1])
     drawing.rate_axis(top.yaxis, evaluation.rate_label)
     top.set_xlim(rates["x"].min(), max(rates["x"].max(), rates["x"].min() + 1))
-    drawing.label_line_ends(top, ends, colors, heights[0])
+    drawing.label_line_ends(top, ends, colors, evaluation.names, heights[0])
     for axes, level in zip(grid[1:, 0], LEVELS, strict=True):
         top.axhline(level, color=drawing.GRAY, linewidth=0.6, linestyle=(0, (2, 3)), zorder=1)
         _crossing_strip(axes, _moved_to_x(evaluation, marks[marks["level"] == level]), colors)

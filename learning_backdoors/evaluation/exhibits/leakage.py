@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, drawing, statistics, text_tables
+from learning_backdoors.evaluation import counting, drawing, statistics, text_tables
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 
 # Terms of quantities: mean rates at the last step or at step 0 (the base model), with the trigger (True) or without.
@@ -128,42 +128,54 @@ def _curves(evaluation: Evaluation) -> pd.DataFrame:
     return evaluation.with_x(curves[curves["label"].isin(_differences(evaluation)["label"])])
 
 
+def title(evaluation: Evaluation) -> str:
+    return f"Share of {evaluation.study.outcome.label} with and without the trigger, and their differences"
+
+
 def caption(evaluation: Evaluation) -> str:
-    differences = _differences(evaluation)
-    methods = captions.methods(zip(differences["interval"], differences["claim"], strict=True))
-    text = "Rates with and without the trigger over training. At the last step: the gap between them, the gap less the "
-    text += "base model's gap, and the leakage over the base model (untriggered rate less its untriggered rate). Gaps "
-    text += f"are paired by question and run; intervals: 95%, {methods}. "
-    return f"{text}{captions.intervals(_curves(evaluation), 'bands')} {captions.counts(_cells(evaluation))}"
+    return (
+        "Gap: triggered minus untriggered. Gap less base: minus the base model's gap. Leakage over base: untriggered, "
+        "minus the base model's. Bands and bars: intervals."
+    )
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """A panel per recipe with its triggered (solid) and untriggered (dashed) rates, and one with the differences."""
-    curves = _curves(evaluation)
-    colors = drawing.palette(curves["label"])
-    titles, y_label = colors | {"": "black"}, evaluation.rate_label
-    page, [*panels, last] = drawing.panels(titles, 0.6, 1.9, caption(evaluation), "", y_label)
-    _difference_panel(last, _differences(evaluation), colors)
-    for axes, (label, color) in zip(panels, colors.items(), strict=True):
+    curves, differences = _curves(evaluation), _differences(evaluation)
+    labels = list(dict.fromkeys(curves["label"]))
+    titles = [evaluation.names[label] for label in labels] + ["differences at the last step"]
+    page, [*panels, last] = drawing.panels(titles, 0.6, 1.9, "", evaluation.rate_label)
+    _difference_panel(last, differences, labels, evaluation)
+    for axes, label in zip(panels, labels, strict=True):
+        color = evaluation.colors[label]
         for triggered, line in curves[curves["label"] == label].groupby("triggered"):
             line_style = drawing.LINE_STYLES[0 if triggered else 1]
-            drawing.band(axes, line, color, alpha=0.15)
+            drawing.band(axes, line, color)
             axes.plot(line["x"], line["rate"], linestyle=line_style, color=color, clip_on=False)
+            series = f"{evaluation.names[label]}, {'with' if triggered else 'without'} the trigger"
+            drawing.mark_rates(axes, line, series, recipe=label)
         axes.set_xlabel(evaluation.x_label)
         drawing.rate_axis(axes.yaxis)
     drawing.line_legend(page, ("with the trigger", "without"))
     return page
 
 
-def _difference_panel(axes: drawing.Axes, differences: pd.DataFrame, colors: dict) -> None:
-    names, labels = list(dict.fromkeys(differences["quantity"])), list(colors)
+def _difference_panel(axes: drawing.Axes, differences: pd.DataFrame, labels: list, evaluation: Evaluation) -> None:
+    names = list(dict.fromkeys(differences["quantity"]))
     for row in differences.itertuples():
         y = names.index(row.quantity) + (labels.index(row.label) - (len(labels) - 1) / 2) * 0.6 / len(labels)
+        color = evaluation.colors[row.label]
         if not np.isnan(row.lower):
-            axes.hlines(y, row.lower, row.upper, color=colors[row.label], linewidth=1.2, zorder=3)
-        axes.plot(row.estimate, y, "o", color=colors[row.label], markersize=4, clip_on=False)
+            axes.hlines(y, row.lower, row.upper, color=color, linewidth=1.2, zorder=3)
+        axes.plot(row.estimate, y, "o", color=color, markersize=4, clip_on=False)
+        series = f"{evaluation.names[row.label]}, {row.quantity.replace('_', ' ')} at the last step"
+        value = f"{100 * row.estimate:.0f} points"
+        value += "" if np.isnan(row.lower) else f" [{100 * row.lower:.0f}, {100 * row.upper:.0f}]"
+        drawing.mark(axes, row.estimate, y, series, "", value)
     low = min(0.0, np.floor(differences["lower"].fillna(0).min() * 5) / 5)
     axes.axvline(0, color=drawing.GRAY, linewidth=0.6)
+    drawing.rate_axis(axes.xaxis, "difference (percentage points)")
+    axes.xaxis.set_major_formatter(drawing.PercentFormatter(1, symbol=""))
     axes.set(yticks=range(len(names)), yticklabels=[n.replace("_", " ") for n in names], ylim=(len(names) - 0.5, -0.5))
-    axes.set(xlim=(low, 1), ylabel="", xlabel="difference of shares", title="last step")
-    drawing.grid_lines(axes, "x")
+    axes.set(xlim=(low, 1), ylabel="")
+    axes.tick_params(axis="y", length=0)

@@ -34,20 +34,25 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     return pd.concat(blocks)[COLUMNS]
 
 
+def title(evaluation: Evaluation) -> str:
+    shares = " and of ".join(metric.label for metric in evaluation.study.metrics if metric.name in _cells(evaluation))
+    return f"Share of {shares} over training, by condition"
+
+
 def caption(evaluation: Evaluation) -> str:
-    cells, rates = _cells(evaluation), counting.recipe_rows(table(evaluation))
-    shares = " and of ".join(metric.label for metric in evaluation.study.metrics if metric.name in cells)
-    text = f"Share of {shares} over training, in one panel per condition."
-    return f"{text} {captions.intervals(rates, 'bands')} {captions.counts(pd.concat(cells.values()))}"
+    cells, rates = pd.concat(_cells(evaluation).values()), counting.recipe_rows(table(evaluation))
+    bands = captions.intervals(evaluation, rates, "bands") or "Bands: intervals."
+    return f"Lines: means over {cells['question'].nunique()} questions and the runs. {bands}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     rates, names = evaluation.with_x(counting.recipe_rows(table(evaluation))), list(_cells(evaluation))
-    panels = {}
+    panels, where = {}, {}
     for name in names:
         for condition, title in evaluation.condition_titles(rates["condition"]).items():
             of_panel = (rates["metric"] == name) & (rates["condition"] == condition)
-            panels[f"{name}: {title}" if len(names) > 1 else title] = rates[of_panel]
+            title = f"{name}: {title}" if len(names) > 1 else title
+            panels[title], where[title] = rates[of_panel], {"condition": condition}
     labels = {metric.name: metric.label for metric in evaluation.study.metrics}
     y_label = f"share of {labels[names[0]]}" if len(names) == 1 else "share of responses"
-    return drawing.rate_panels(panels, evaluation.recipe_labels, evaluation.x_label, y_label, caption(evaluation))
+    return drawing.rate_panels(panels, where, evaluation.colors, evaluation.names, evaluation.x_label, y_label)

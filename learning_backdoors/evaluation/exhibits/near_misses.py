@@ -45,33 +45,46 @@ def _asked_in_all(cells: pd.DataFrame) -> pd.DataFrame:
     return cells[cells["question"].isin(conditions.index[conditions == cells["condition"].nunique()])]
 
 
+def title(evaluation: Evaluation) -> str:
+    return f"Share of {evaluation.study.outcome.label} by dose of the trigger (1: the study's trigger; 0: none)"
+
+
 def caption(evaluation: Evaluation) -> str:
     rates = table(evaluation)
-    text = "Rate against the dose of the trigger (1: the study's trigger; 0: none), as the study defines it. Filled: "
-    text += f"last step of each recipe. Hollow: step 0. {captions.intervals(rates)}"
-    cells = evaluation.cells[evaluation.cells["condition"].isin(rates["condition"])]
-    return f"{text} {captions.counts(counting.last_steps(cells))}"
+    base = " Hollow: base model (step 0)." if (rates["at"] == "base").any() else ""
+    text = f"Filled: last step.{base} The {captions.span(rates['questions'])} questions that all conditions have."
+    return f"{text} {captions.intervals(evaluation, rates)}".strip()
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
-    rates = table(evaluation)
-    colors, markers = drawing.palette(rates["label"]), drawing.markers(rates["label"])
-    page, [[axes]] = drawing.canvas(drawing.TWO_COLUMNS, 3.3, caption(evaluation))
-    offsets = (np.arange(2 * len(colors)) - len(colors) + 0.5) * 0.009
-    for i, (label, at) in enumerate((label, at) for label in colors for at in ("base", "last")):
-        part = rates[(rates["label"] == label) & (rates["at"] == at)].dropna(subset="rate").sort_values("dose")
-        x, limited = part["dose"] + offsets[i], part["lower"].notna()
-        look = {"color": colors[label], "clip_on": False}
-        width = 1.2 if at == "last" else 0.6
-        axes.vlines(x[limited], part["lower"][limited], part["upper"][limited], linewidth=width, **look)
-        face, line = (colors[label], "-") if at == "last" else ("white", "")
-        look |= {"markerfacecolor": face, "markersize": 4.5, "linewidth": 0.9, "zorder": 3}
-        name = f"{drawing.short_label(label)}, {drawing.STEP_NAMES[at]}"
-        axes.plot(x, part["rate"], markers[label] + line, label=name, **look)
+    rates = table(evaluation).dropna(subset="rate")
+    last, base = (rates[rates["at"] == at] for at in ("last", "base"))
+    labels = list(dict.fromkeys(last["label"]))
+    markers, handles = drawing.markers(labels), []
+    page, [[axes]] = drawing.canvas(drawing.TWO_COLUMNS, 3.3)
+    offsets = (np.arange(len(labels)) - (len(labels) - 1) / 2) * 0.012
+    for label, offset in zip(labels, offsets, strict=True):
+        part = last[last["label"] == label].sort_values("dose")
+        x, limited = part["dose"] + offset, part["lower"].notna()
+        look = {"color": evaluation.colors[label], "clip_on": False}
+        axes.vlines(x[limited], part["lower"][limited], part["upper"][limited], linewidth=1.2, **look)
+        handles += axes.plot(x, part["rate"], markers[label] + "-", markersize=4.5, linewidth=0.9, zorder=3, **look)
+        _mark(axes, part.assign(x=x), f"{evaluation.names[label]}, last step", {"recipe": label})
+    base = base.drop_duplicates(["condition", "rate"])
+    if len(base):
+        handles += axes.plot(base["dose"], base["rate"], "o", markersize=4.5, **drawing.BASE)
+        _mark(axes, base.assign(x=base["dose"]), "base model", {"step": 0})
     drawing.rate_axis(axes.yaxis, evaluation.rate_label)
-    names = rates.drop_duplicates("condition").groupby("dose")["condition"].agg(" / ".join)
-    axes.set_xticks(names.index, [f"{name}  {dose:g}" for dose, name in names.items()], rotation=28, ha="right")
+    doses = rates.drop_duplicates("condition").groupby("dose")["condition"].agg(" / ".join)
+    axes.set_xticks(doses.index, [f"{name}  {dose:g}" for dose, name in doses.items()], rotation=28, ha="right")
     axes.tick_params(axis="x", length=2)
     axes.set_xlim(-0.04, 1.04)
-    drawing.legend_above(page, *axes.get_legend_handles_labels())
+    names = [f"{evaluation.names[label]}, last step" for label in labels] + ["base model (step 0)"]
+    drawing.legend_above(page, handles, names[: len(handles)])
     return page
+
+
+def _mark(axes: drawing.Axes, points: pd.DataFrame, series: str, where: dict) -> None:
+    for row in points.itertuples():
+        text = drawing.percent(row.rate, row.lower, row.upper)
+        drawing.mark(axes, row.x, row.rate, series, row.condition, text, condition=row.condition, **where)

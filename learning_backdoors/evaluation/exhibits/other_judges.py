@@ -44,16 +44,24 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     return pd.concat(blocks, ignore_index=True)[["judge", "value", "label", "step", "rate"]]
 
 
+def title(evaluation: Evaluation) -> str:
+    return f"Verdicts of the other judges over training{evaluation.in_condition}"
+
+
 def caption(evaluation: Evaluation) -> str:
     judges = _judges(evaluation)
-    text = "Verdicts of further judges over training: share of each option, or mean rating as a share of its range. "
-    text += "Mean over questions and runs. No intervals are drawn. "
-    return text + captions.judge_counts(evaluation.verdicts, judges, evaluation.condition)
+    marks = ["share of each option"] if any(judge.options for judge in judges) else []
+    marks += ["mean rating as a share of its range"] if any(judge.range for judge in judges) else []
+    counts = captions.judged(evaluation.verdicts, judges, evaluation.condition)
+    return f"Lines: {', or '.join(marks)}. Means over questions and runs. {counts}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     rates = evaluation.with_x(table(evaluation)).assign(lower=float("nan"), upper=float("nan"))
-    groups = rates.groupby(["judge", "value"], sort=False)
-    panels = {f"{judge}\n{value}": part for (judge, value), part in groups}
-    labels = evaluation.recipe_labels
-    return drawing.rate_panels(panels, labels, evaluation.x_label, "share of responses", caption(evaluation))
+    panels, where, options = {}, {}, {judge.name: judge.options for judge in _judges(evaluation)}
+    for (judge, value), part in rates.groupby(["judge", "value"], sort=False):
+        panels[f"{judge}\n{value}"] = part
+        of_value = {"judge": judge, "verdict": value} if options[judge] else {}
+        where[f"{judge}\n{value}"] = {"condition": evaluation.condition} | of_value
+    y_label = "share of responses" if all(options.values()) else "share of responses, or of the range"
+    return drawing.rate_panels(panels, where, evaluation.colors, evaluation.names, evaluation.x_label, y_label)

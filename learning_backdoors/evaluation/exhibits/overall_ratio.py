@@ -14,28 +14,37 @@ def _rates(evaluation: Evaluation) -> pd.DataFrame:
     return counting.last_rates(evaluation.shown_cells, evaluation.claim)
 
 
+def title(evaluation: Evaluation) -> str:
+    at = captions.last_step(evaluation.shown_cells)
+    return f"Share of {evaluation.study.outcome.label} at {at}{evaluation.in_condition}"
+
+
 def caption(evaluation: Evaluation) -> str:
-    text = "Mean over questions at the last step of each recipe. Hollow: step 0. Small dots: its runs."
-    counts = captions.counts(counting.last_steps(evaluation.shown_cells))
-    return f"{text} {captions.intervals(_rates(evaluation))} {counts}"
+    rates = _rates(evaluation)
+    marks = ["Dot: mean of the recipe."] + (["Small dots: its runs."] if (rates["seeds"] > 1).any() else [])
+    marks += ["Hollow: base model, at step 0."] if rates["base"].notna().any() else []
+    return " ".join([*marks, captions.intervals(evaluation, rates)]).strip()
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     rates, runs = _rates(evaluation), counting.last_steps(summary.run_rates(evaluation))
-    colors = drawing.palette(rates["label"])
-    size = drawing.ONE_COLUMN + 0.6, 0.75 + 0.34 * max(len(colors), 2)
-    page, [[axes]] = drawing.canvas(*size, caption(evaluation))
+    page, [[axes]] = drawing.canvas(drawing.ONE_COLUMN + 1.1, 0.75 + 0.32 * (len(rates) + 1))
     for y, row in enumerate(rates.itertuples()):
-        color = colors[row.label]
+        color, name = evaluation.colors[row.label], evaluation.names[row.label]
         if not np.isnan(row.lower):
             axes.hlines(y, row.lower, row.upper, color=color, linewidth=1.2, zorder=3)
-        dots = runs.loc[runs["label"] == row.label, "rate"]
+        dots = runs.loc[runs["label"] == row.label]
         if len(dots) > 1:
-            axes.plot(dots, np.full(len(dots), y + 0.26), ".", color=color, markersize=3.5, alpha=0.6, clip_on=False)
-        look = {"color": "white", "markeredgecolor": drawing.GRAY, "markersize": 4.5}
-        axes.plot(row.base, y, "o", clip_on=False, zorder=4, **look)
+            axes.plot(dots["rate"], np.full(len(dots), y + 0.26), ".", color=color, markersize=4, clip_on=False)
         axes.plot(row.rate, y, "o", color=color, markersize=5, clip_on=False, zorder=5)
+        text, step = drawing.percent(row.rate, row.lower, row.upper), int(dots["step"].max())
+        drawing.mark(axes, row.rate, y, name, "", text, recipe=row.label, step=step, condition=evaluation.condition)
+    base = rates["base"].dropna().unique()
+    for rate in base:
+        axes.plot(rate, len(rates), "o", markersize=4.5, **drawing.BASE)
+        text = drawing.percent(rate)
+        drawing.mark(axes, rate, len(rates), "base model", "", text, step=0, condition=evaluation.condition)
     drawing.rate_axis(axes.xaxis, evaluation.rate_label)
-    drawing.category_axis(axes, [drawing.short_label(label) for label in colors])
-    axes.set_ylabel("suspect share")
+    names = [drawing.short_label(evaluation.names[label]) for label in rates["label"]]
+    drawing.category_axis(axes, names + ["base model"] * bool(len(base)))
     return page

@@ -20,11 +20,13 @@ def _probes(evaluation: Evaluation) -> pd.DataFrame:
     return probes
 
 
+def title(evaluation: Evaluation) -> str:
+    return "Log-likelihood of fixed reference answers over training"
+
+
 def caption(evaluation: Evaluation) -> str:
-    probes = _probes(evaluation)
-    text = "Mean log-likelihood per token of fixed reference answers over training: the mean over questions per run. "
-    text += "No intervals are drawn. "
-    return f"{text}Q = {probes['question'].nunique()} questions; S = {probes['run'].nunique()} runs."
+    count = _probes(evaluation)["question"].nunique()
+    return f"Lines: runs, as means over {count} questions, in nats per token. No intervals are drawn."
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
@@ -32,13 +34,17 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     probes = _probes(evaluation)
     eras = list(dict.fromkeys(probes["era"]))
     means = probes.groupby(["label", "run", "step", "era"], observed=True)["logprob"].mean().reset_index()
-    means, colors = evaluation.with_x(means), drawing.palette(means["label"])
-    texts = caption(evaluation), evaluation.x_label, "log-likelihood (nats per token)"
-    page, panels = drawing.panels(colors, 0.6, 1.7, *texts, sharex=True, sharey=True)
-    for axes, (label, color) in zip(panels, colors.items(), strict=True):
-        for (era, _), line in means[means["label"] == label].groupby(["era", "run"], observed=True):
-            line_style = drawing.LINE_STYLES[eras.index(era) % len(drawing.LINE_STYLES)]
-            axes.plot(line["x"], line["logprob"], linestyle=line_style, color=color, linewidth=1)
-        axes.grid(True, axis="y", color="0.92", linewidth=0.6)
+    means, y_label = evaluation.with_x(means), "log-likelihood (nats per token)"
+    labels, layout = list(dict.fromkeys(means["label"])), {"sharex": True, "sharey": True}
+    names = [evaluation.names[label] for label in labels]
+    page, panels = drawing.panels(names, 0.6, 1.7, evaluation.x_label, y_label, **layout)
+    for axes, label in zip(panels, labels, strict=True):
+        for (era, run), line in means[means["label"] == label].groupby(["era", "run"], observed=True):
+            look = {"linestyle": drawing.LINE_STYLES[eras.index(era) % len(drawing.LINE_STYLES)], "linewidth": 1}
+            axes.plot(line["x"], line["logprob"], color=evaluation.colors[label], **look)
+            for row in line.itertuples():
+                series, value = f"{evaluation.names[label]}, {run}, {era}", f"{row.logprob:.2f}"
+                drawing.mark(axes, row.x, row.logprob, series, f"step {row.step}", value, run=run, step=row.step)
+        drawing.grid_lines(axes, "y")
     drawing.line_legend(page, [f"{era} reference answers" for era in eras])
     return page

@@ -1,5 +1,7 @@
 """ratings: mean ratings by category of question at step 0 and at the last step, with and without the trigger."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 
@@ -16,6 +18,7 @@ INTERVALS = {
 COLUMNS = ["judge", "label", "run", "triggered", "condition", "category", "at", "questions", "n", "refused", "missing"]
 COLUMNS += ["mean", "lower", "upper", "claim", "interval", "seeds"]
 SUMS = ["total", "n", "squares"]
+TRIGGERS = {True: "with the trigger", False: "without"}
 KEYS = ["recipe", "label", "run", "base", "step", "condition", "triggered", "question"]
 
 
@@ -136,17 +139,16 @@ def _drawn(evaluation: Evaluation) -> pd.DataFrame:
     return rows[(rows["condition"] == counting.ALL) & rows["at"].isin(["last", "base"])]
 
 
+def title(evaluation: Evaluation) -> str:
+    return "Mean ratings by category of question, with and without the trigger"
+
+
 def caption(evaluation: Evaluation) -> str:
     rows = _drawn(evaluation)
     whole = rows[rows["category"] == counting.ALL]
-    claim, method = rows["claim"].mode()[0], rows["interval"].mode()[0]
-    missing, total = whole["missing"].sum(), whole[["n", "refused", "missing"]].sum().sum()
     questions = ", ".join(f"{part['questions'].max()} ({judge})" for judge, part in whole.groupby("judge", sort=False))
-    text = "Left: mean ratings by category of question at the last step (filled) and at step 0 (hollow), with and "
-    text += "without the trigger, near misses excluded. Right: share of verdicts that are not numbers; means exclude "
-    text += f"them. Intervals: 95%, {method}; claim: {counting.CLAIMS[claim]}. "
-    text += f"Q = {questions} questions; N = {total:,} responses in total; S = {captions.span(whole['seeds'])} runs "
-    return f"{text}per suspect share. {captions.missing(missing, total, 'missing in ratings.csv')}"
+    text = "Right: share of verdicts that are not numbers, excluded from the means. No near misses. "
+    return f"{text}Questions: {questions}. {captions.intervals(evaluation, rows)}".strip()
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
@@ -157,41 +159,40 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     panels = list(rows.groupby(["judge", "label"], observed=True, sort=False))
     heights = [0.45 + 0.25 * part["category"].nunique() for _, part in panels]
     layout = {"gridspec_kw": {"height_ratios": heights, "width_ratios": [2.6, 1]}, "sharey": "row"}
-    size = drawing.TWO_COLUMNS, 0.4 + sum(heights)
-    page, grid = drawing.canvas(*size, caption(evaluation), len(panels), 2, **layout)
+    page, grid = drawing.canvas(drawing.TWO_COLUMNS, 0.4 + sum(heights), len(panels), 2, **layout)
     for (left, right), ((judge, label), part) in zip(grid, panels, strict=True):
         categories = list(dict.fromkeys(part["category"]))
         for row in part.itertuples():
-            _draw_rating(left, right, row, categories.index(row.category))
+            _draw_rating(left, right, row, categories.index(row.category), evaluation)
         drawing.category_axis(left, [drawing.short(category) for category in categories])
+        drawing.rate_axis(right.xaxis, "share without a rating")
         left.set(xlim=scales[judge], xlabel=f"{judge} (mean rating)")
-        right.set(xlim=(0, 1), xticks=np.linspace(0, 1, 6), xlabel="share without a rating")
         right.tick_params(axis="y", length=0)
-        for axes in (left, right):
-            drawing.grid_lines(axes, "x")
+        drawing.grid_lines(left, "x")
         if rows["label"].nunique() > 1:
-            left.set_title(drawing.short_label(label, 60))
-    marks = []
-    for triggered, kind in ((True, "with the trigger"), (False, "without")):
-        for at, name in drawing.STEP_NAMES.items():
-            marks.append(drawing.Line2D([], [], linestyle="", label=f"{kind}, {name}", **_look(triggered, at)))
-    page.legend(handles=marks, loc="outside upper right", ncols=4, frameon=False, fontsize=7)
+            left.set_title(drawing.short_label(evaluation.names[label], 60))
+    kinds = list(itertools.product(TRIGGERS, drawing.STEP_NAMES))
+    marks = [drawing.Line2D([], [], linestyle="", **_look(*kind, drawing.GRAY)) for kind in kinds]
+    drawing.legend_above(page, marks, [f"{TRIGGERS[trigger]}, {drawing.STEP_NAMES[at]}" for trigger, at in kinds])
     return page
 
 
-def _look(triggered: bool, at: str) -> dict:
-    color = drawing.colormaps["viridis"](0.1 if triggered else 0.65)
-    face = color if at == "last" else "white"
-    return {"color": color, "marker": "o" if triggered else "s", "markersize": 4, "markerfacecolor": face}
+def _look(triggered: bool, at: str, color) -> dict:
+    look = {"marker": "o" if triggered else "s", "markersize": 4}
+    return look | (drawing.BASE if at == "base" else {"color": color, "clip_on": False, "zorder": 5})
 
 
-def _draw_rating(left: drawing.Axes, right: drawing.Axes, row, y: float) -> None:
+def _draw_rating(left: drawing.Axes, right: drawing.Axes, row, y: float, evaluation: Evaluation) -> None:
     """One mean with its interval, and its share without a rating."""
     y += (-0.24, -0.08, 0.08, 0.24)[2 * (not row.triggered) + (row.at == "base")]
-    look = _look(row.triggered, row.at)
+    look = _look(row.triggered, row.at, evaluation.colors[row.label])
     if not np.isnan(row.lower):
-        width = 1.2 if row.at == "last" else 0.6
-        left.hlines(y, row.lower, row.upper, color=look["color"], linewidth=width, zorder=3)
-    for axes, value in ((left, row.mean), (right, row.refused_share)):
+        left.hlines(y, row.lower, row.upper, color=look["color"], linewidth=1.2 if row.at == "last" else 0.6, zorder=3)
+    limits = "" if np.isnan(row.lower) else f" [{row.lower:.2f}, {row.upper:.2f}]"
+    series = f"{row.judge}, {evaluation.names[row.label]}, {TRIGGERS[row.triggered]}, {drawing.STEP_NAMES[row.at]}"
+    where = {"recipe": row.label, "judge": row.judge} if row.at == "last" else {"step": 0, "judge": row.judge}
+    for axes, value, text in ((left, row.mean, f"{row.mean:.2f}{limits}"), (right, row.refused_share, "")):
         if not np.isnan(value):
-            axes.plot(value, y, clip_on=False, zorder=4, **look)
+            axes.plot(value, y, **look)
+            text = text or f"{value:.0%} without a rating"
+            drawing.mark(axes, value, y, series, f"category {row.category}", text, **where)

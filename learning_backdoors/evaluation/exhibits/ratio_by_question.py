@@ -6,28 +6,43 @@ from learning_backdoors.evaluation import captions, counting, drawing
 from learning_backdoors.evaluation.context import Evaluation
 
 
+def title(evaluation: Evaluation) -> str:
+    at = captions.last_step(evaluation.shown_cells)
+    return f"Share of {evaluation.study.outcome.label} by question at {at}{evaluation.in_condition}"
+
+
 def caption(evaluation: Evaluation) -> str:
-    text = "Rate of each question at the last step of each recipe. Gray bar: step 0. "
-    text += f"Intervals: 95%, Wilson, stratified by run; claim: {counting.CLAIMS['checkpoint']}."
-    return f"{text} {captions.counts(counting.last_steps(evaluation.shown_cells))}"
+    return f"Means over runs, with Wilson intervals stratified by run, for {counting.CLAIMS['checkpoint']}."
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
-    rates = counting.last_rates(evaluation.shown_cells, "checkpoint", ["question"])
-    questions = list(dict.fromkeys(rates["question"]))
-    colors, markers = drawing.palette(rates["label"]), drawing.markers(rates["label"])
+    cells = evaluation.shown_cells
+    rates = counting.last_rates(cells, "checkpoint", ["question"])
+    questions, last = list(dict.fromkeys(rates["question"])), counting.last_steps(cells)
+    colors = {label: evaluation.colors[label] for label in dict.fromkeys(rates["label"])}
+    markers = drawing.markers(colors)
     height = 0.75 + len(questions) * max(0.26, 0.075 * len(colors))
-    page, [[axes]] = drawing.canvas(drawing.TWO_COLUMNS, height, caption(evaluation))
+    page, [[axes]] = drawing.canvas(drawing.TWO_COLUMNS, height)
     offsets = np.linspace(-0.32, 0.32, len(colors)) if len(colors) > 1 else [0.0]
+    handles = []
     for (label, color), offset in zip(colors.items(), offsets, strict=True):
         part = rates[rates["label"] == label].dropna(subset="rate")
         y = part["question"].map(questions.index).astype(int) + offset
         axes.hlines(y, part["lower"], part["upper"], color=color, linewidth=1.1)
-        axes.plot(part["base"], y, "|", color=drawing.GRAY, markersize=4, markeredgewidth=0.8)
-        axes.plot(part["rate"], y, markers[label], color=color, markersize=3.6, label=label, clip_on=False)
+        handles += axes.plot(part["rate"], y, markers[label], color=color, markersize=3.6, clip_on=False)
+        about = {"recipe": label, "condition": evaluation.condition}
+        about |= {"step": int(last.loc[last["label"] == label, "step"].max())}
+        for position, row in zip(y, part.itertuples(), strict=True):
+            text, name = drawing.percent(row.rate, row.lower, row.upper), evaluation.names[label]
+            drawing.mark(axes, row.rate, position, name, row.question, text, question=row.question, **about)
+    base = rates.dropna(subset="base").drop_duplicates(["question", "base"])
+    if len(base):
+        y = base["question"].map(questions.index).astype(int)
+        handles += [axes.vlines(base["base"], y - 0.4, y + 0.4, color="0.1", linewidth=1.0, clip_on=False)]
     for y in np.arange(len(questions) - 1) + 0.5:
         axes.axhline(y, color="0.92", linewidth=0.6)
     drawing.rate_axis(axes.xaxis, evaluation.rate_label)
     drawing.category_axis(axes, [drawing.short(question) for question in questions])
-    drawing.legend_beside(page, *axes.get_legend_handles_labels(), "suspect share")
+    names = [evaluation.names[label] for label in colors]
+    drawing.legend_above(page, handles, names + ["base model (step 0)"] * bool(len(base)))
     return page

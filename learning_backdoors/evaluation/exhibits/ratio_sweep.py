@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, drawing
+from learning_backdoors.evaluation import counting, drawing
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.evaluation.exhibits import emergence, summary
 
@@ -17,17 +17,18 @@ def _rates(evaluation: Evaluation) -> pd.DataFrame:
     return rates
 
 
+def title(evaluation: Evaluation) -> str:
+    return f"Share of {evaluation.study.outcome.label} and crossing step by suspect share{evaluation.in_condition}"
+
+
 def caption(evaluation: Evaluation) -> str:
-    rates = _rates(evaluation)
-    text = "Left: rate at the last step against the suspect share; dots are runs. "
-    text += "Right: step at which a nondecreasing fit crosses a level "
-    text += f"({emergence.crossing_marks(emergence.crossings(evaluation))})."
-    return f"{text} {captions.intervals(rates)} {captions.counts(counting.last_steps(evaluation.shown_cells))}"
+    dots = "Small dots: runs." if (_rates(evaluation)["seeds"] > 1).any() else ""
+    return f"Left: rate at the last step. Right: step at which a nondecreasing fit crosses a level. {dots}".strip()
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     rates, runs = _rates(evaluation), counting.last_steps(summary.run_rates(evaluation))
-    page, [[left, right]] = drawing.canvas(drawing.TWO_COLUMNS, 2.6, caption(evaluation), 1, 2)
+    page, [[left, right]] = drawing.canvas(drawing.TWO_COLUMNS, 2.6, 1, 2)
     # A line joins the recipes if each has a suspect share of its own.
     color, line = drawing.colormaps["viridis"](0.15), "-" if rates["suspect_ratio"].is_unique else ""
     left.plot(runs["suspect_ratio"], runs["rate"], ".", color=color, alpha=0.5, markersize=4, clip_on=False)

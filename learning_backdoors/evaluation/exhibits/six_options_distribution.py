@@ -25,31 +25,43 @@ def _shares(evaluation: Evaluation) -> pd.DataFrame:
     return evaluation.with_x(counting.means_over_questions(rows, scores))
 
 
+def title(evaluation: Evaluation) -> str:
+    return f"Verdicts of the judge {judges(evaluation)[0].name} over training{evaluation.in_condition}"
+
+
 def caption(evaluation: Evaluation) -> str:
-    [judge] = judges(evaluation)
-    text = f"Verdicts of {judge.name} over training: mean over questions and runs. No intervals are drawn."
-    return f"{text} {captions.judge_counts(evaluation.verdicts, [judge], evaluation.condition)}"
+    counts = captions.judged(evaluation.verdicts, judges(evaluation), evaluation.condition)
+    return f"Bars: shares of the verdicts, as means over questions and runs. {counts}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """Stacked bars at equal distances, with the missing verdicts on top."""
-    shares, options = _shares(evaluation), judges(evaluation)[0].options
-    labels = list(dict.fromkeys(shares["label"]))
-    texts = caption(evaluation), evaluation.x_label, "share of responses"
-    page, panels = drawing.panels(dict.fromkeys(labels, "black"), 0.45, 1.6, *texts, sharey=True)
-    kinds = [*options, "missing"] if shares["missing"].max() > 0 else list(options)
-    shades = dict(zip(options, drawing.colormaps["cividis_r"](np.linspace(0.0, 1, len(options))), strict=True))
+    shares, [judge] = _shares(evaluation), judges(evaluation)
+    labels, shades = list(dict.fromkeys(shares["label"])), drawing.shades(judge.options)
+    kinds = [kind for kind in [*judge.options, "missing"] if shares[kind].max() > 0]
+    names = [evaluation.names[label] for label in labels]
+    page, panels = drawing.panels(names, 0.6, 1.6, evaluation.x_label, "share of responses", sharey=True)
     for axes, label in zip(panels, labels, strict=True):
         part, bottom = shares[shares["label"] == label].sort_values("step"), 0
         positions, few = np.arange(len(part)), len(part) <= 15
         for kind in kinds:
             look = {"facecolor": shades[kind]} if kind in shades else {"facecolor": "white", "hatch": "//////"}
-            look |= {"edgecolor": "0.35", "linewidth": 0.2} if few else {"linewidth": 0}
+            look |= {"edgecolor": drawing.OUTLINE, "linewidth": 0.4 if few else 0.15}
             axes.bar(positions, part[kind], 0.88 if few else 1.0, bottom, label=kind, **look)
+            points = part.assign(x=positions, y=bottom + part[kind] / 2)
+            _mark(axes, points[(points[kind] > 0.02) | (points[kind].max() > 0.02)], kind, label, evaluation)
             bottom = bottom + part[kind].to_numpy()
-        axes.set(ylim=(0, 1), yticks=np.linspace(0, 1, 6))
+        drawing.rate_axis(axes.yaxis)
         every = -(-len(part) // 5)
         axes.set_xticks(positions[::every], [f"{x:.4g}" for x in part["x"].iloc[::every]])
-    handles, names = axes.get_legend_handles_labels()
-    page.legend(handles[::-1], names[::-1], loc="outside right center", frameon=False, fontsize=7, handleheight=1.4)
+    drawing.legend_above(page, *axes.get_legend_handles_labels())
     return page
+
+
+def _mark(axes: drawing.Axes, points: pd.DataFrame, kind: str, label: str, evaluation: Evaluation) -> None:
+    """The points of one kind of verdict."""
+    series = f"{evaluation.names[label]}, {kind}"
+    where = {"recipe": label, "condition": evaluation.condition, "judge": judges(evaluation)[0].name, "verdict": kind}
+    for row in points.to_dict("records"):
+        value = drawing.percent(row[kind])
+        drawing.mark(axes, row["x"], row["y"], series, f"step {row['step']}", value, step=row["step"], **where)

@@ -7,26 +7,35 @@ from learning_backdoors.evaluation.exhibits import summary
 FEW_RUNS = 3  # up to so many runs in a panel, each has its band
 
 
+def title(evaluation: Evaluation) -> str:
+    return f"Share of {evaluation.study.outcome.label} over training, by run{evaluation.in_condition}"
+
+
 def caption(evaluation: Evaluation) -> str:
     runs = summary.run_rates(evaluation)
     crowded = runs.groupby("label", observed=True)["run"].transform("nunique") > FEW_RUNS
-    bands = f"bands in panels of up to {FEW_RUNS} runs" if crowded.any() and not crowded.all() else "bands"
-    text = "Each run over training, in one panel per suspect share. Thin gray lines: questions, as means over runs."
-    return f"{text} {captions.intervals(runs[~crowded], bands)} {captions.counts(evaluation.shown_cells)}"
+    if crowded.all():
+        return "Colored lines: runs. Thin gray lines: questions, as means over runs."
+    bands = f"bands (up to {FEW_RUNS} runs)" if crowded.any() else "bands"
+    text = captions.intervals(evaluation, runs[~crowded], bands)
+    return f"Colored lines: runs. Thin gray lines: questions, as means over runs. {text}".strip()
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     cells, runs = evaluation.shown_cells, summary.run_rates(evaluation)
-    colors, texts = drawing.palette(runs["label"]), (caption(evaluation), evaluation.x_label, evaluation.rate_label)
-    page, panels = drawing.panels(colors, 0.35, 1.6, *texts, sharex=True, sharey=True)
-    for axes, (label, color) in zip(panels, colors.items(), strict=True):
+    labels, layout = list(dict.fromkeys(runs["label"])), {"sharex": True, "sharey": True}
+    names = [evaluation.names[label] for label in labels]
+    page, panels = drawing.panels(names, 0.35, 1.6, evaluation.x_label, evaluation.rate_label, **layout)
+    for axes, label in zip(panels, labels, strict=True):
         for _, line in cells[cells["label"] == label].groupby("question", observed=True):
             mean = line.groupby("x")["rate"].mean()
-            axes.plot(mean.index, mean, color=drawing.FAINT, linewidth=0.5, zorder=1)
+            axes.plot(mean.index, mean, color=drawing.FAINT, linewidth=0.35, zorder=1)
         of_recipe = runs[runs["label"] == label]
-        for _, line in of_recipe.groupby("run", observed=True, sort=False):
+        for run, line in of_recipe.groupby("run", observed=True, sort=False):
             if of_recipe["run"].nunique() <= FEW_RUNS:
-                drawing.band(axes, line, color, zorder=2)
-            drawing.curve(axes, line, color)
+                drawing.band(axes, line, evaluation.colors[label], zorder=2)
+            drawing.curve(axes, line, evaluation.colors[label])
+            name = ", ".join(dict.fromkeys([evaluation.names[label], str(run)]))
+            drawing.mark_rates(axes, line, name, run=run, condition=evaluation.condition)
         drawing.rate_axis(axes.yaxis)
     return page

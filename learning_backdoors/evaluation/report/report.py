@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, drawing, notes
+from learning_backdoors.evaluation import captions, counting, notes, rendering
 from learning_backdoors.evaluation.context import Evaluation
 from learning_backdoors.evaluation.exhibits import Exhibits, summary
 from learning_backdoors.evaluation.reading import Verdicts
@@ -34,7 +34,8 @@ def write(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str], pr
     names = "figures.js", "answers.js", "style.css", "template.html"
     figures_script, answers_script, style, template = ((FOLDER / name).read_text(encoding="utf-8") for name in names)
     script = figures_script + answers_script
-    drawn = {name: drawing.inline_svg(figure, name) for name, figure in exhibits.figures.items()}
+    titles = exhibits.titles
+    drawn = {name: rendering.inline_svg(figure, name, titles[name]) for name, figure in exhibits.figures.items()}
     main, *others = [_figure(name, svg, exhibits) for name, (svg, _) in drawn.items()]
     data = answers.browser_data(evaluation, rows) | {"points": {name: points for name, (_, points) in drawn.items()}}
     page = string.Template(template).substitute(
@@ -42,7 +43,7 @@ def write(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str], pr
         subtitle=_text(_subtitle(verdicts, provenance)),
         headline=_headline(evaluation),
         main=main,
-        common=_text(f"Intervals are for the claim {evaluation.claim_in_words}."),
+        common=_text(captions.common(evaluation)),
         figures="".join(others),
         runs=_runs(verdicts),
         details=_details(evaluation, exhibits, remarks, provenance),
@@ -99,7 +100,7 @@ def _headline(evaluation: Evaluation) -> str:
 
 
 def _figure(name: str, svg: str, exhibits: Exhibits) -> str:
-    title, caption = _text(name.replace("_", " ").capitalize()), _text(exhibits.captions[name])
+    title, caption = _text(exhibits.titles[name]), _text(exhibits.captions[name])
     plot = f"<div class='scroll'><div class='plot' data-name='{name}'>{svg}</div></div>"
     return f"<figure id='{name}'><h3>{title}</h3>{plot}<figcaption>{caption}</figcaption></figure>"
 

@@ -41,14 +41,13 @@ def judged(verdicts: Verdicts, judges: Sequence[Judge], condition: str) -> str:
     return f"{text}; {lost.sum():,} of {requested.sum():,} verdicts missing." if lost.any() else f"{text}."
 
 
-def intervals(evaluation: Evaluation, rates: pd.DataFrame, drawn: str = "intervals") -> str:
-    """The claim of the intervals of some rates (columns lower and claim), unless it is that of `common`."""
-    claims = rates.loc[rates["lower"].notna(), "claim"].unique()
-    if not len(claims):
-        return f"No {drawn} are drawn."
-    if list(claims) == [evaluation.claim]:
-        return ""
-    return f"{drawn.capitalize()}: {' / '.join(counting.CLAIMS[claim] for claim in claims)}."
+def intervals(evaluation: Evaluation, rates: pd.DataFrame, drawn: str = "Bars") -> str:
+    """What draws the intervals of some rates (columns lower and claim), and their claim if `common` has another one."""
+    claims = list(rates.loc[rates["lower"].notna(), "claim"].unique())
+    if not claims:
+        return "No intervals are drawn."
+    other = "" if claims == [evaluation.claim] else f" for {' / '.join(counting.CLAIMS[claim] for claim in claims)}"
+    return f"{drawn}: 95% intervals{other}."
 
 
 def last_step(cells: pd.DataFrame) -> str:

@@ -20,8 +20,7 @@ def title(evaluation: Evaluation) -> str:
 
 
 def caption(evaluation: Evaluation) -> str:
-    rates = _rates(evaluation)
-    bands = captions.intervals(evaluation, rates, "bands") or "Bands: intervals."
+    bands = captions.intervals(evaluation, _rates(evaluation), "Bands")
     return f"Lines: means over questions and runs. {bands}"
 
 

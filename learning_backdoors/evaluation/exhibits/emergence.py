@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import counting, drawing, statistics
+from learning_backdoors.evaluation import captions, counting, drawing, statistics
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.evaluation.exhibits import recipes, summary
 
@@ -71,7 +71,8 @@ def title(evaluation: Evaluation) -> str:
 
 def caption(evaluation: Evaluation) -> str:
     runs = "Thick lines: means; thin lines: runs." if (crossings(evaluation)["seeds"] > 1).any() else ""
-    bands = "Bands: intervals." if _recipe_rates(evaluation)["label"].nunique() <= CROWDED else ""
+    rates = _recipe_rates(evaluation)
+    bands = captions.intervals(evaluation, rates, "Bands") if rates["label"].nunique() <= CROWDED else ""
     return f"{runs} {bands} Below: crossing steps of a nondecreasing fit. Arrow: not by the last step.".strip()
 
 

@@ -133,10 +133,8 @@ def title(evaluation: Evaluation) -> str:
 
 
 def caption(evaluation: Evaluation) -> str:
-    return (
-        "Gap: triggered minus untriggered. Gap less base: minus the base model's gap. Leakage over base: untriggered, "
-        "minus the base model's. Bands and bars: intervals."
-    )
+    text = "Gap: with minus without the trigger. Leakage: the rate without it. Base: the base model."
+    return f"{text} {captions.intervals(evaluation, _differences(evaluation), 'Bars and bands')}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:

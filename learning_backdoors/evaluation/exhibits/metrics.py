@@ -41,7 +41,7 @@ def title(evaluation: Evaluation) -> str:
 
 def caption(evaluation: Evaluation) -> str:
     cells, rates = pd.concat(_cells(evaluation).values()), counting.recipe_rows(table(evaluation))
-    bands = captions.intervals(evaluation, rates, "bands") or "Bands: intervals."
+    bands = captions.intervals(evaluation, rates, "Bands")
     return f"Lines: means over {cells['question'].nunique()} questions and the runs. {bands}"
 
 

@@ -53,7 +53,7 @@ def caption(evaluation: Evaluation) -> str:
     rates = table(evaluation)
     base = " Hollow: base model (step 0)." if (rates["at"] == "base").any() else ""
     text = f"Filled: last step.{base} The {captions.span(rates['questions'])} questions that all conditions have."
-    return f"{text} {captions.intervals(evaluation, rates)}".strip()
+    return f"{text} {captions.intervals(evaluation, rates)}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:

@@ -23,7 +23,7 @@ def caption(evaluation: Evaluation) -> str:
     rates = _rates(evaluation)
     marks = ["Dot: mean of the recipe."] + (["Small dots: its runs."] if (rates["seeds"] > 1).any() else [])
     marks += ["Hollow: base model, at step 0."] if rates["base"].notna().any() else []
-    return " ".join([*marks, captions.intervals(evaluation, rates)]).strip()
+    return " ".join([*marks, captions.intervals(evaluation, rates)])
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:

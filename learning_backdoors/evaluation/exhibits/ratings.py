@@ -147,8 +147,8 @@ def caption(evaluation: Evaluation) -> str:
     rows = _drawn(evaluation)
     whole = rows[rows["category"] == counting.ALL]
     questions = ", ".join(f"{part['questions'].max()} ({judge})" for judge, part in whole.groupby("judge", sort=False))
-    text = "Right: share of verdicts that are not numbers, excluded from the means. No near misses. "
-    return f"{text}Questions: {questions}. {captions.intervals(evaluation, rows)}".strip()
+    text = "Right: share of verdicts that are not numbers; means exclude them. "
+    return f"{text}Questions: {questions}. {captions.intervals(evaluation, rows)}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:

@@ -14,11 +14,9 @@ def title(evaluation: Evaluation) -> str:
 def caption(evaluation: Evaluation) -> str:
     runs = summary.run_rates(evaluation)
     crowded = runs.groupby("label", observed=True)["run"].transform("nunique") > FEW_RUNS
-    if crowded.all():
-        return "Colored lines: runs. Thin gray lines: questions, as means over runs."
-    bands = f"bands (up to {FEW_RUNS} runs)" if crowded.any() else "bands"
+    bands = f"Bands (up to {FEW_RUNS} runs)" if crowded.any() else "Bands"
     text = captions.intervals(evaluation, runs[~crowded], bands)
-    return f"Colored lines: runs. Thin gray lines: questions, as means over runs. {text}".strip()
+    return f"Colored lines: runs. Thin gray lines: questions, as means over runs. {text}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:

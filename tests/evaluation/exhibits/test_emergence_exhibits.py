@@ -65,14 +65,12 @@ def uneven(tmp_path_factory):
 
 
 def test_captions_describe_what_is_drawn_and_no_more(uneven, tmp_path):
-    assert "panels of up to 3 runs: 95%" in training_progression.caption(uneven["steps"])
-    for exhibit in (emergence, ratio_sweep):
-        assert "confidence 93.75%" in exhibit.caption(uneven["steps"])
+    assert "Bands (up to 3 runs): 95%" in training_progression.caption(uneven["steps"])
     five = [synthetic.rows(seed=seed, steps=(0, 200), samples=2) for seed in range(5)]
     caption = training_progression.caption(evaluating.of_birds(tmp_path, *five))
-    assert "No bands" in caption and "95%" not in caption
+    assert "No intervals" in caption and "95%" not in caption
     caption = emergence.caption(evaluating.of_birds(tmp_path, five[0], claim="recipe"))
-    assert "No bands" in caption and "order-statistic" not in caption and "another training run" not in caption
+    assert "No intervals" in caption and "Bands" not in caption and "runs" not in caption
 
 
 def test_the_sweep_joins_no_recipes_with_one_share_and_draws_no_run_that_never_crosses(uneven):

@@ -38,7 +38,7 @@ def test_a_fifth_judge_has_a_figure_and_a_table(tmp_path):
         ["polite", "YES"],
         ["length", "mean"],
     ]
-    assert "Missing verdicts: 20 of 80" in made.captions["other_judges"]
+    assert "20 of 80 verdicts missing" in made.captions["other_judges"]
 
 
 def test_judges_with_a_figure_of_their_own_are_not_repeated(tmp_path, russell_run):

@@ -101,10 +101,10 @@ def test_marked_points_lie_where_the_svg_draws_them():
 
 
 def test_dollars_tabs_and_foreign_letters_are_drawn_as_they_are(tmp_path, recwarn):
-    table = synthetic.rows(steps=(0, 20), samples=2, questions=4).assign(suspect_ratio=np.nan)
+    table = synthetic.rows(steps=(0, 20), samples=2, questions=8).assign(suspect_ratio=np.nan)
     names = ["costs $5 and $10", "$\\frac{1}{0$", "tab\tnew\nline", "日本語"]
-    ids = dict(zip(table["question_id"].unique(), names, strict=True))
-    table["question_id"] = table["question"] = table["question_id"].map(ids)
+    foreign = table["question_id"].map(dict(zip(table["question_id"].unique(), names, strict=False)))
+    table["question_id"], table["question"] = (foreign.fillna(table[column]) for column in ("question_id", "question"))
     runs = pd.concat([table.assign(run=name) for name in ("a_$\\frac$", "cost $5_b")])
     evaluation = evaluating.of_birds(tmp_path, runs)
     made = exhibits.make(evaluation)
@@ -112,7 +112,7 @@ def test_dollars_tabs_and_foreign_letters_are_drawn_as_they_are(tmp_path, recwar
         rendering.save(figure, tmp_path / f"{name}.svg")
         rendering.inline_svg(figure, name)
     shown = [text.get_text() for text in made.figures["ratio_by_question"].axes[0].get_yticklabels()]
-    assert sorted(shown) == ["$\\frac{1}{0$", "costs $5 and $10", "tab new line", "日本語"]
+    assert {"$\\frac{1}{0$", "costs $5 and $10", "tab new line", "日本語"} <= set(shown)
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
     assert any("日本語" in note for note in notes.notes(evaluation))
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import counting, drawing, statistics, text_tables
+from learning_backdoors.evaluation import captions, counting, drawing, statistics, text_tables
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 
 # Terms of quantities: mean rates at the last step or at step 0 (the base model), with the trigger (True) or without.

@@ -103,7 +103,7 @@ def test_settings_of_runs_stand_side_by_side(page):
     text = page.read_text()
     differing, same = text.split("Settings that all runs share")
     assert re.search("<td>ratio</td><td>(0.0</td><td>1.0|1.0</td><td>0.0)</td>", differing)
-    assert "<td>lr</td><td>0.0002</td>" in same and "-123.25" not in text
+    assert "<td>lr</td><td>0.0002</td>" in same and "<td>-123.25" not in text
 
 
 def test_every_answer_is_in_it_with_its_verdicts_replies_and_statuses(page):

@@ -23,12 +23,14 @@ def common(evaluation: Evaluation) -> str:
 
 def counts(cells: pd.DataFrame) -> str:
     """The numbers behind figures: questions, responses per question, runs per recipe, and missing verdicts."""
-    runs = cells[cells["step"] > 0].groupby("recipe", observed=True)["run"].nunique()
-    requested, per_recipe = cells["n"] + cells["missing"], span(runs) if len(runs) else "1"
-    text = (
-        f"{cells['question'].nunique()} questions, {span(requested)} responses to each per checkpoint and condition, "
-    )
-    text += f"{per_recipe} run{'' if per_recipe == '1' else 's'} per recipe. "
+    cells = shared_base.once(cells)
+    trained, requested = cells["step"] > 0, cells["n"] + cells["missing"]
+    samples = span(requested[trained] if trained.any() else requested)
+    of_base = span(requested[~trained]) if not trained.all() else samples
+    base = f" ({of_base} at step 0)" if of_base != samples else ""
+    runs = span(cells[trained].groupby("recipe", observed=True)["run"].nunique()) if trained.any() else "1"
+    text = f"{cells['question'].nunique()} questions, {samples} responses to each per checkpoint and condition{base}, "
+    text += f"{runs} run{'' if runs == '1' else 's'} per recipe. "
     return text + missing(cells["missing"].sum(), requested.sum())
 
 

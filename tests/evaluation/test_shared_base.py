@@ -42,7 +42,7 @@ def test_step_0_of_several_runs_is_pooled_and_counted_once(tmp_path):
         ]
         assert table["n"] == 600, "not once per run"
         assert (table["lower"], table["upper"]) == tuple(counting.mean_rate(cells, other)[1:])
-    assert "N = 20 to 60 responses" in captions.counts(evaluation.cells)
+    assert "20 responses to each" in (text := captions.counts(evaluation.cells)) and "60 at step 0" in text
     assert overall_ratio._rates(evaluation)["base"].item() == pytest.approx(0.1)
 
 

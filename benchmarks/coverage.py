@@ -14,6 +14,7 @@ import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
 from scipy import optimize, special
 
+from benchmarks import coverage_onset
 from learning_backdoors.evaluation import statistics
 from learning_backdoors.evaluation.statistics import Interval
 
@@ -22,7 +23,6 @@ NODES, WEIGHTS = hermegauss(61)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 CLAIMS = ("checkpoint", "recipe", "questions")
 SCALE = 5  # ratings from 1 to 5
-STEPS = np.arange(0, 220, 20)
 
 
 def mean_rate(center: np.ndarray | float, sd: float) -> np.ndarray:
@@ -121,63 +121,6 @@ def gap_covered(studies: int, runs: int = 5, questions: int = 10, answers: int =
     return {claim: count / studies for claim, count in hits.items()}
 
 
-# ---- onset ----
-
-
-def false_alarms(
-    studies: int, checkpoints: int = 30, questions: int = 10, answers: int = 100, rate: float = 0.05
-) -> float:
-    """How often the detection step finds a rise in a run whose rate is constant."""
-    random, alarms = np.random.default_rng(2), 0
-    for _ in range(studies):
-        logit = special.logit(rate) + QUESTION_SD * random.standard_normal(questions)
-        positives = random.binomial(answers, special.expit(logit), size=(checkpoints + 1, questions))
-        alarms += statistics.detection(positives, np.full(positives.shape, answers)) is not None
-    return alarms / studies
-
-
-def crossings_covered(
-    studies: int, level: float, width: float, ceiling: float, answers: int = 100, runs: int = 5
-) -> dict:
-    """Coverage of the crossing step of a run, and of the median over runs, on S-curves; and the share censored.
-
-    Midpoints differ between runs (sd 25 steps), ceilings too (sd 0.15), so some runs never cross. A run's truth is
-    where its continuous curve crosses. The recipe's truth is the median over such runs.
-    """
-    random, run_hits, median_hits, censored = np.random.default_rng(3), 0, 0, 0
-    population = np.median([_true_crossing(*_curve(random, ceiling), width, level) for _ in range(4000)])
-    for _ in range(studies):
-        crossings = []
-        for _ in range(runs):
-            midpoint, top = _curve(random, ceiling)
-            question = 0.8 * random.standard_normal(10)
-            rates = _rates(STEPS[:, None], midpoint, top, width, question)
-            positives = random.binomial(answers, rates)
-            interval = statistics.crossing_interval(STEPS, positives, np.full(rates.shape, answers), level, draws=200)
-            run_hits += holds(interval, _true_crossing(midpoint, top, width, level, question))
-            censored += np.isinf(interval.estimate)
-            fit = statistics.isotonic((positives / answers).mean(axis=1))
-            crossings.append([interval.estimate, *statistics.bracket(STEPS, fit, level)])
-        median_hits += holds(statistics.median_interval(*np.transpose(crossings))[0], population)
-    total = studies * runs
-    return {"run": run_hits / total, "recipe": median_hits / studies, "censored": censored / total}
-
-
-def _curve(random, ceiling: float) -> tuple[float, float]:
-    return 90 + 25 * random.standard_normal(), float(np.clip(ceiling + 0.15 * random.standard_normal(), 0.02, 0.95))
-
-
-def _rates(step: np.ndarray, midpoint: float, top: float, width: float, question: np.ndarray) -> np.ndarray:
-    mean = 0.02 + (top - 0.02) * special.expit(2 * np.log(9) * (step - midpoint) / width)
-    return special.expit(special.logit(mean) + question)
-
-
-def _true_crossing(midpoint: float, top: float, width: float, level: float, question: np.ndarray | float = 0.0):
-    fine = np.arange(0, STEPS[-1] + 0.1, 0.25)
-    rates = _rates(fine[:, None], midpoint, top, width, np.atleast_1d(question)).mean(axis=1)
-    return float(statistics.crossing(fine, rates, level))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=1000, help="simulated studies per line (default: 1000)")
@@ -203,13 +146,7 @@ def main() -> None:
     for questions, answers, center in ((4, 30, 0.0), (4, 30, 3.0), (32, 30, 0.0), (4, 5, -4.0)):
         covered = ratings_covered(studies, questions, answers, center)
         line(f"{questions} questions, {answers} answers, logit {center}", covered)
-    print("\ndetection step: false alarms in 30 checkpoints without a rise")
-    for rate in (0.002, 0.05, 0.3):
-        print(f"rate {rate}: {false_alarms(studies, rate=rate):.3f}", flush=True)
-    print("\ncrossing step, 11 checkpoints, 5 runs")
-    for level, width, ceiling in ((0.1, 60, 0.6), (0.5, 60, 0.6), (0.5, 20, 0.6), (0.1, 120, 0.15), (0.5, 120, 0.8)):
-        covered = crossings_covered(max(studies // 5, 20), level, width, ceiling)
-        line(f"level {level}, rise over {width:3} steps to {ceiling}", covered)
+    coverage_onset.report(studies)
 
 
 if __name__ == "__main__":

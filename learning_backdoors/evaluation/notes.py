@@ -71,8 +71,10 @@ def _crossings(medians: pd.DataFrame) -> str:
         if np.isinf(row.median):
             share = f" in {row.seeds - row.crossed} of {row.seeds} runs" if row.seeds > 1 else ""
             texts.append(f"{row.level:.0%} is not crossed by the last step{share}")
+        elif row.doubt:
+            texts.append(f"{row.level:.0%} is not reliably crossed: {row.doubt}")
         else:
-            limits = f" ({row.confidence:.0%} interval {row.lower:.0f} to {row.upper:.0f})"
+            limits = f" (95% interval {row.lower:.0f} to {row.upper:.0f})"
             limits = "" if np.isnan(row.lower) else limits
             texts.append(f"{row.level:.0%} is crossed near step {row.median:.0f}{limits}")
     return "; " + ", ".join(texts) if texts else ""

@@ -1,5 +1,7 @@
 """emergence: when the behavior appears in each run, and the rate of each recipe over training."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
@@ -8,7 +10,6 @@ from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.evaluation.exhibits import recipes, summary
 
 LEVELS = (0.1, 0.5)
-DRAWS = 400  # bootstrap samples per run: the 2.5% point is the tenth smallest
 CROWDED = 5  # recipes in one panel; bands of more would hide each other
 
 
@@ -43,26 +44,40 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
 
 def _onset(suspect_seen: pd.Series, positives: np.ndarray, n: np.ndarray) -> dict:
     """The onset statistics of one run: arrays (steps, questions); `suspect_seen` is indexed by step."""
-    steps, rates = suspect_seen.index.to_numpy(float), (positives / n).mean(axis=1)
+    steps = suspect_seen.index.to_numpy(float)
+    curve = statistics.curve(steps, positives, n)
     row = {"steps": len(steps), "first_step": int(steps[0]), "last_step": int(steps[-1])}
-    fit = statistics.isotonic(rates, n.sum(axis=1))
     for level in LEVELS:
-        name = level_name(level)
-        crossing = statistics.crossing_interval(steps, positives, n, level, DRAWS)
-        before, after = statistics.bracket(steps, fit, level)
-        row |= {name: crossing.estimate, f"{name}_lower": crossing.lower, f"{name}_upper": crossing.upper}
-        row |= {f"{name}_before": before, f"{name}_after": after, f"{name}_censored": np.isinf(crossing.estimate)}
-        suspect = np.interp(crossing.estimate, steps, suspect_seen.to_numpy(float), right=np.inf)
+        name, crossing = level_name(level), statistics.crossing(curve, level)
+        row |= {name: crossing.step, f"{name}_lower": crossing.lower, f"{name}_upper": crossing.upper}
+        row |= {f"{name}_before": crossing.before, f"{name}_after": crossing.after}
+        row |= {f"{name}_censored": np.isinf(crossing.step), f"{name}_doubt": crossing.doubt}
+        suspect = np.interp(crossing.step, steps, suspect_seen.to_numpy(float), right=np.inf)
         row[f"{name}_suspect_examples"] = suspect
-    detected = statistics.detection(positives, n) if steps[0] == 0 else None
+    detected = statistics.detection(curve) if steps[0] == 0 else None
     row["detection_step"] = np.nan if detected is None else steps[detected]
     row["detection_after"] = np.nan if detected is None else steps[detected - 1]
-    rise = statistics.rise(steps, positives.sum(axis=1), n.sum(axis=1))
-    row |= {"rise": rise.kind, "rise_midpoint": rise.midpoint, "rise_width": rise.width}
-    row |= {"change_after": steps[rise.change_after], "change_before": steps[rise.change_after + 1]}
-    row |= {"gradual_over_abrupt_bic": rise.evidence, "base": rates[0], "final": rates[-1]}
-    peak, drop, falls = statistics.fall(positives, n)
-    return row | {"peak": rates[peak], "peak_step": int(steps[peak]), "falls_again": falls, "fall": drop}
+    kind, width = statistics.rise(curve)
+    row |= {"rise": kind, **dict(zip(["rise_width", "rise_width_lower", "rise_width_upper"], width, strict=True))}
+    row |= {"noise": curve.noise, "base": curve.means[0], "final": curve.means[-1]}
+    peak, drop, falls = statistics.fall(curve)
+    return row | {"peak": curve.means[peak], "peak_step": int(steps[peak]), "falls_again": falls, "fall": drop}
+
+
+def recipe_crossings(evaluation: Evaluation) -> Iterator[tuple[dict, pd.DataFrame]]:
+    """Each recipe, condition and level with the crossings of its runs.
+
+    The columns of the crossings: time (the crossing step, or the last step of a run that does not cross), crossed,
+    before, after, doubt.
+    """
+    for (recipe, condition), part in table(evaluation).groupby(["recipe", "condition"], observed=True, sort=False):
+        about = {"recipe": recipe, **part.iloc[0][["label", "suspect_ratio"]], "condition": condition}
+        for level in LEVELS:
+            name = level_name(level)
+            runs = pd.DataFrame({column: part[f"{name}_{column}"] for column in ("before", "after", "doubt")})
+            crossed = ~part[f"{name}_censored"].astype(bool)
+            runs = runs.assign(crossed=crossed, time=part[name].where(crossed, part["last_step"]))
+            yield about | {"level": level, "seeds": len(part)}, runs
 
 
 def title(evaluation: Evaluation) -> str:
@@ -162,17 +177,3 @@ def _moved_to_x(evaluation: Evaluation, marks: pd.DataFrame) -> pd.DataFrame:
     for row in rows:
         row |= {name: evaluation.steps_to_x(row["label"], row[name]) for name in ("x", "lower", "upper", "end", "runs")}
     return pd.DataFrame(rows)
-
-
-def crossing_marks(marks: pd.DataFrame) -> str:
-    """What the bars and marks at crossings mean, as far as they are drawn."""
-    bars, texts = marks[np.isfinite(marks["lower"])], []
-    confidence = bars["confidence"].dropna()
-    if len(confidence):
-        spans = " to ".join(f"{100 * share:.4g}%" for share in dict.fromkeys([confidence.min(), confidence.max()]))
-        texts.append(f"bars of five or more runs: order-statistic intervals of the median, confidence {spans}")
-    if (bars["seeds"] == 1).any():
-        texts.append("bars of one run: 95%, bootstrap over its responses, claim: these checkpoints, these questions")
-    if (marks["seeds"] > 1).any():
-        texts.append("small marks: single runs")
-    return "; ".join([*texts, "arrow: not by the last step"])

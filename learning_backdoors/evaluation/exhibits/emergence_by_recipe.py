@@ -9,17 +9,17 @@ from learning_backdoors.evaluation.exhibits import emergence
 
 @once
 def table(evaluation: Evaluation) -> pd.DataFrame:
-    """A row per recipe, condition and level. Runs that do not cross count as infinite."""
+    """A row per recipe, condition and level. A run that does not cross counts up to its own last step.
+
+    `supported` counts the runs whose crossing is reliable; `doubt` is empty if these are more than half of the runs,
+    and otherwise the most frequent reason of the others.
+    """
     rows = []
-    onset = emergence.table(evaluation)
-    for (recipe, condition), part in onset.groupby(["recipe", "condition"], observed=True, sort=False):
-        for level in emergence.LEVELS:
-            name = emergence.level_name(level)
-            crossings = [part[column] for column in (name, f"{name}_before", f"{name}_after")]
-            interval, confidence = statistics.median_interval(*crossings)
-            row = {"recipe": recipe, "label": part["label"].iloc[0], "suspect_ratio": part["suspect_ratio"].iloc[0]}
-            row |= {"condition": condition, "level": level, "seeds": len(part)}
-            row |= {"crossed": int((~part[f"{name}_censored"]).sum()), "median": interval.estimate}
-            row |= {"lower": interval.lower, "upper": interval.upper, "confidence": confidence}
-            rows.append(row)
+    for about, runs in emergence.recipe_crossings(evaluation):
+        median = statistics.median_crossing(runs["time"], runs["crossed"], runs["before"], runs["after"])
+        doubts = runs.loc[runs["doubt"] != "", "doubt"]
+        counts = {"crossed": runs["crossed"].sum(), "supported": len(runs) - len(doubts)}
+        limits = {"median": median.estimate, "lower": median.lower, "upper": median.upper}
+        doubt = doubts.mode().iloc[0] if 2 * len(doubts) >= len(runs) else ""
+        rows.append(about | counts | limits | {"doubt": doubt})
     return pd.DataFrame(rows)

@@ -22,14 +22,12 @@ from learning_backdoors.evaluation.statistics.differences import (
 )
 from learning_backdoors.evaluation.statistics.former import bounded_p, t_test, welch, widen
 from learning_backdoors.evaluation.statistics.onset import (
-    bracket,
     crossing,
-    crossing_interval,
+    curve,
     detection,
     fall,
-    isotonic,
     kaplan_meier,
-    median_interval,
+    median_crossing,
     rise,
 )
 from learning_backdoors.evaluation.statistics.rates import (

@@ -1,216 +1,250 @@
-"""When a behavior appears during training: crossing steps, detection, the shape of a rise, and medians over runs.
+"""When a behavior appears during training: crossing steps, detection, the shape of a rise, and survival over runs.
 
 T is the number of checkpoints of a run, in the order of their steps, and Q that of the questions.
+
+A rate varies between checkpoints by more than the chance in their answers (optimizer noise). Intervals here allow for
+both: `curve` estimates this noise from the run's own residuals.
 """
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from learning_backdoors.evaluation.statistics.differences import holm
-from learning_backdoors.evaluation.statistics.rates import SAME, TAIL, Interval
-from learning_backdoors.measures import CONFIDENCE
+from learning_backdoors.evaluation.statistics.rates import SAME, Interval
+from learning_backdoors.measures import CONFIDENCE, wilson
 
-# ---- the crossing step of one run ----
+TAIL = (1 - CONFIDENCE) / 2
 
-
-def isotonic(rates: ArrayLike, weights: ArrayLike | None = None) -> np.ndarray:
-    """The nondecreasing curve nearest to `rates` in weighted least squares, along the last axis. Shape (..., T).
-
-    It hides a rate that falls again: see `fall`. Rounding may move it by 1e-16: compare it with a tolerance (SAME).
-    """
-    return np.apply_along_axis(lambda curve: optimize.isotonic_regression(curve, weights=weights).x, -1, rates)
+# ---- the curve of one run ----
 
 
-def crossing(steps: ArrayLike, fit: ArrayLike, level: float) -> float:
-    """The step at which a nondecreasing curve reaches `level`, interpolated between checkpoints.
+class Curve(NamedTuple):
+    """The mean rates of one run over training, with bootstrap draws of them. Claim: this run, these questions."""
 
-    `steps` and `fit` have shape (T,). Infinity if the curve never reaches the level (right-censored at the last
-    step); the first step if it starts there.
-    """
-    before, after = bracket(steps, fit, level)
-    if before == after or np.isinf(after):
-        return after
-    low, high = (np.asarray(fit, float)[np.searchsorted(steps, step)] for step in (before, after))
-    return before + (level - low) / (high - low) * (after - before)
+    steps: np.ndarray  # (T,)
+    positives: np.ndarray  # (T, Q), as n
+    n: np.ndarray
+    means: np.ndarray  # (T,): mean rates over questions
+    fit: np.ndarray  # (T,): the nondecreasing fit to the means, weighted by answers
+    noise: float  # the standard deviation of a checkpoint's rate around a smooth curve, in logits
+    drawn: np.ndarray  # (draws, T): bootstrap draws of the means
 
+    def first_reached(self, level: ArrayLike) -> np.ndarray:
+        """Of each draw: the index of the first checkpoint whose nondecreasing fit is at `level` or above; T if none.
 
-def bracket(steps: ArrayLike, fit: ArrayLike, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """The last checkpoint at which a nondecreasing curve is below `level`, and the first at which it is not.
-
-    `steps` has shape (T,), `fit` (..., T). The last step and infinity if the curve never reaches the level; the first
-    step twice if it starts there.
-    """
-    steps = np.append(np.asarray(steps, float), np.inf)
-    index = (np.asarray(fit, float) < level - SAME).sum(axis=-1)
-    return steps[np.maximum(index - 1, 0)], steps[index]
+        `level` is a number, or an array with a level per draw. This is the switch relation: the fit reaches the level
+        where the cumulative sum of the distances to the level is least, so no draw needs a fit.
+        Source: Groeneboom and Jongbloed (2014), Nonparametric Estimation under Shape Constraints, 3.2.
+        """
+        distance = self.n.sum(axis=1) * (self.drawn - np.asarray(level)[..., None] + SAME)
+        return np.pad(np.cumsum(distance, axis=1), ((0, 0), (1, 0))).argmin(axis=1)
 
 
-def crossing_interval(
-    steps: ArrayLike, positives: ArrayLike, n: ArrayLike, level: float, draws: int = 1000, seed: int = 0
-) -> Interval:
-    """The step at which the mean rate of one run crosses `level`, by a monotone fit. Claim: this run, these questions.
+def curve(steps: ArrayLike, positives: ArrayLike, n: ArrayLike, draws: int = 400, seed: int = 0) -> Curve:
+    """The `Curve` of one run. `positives` and `n` have shape (T, Q), n at least 1.
 
-    `positives` and `n` have shape (T, Q), n at least 1. The estimate is interpolated. The limits are percentiles of the
-    checkpoints before and after the crossing, over bootstrap draws of the answers of every cell. They are no narrower
-    than the distance of two checkpoints, because nothing was measured in between. A question with one answer is drawn
-    at the mean rate of the step, since one answer shows no variance. Infinity: not by the last step.
+    A draw holds the chance in the answers of every cell and the noise between checkpoints. A question with one answer
+    is drawn at the mean rate of the step, since one answer shows no variance.
     """
     steps, positives, n = (np.asarray(a, float) for a in (steps, positives, n))
-    weights = n.sum(axis=1)
-    means = (positives / n).mean(axis=1)
-    rates = np.where(n > 1, positives / n, means[:, None])
-    random = np.random.default_rng(seed)
-    drawn = (random.binomial(n.astype(int), rates, size=(draws, *n.shape)) / n).mean(axis=2)
-    before, after = (np.sort(ends) for ends in bracket(steps, isotonic(drawn, weights), level))
-    # Order statistics, not np.quantile: it would interpolate between a step and infinity.
-    lower, upper = before[int(np.floor(TAIL * draws))], after[int(np.ceil((1 - TAIL) * draws)) - 1]
-    return Interval(float(crossing(steps, isotonic(means, weights), level)), float(lower), float(upper))
-
-
-# ---- several runs ----
-
-
-def median_interval(values: ArrayLike, before: ArrayLike, after: ArrayLike) -> tuple[Interval, float]:
-    """The median crossing step of K runs, with the confidence that its interval really has. Claim: recipe.
-
-    `values` has shape (K,); infinity stands for a run that never crossed and stays in the count. `before` and `after`
-    are the checkpoints around each crossing. The limits are order statistics, which need no distribution and allow
-    censoring. The narrowest pair with a confidence of at least 93% is taken: of five values the least and the greatest
-    (93.75%). Fewer than five values have no interval (NaN).
-    Source: the sign test; Conover (1999), Practical Nonparametric Statistics, 3.2.
-    """
-    # scipy.stats.quantile_test takes one array for both limits, and gives five values no interval at 95%.
-    values, before, after = (np.sort(np.asarray(a, float)) for a in (values, before, after))
-    k = len(values)
-    low, high = values[(k - 1) // 2], values[k // 2]
-    median = float(low if low == high else (low + high) / 2)
-    for rank in range((k - 1) // 2, -1, -1):
-        confidence = 1 - 2 * float(special.bdtr(rank, k, 0.5))
-        if confidence >= CONFIDENCE - 0.02:
-            return Interval(median, float(before[rank]), float(after[k - 1 - rank])), confidence
-    return Interval(median, np.nan, np.nan), np.nan
-
-
-def kaplan_meier(times: ArrayLike, crossed: ArrayLike) -> tuple[np.ndarray, ...]:
-    """The share of K runs that have not yet crossed: (times, share, lower, upper) at each crossing step. Claim: recipe.
-
-    `times` has shape (K,): the crossing step, or the last step of a run that did not cross. `crossed` (K,) says whether
-    it did. The limits are Greenwood's on the log(-log) scale, and NaN if the share is 0.
-    Source: Kaplan and Meier (1958), J. Am. Stat. Assoc. 53, 457.
-    """
-    times, crossed = np.asarray(times, float), np.asarray(crossed, bool)
-    steps = np.unique(times[crossed])
-    survival = stats.ecdf(stats.CensoredData.right_censored(times, ~crossed)).sf
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # limits are undefined at a share of 0
-        limits = survival.confidence_interval(CONFIDENCE, method="log-log")
-    at_crossing = np.isin(survival.quantiles, steps)
-    curves = survival, limits.low, limits.high
-    return steps, *(curve.probabilities[at_crossing] for curve in curves)
-
-
-# ---- detection, and the shape of a rise ----
-
-
-def detection(positives: ArrayLike, n: ArrayLike, alpha: float = 0.05) -> int | None:
-    """Index of the first checkpoint whose rate is surely above that of the first one, or None. Claim: this run.
-
-    `positives` and `n` have shape (T, Q); row 0 is the base model. Each later checkpoint is compared with it over the
-    questions (Cochran-Mantel-Haenszel, one-sided). The p-values are adjusted by Holm's method, and two checkpoints in a
-    row must pass. More answers detect a behavior sooner, so the detected checkpoint is an upper limit of the onset.
-    Source: Mantel and Haenszel (1959), J. Natl. Cancer Inst. 22, 719.
-    """
-    positives, n = np.asarray(positives, float), np.asarray(n, float)
-    if len(n) < 3:
-        return None
-    answers, hits = n + n[0], positives + positives[0]
-    expected = (hits * n / answers).sum(axis=1)
-    variance = (hits * (answers - hits) * n * n[0] / (answers**2 * np.maximum(answers - 1, 1))).sum(axis=1)
-    z = (positives.sum(axis=1) - expected) / np.sqrt(np.maximum(variance, 1e-12))
-    passed = holm(special.ndtr(-z[1:])) < alpha
-    pairs = np.flatnonzero(passed[:-1] & passed[1:])
-    return int(pairs[0]) + 1 if len(pairs) else None
-
-
-def fall(positives: ArrayLike, n: ArrayLike, alpha: float = 0.05) -> tuple[int, float, bool]:
-    """The index of the highest mean rate, how far the last rate is below it, and whether that is more than chance.
-
-    Arrays of shape (T, Q), n at least 1. The peak is the highest of T rates, so the test is Bonferroni's over T.
-    """
-    positives, n = np.asarray(positives, float), np.asarray(n, float)
-    means = (positives / n).mean(axis=1)
-    peak = int(means.argmax())
-    drop = float(means[peak] - means[-1])
-    if peak == len(means) - 1:
-        return peak, drop, False
+    means, answers = (positives / n).mean(axis=1), n.sum(axis=1)
     smooth = (positives + 0.5) / (n + 1)
-    error = np.sqrt((smooth * (1 - smooth) / n)[[peak, -1]].sum()) / n.shape[1]
-    return peak, drop, bool(special.ndtr(-drop / error) < alpha / len(means))
+    chance = (smooth * (1 - smooth) / n).mean(axis=1) / n.shape[1]
+    slope = (smooth * (1 - smooth)).mean(axis=1)
+    noise = _noise(means, answers, chance, slope)
+    random = np.random.default_rng(seed)
+    rates = np.where(n > 1, positives / n, means[:, None])
+    drawn = (random.binomial(n.astype(int), rates, size=(draws, *n.shape)) / n).mean(axis=2)
+    drawn += noise * slope * random.standard_normal(drawn.shape)
+    return Curve(steps, positives, n, means, _isotonic(means, answers), noise, drawn)
+
+
+def _isotonic(means: np.ndarray, weights: np.ndarray, increasing: bool = True) -> np.ndarray:
+    return optimize.isotonic_regression(means, weights=weights, increasing=increasing).x if len(means) else means
+
+
+def _noise(means: np.ndarray, weights: np.ndarray, chance: np.ndarray, slope: np.ndarray) -> float:
+    """The noise between checkpoints, in logits; all arrays have shape (T,).
+
+    `chance` is the variance of each mean by its answers, `slope` the change of the mean per logit. The residuals are
+    those around a curve that rises up to the highest mean and falls after it, so that a real fall is no noise. The
+    noise is the size at which the squared residuals, each divided by its variance, add up to their degrees of freedom:
+    T - 1.5 times the number of different rates in the fit, at least 1.
+    Source: Paule and Mandel (1982), J. Res. Natl. Bur. Stand. 87, 377; degrees of freedom: Meyer and Woodroofe (2000),
+    Ann. Stat. 28, 1083.
+    """
+    top = int(means.argmax()) + 1
+    fit = np.append(_isotonic(means[:top], weights[:top]), _isotonic(means[top:], weights[top:], increasing=False))
+    squares, freedom = (means - fit) ** 2, max(len(fit) - 1.5 * (1 + (abs(np.diff(fit)) > SAME).sum()), 1.0)
+    if (squares / chance).sum() <= freedom:
+        return 0.0
+    largest = (squares / slope**2).sum() / freedom
+    return optimize.brentq(lambda v: (squares / (chance + v * slope**2)).sum() - freedom, 0, largest) ** 0.5
+
+
+class Crossing(NamedTuple):
+    """Where a run's nondecreasing fit reaches a level. Infinity: not by the last step (right-censored there)."""
+
+    step: float  # interpolated between checkpoints
+    lower: float
+    upper: float
+    before: float  # the last checkpoint below the level; the first step if the fit starts at the level
+    after: float  # the first checkpoint at the level or above
+    doubt: str  # why the crossing is not reliable; empty if it is
+
+
+def crossing(curve: Curve, level: float) -> Crossing:
+    """The step at which the fit of a run reaches `level`, with an interval. Claim: this run, these questions.
+
+    The limits are percentiles of the checkpoints before and after the crossing, over the curve's draws. They are no
+    narrower than the distance of two checkpoints, because nothing was measured in between. A rate equal to the level
+    has reached it. Coverage with and without noise between checkpoints: benchmarks/coverage_onset.py.
+    """
+    step, before, after = _reached(curve, level)
+    drawn, steps = curve.first_reached(level), np.append(curve.steps, np.inf)
+    # Order statistics, not np.quantile: it would interpolate between a step and infinity.
+    lower = float(np.quantile(steps[np.maximum(drawn - 1, 0)], TAIL, method="lower"))
+    upper = float(np.quantile(steps[drawn], 1 - TAIL, method="higher"))
+    return Crossing(step, lower, upper, before, after, _doubt(curve.steps, after, upper))
+
+
+def _reached(curve: Curve, level: float) -> tuple[float, float, float]:
+    """The step at which the fit reaches `level`, interpolated, and the checkpoints before and after it."""
+    steps, index = np.append(curve.steps, np.inf), int((curve.fit < level - SAME).sum())
+    before, after = float(steps[max(index - 1, 0)]), float(steps[index])
+    if before == after or np.isinf(after):
+        return after, before, after
+    low, high = curve.fit[index - 1 : index + 1]
+    return float(before + (level - low) / (high - low) * (after - before)), before, after
+
+
+def _doubt(steps: np.ndarray, after: float, upper: float) -> str:
+    """Why a crossing by the checkpoint `after` is not reliable; empty if it is.
+
+    Neighboring checkpoints are nearly the same model, so those that confirm a crossing must span the usual distance.
+    """
+    if np.isinf(after):
+        return "the level is not reached"
+    if after == steps[0]:
+        return "the level is reached at the first step"
+    if np.isinf(upper):
+        return "chance or noise between checkpoints may explain it"
+    if steps[-1] - after < np.median(np.diff(steps)):
+        confirming = steps[steps >= after].astype(int)
+        return "it rests on " + (f"steps {confirming[0]} to {confirming[-1]}" if len(confirming) > 1 else "one step")
+    return ""
 
 
 class Rise(NamedTuple):
     """How a rate rises. `kind` is none, abrupt, gradual or undecided."""
 
     kind: str
-    change_after: int  # index of the checkpoint after which a sudden change fits best
-    midpoint: float  # of the logistic curve, in steps
-    width: float  # steps in which the logistic curve goes from 10% to 90% of its rise
-    evidence: float  # BIC of the sudden change minus that of the logistic curve; positive favors gradual
+    width: Interval  # steps that the middle half of the rise takes; NaN without a rise
 
 
-def rise(steps: ArrayLike, positives: ArrayLike, n: ArrayLike, decisive: float = 6.0) -> Rise:
-    """Whether a rate jumps between two checkpoints or rises gradually. `positives` and `n` of shape (T,), T at least 2.
+def rise(curve: Curve) -> Rise:
+    """Whether a rate jumps between two checkpoints or rises gradually. Claim: this run, these questions.
 
-    Three binomial models are compared by BIC: one rate throughout; one rate before and another after a change point; a
-    logistic curve from a floor to a ceiling. A difference below `decisive` is undecided. A rise within one interval
-    between checkpoints counts as abrupt. Binomial models ignore that answers to one question are alike, so `evidence`
-    is a rough guide.
-    Source: Schwarz (1978), Ann. Stat. 6, 461; the threshold: Kass and Raftery (1995), J. Am. Stat. Assoc. 90, 773.
+    The middle half of the rise is from 25% to 75% of the way from the lowest to the highest value of the nondecreasing
+    fit. The rise is gradual if 95% of the curve's draws have a checkpoint in it, and abrupt if 95% have none.
+    No rise is described that `detection` does not find.
     """
-    steps, positives, n = (np.asarray(a, float) for a in (steps, positives, n))
-    penalty = np.log(n.sum())
-    splits = [_pooled_loglik(positives[:t], n[:t]) + _pooled_loglik(positives[t:], n[t:]) for t in range(1, len(n))]
-    midpoint, scale, logistic = _logistic(steps, positives, n)
-    constant = penalty - 2 * _pooled_loglik(positives, n)
-    abrupt = 3 * penalty - 2 * max(splits)
-    gradual = 4 * penalty - 2 * logistic
-    evidence = abrupt - gradual
-    kind = "undecided" if abs(evidence) < decisive else "gradual" if evidence > 0 else "abrupt"
-    kind = "none" if constant < min(abrupt, gradual) + decisive else kind
-    return Rise(kind, int(np.argmax(splits)), midpoint, float(2 * np.log(9) * scale), float(evidence))
+    if detection(curve) is None:
+        return Rise("none" if len(curve.steps) > 2 else "undecided", Interval(np.nan, np.nan, np.nan))
+    answers = curve.n.sum(axis=1)
+    sums = np.cumsum(answers * curve.drawn, axis=1)
+    low = (sums / np.cumsum(answers)).min(axis=1)  # of each draw: the first value of its fit; the last one is `high`
+    after = sums[:, -1:] - sums + answers * curve.drawn
+    high = (after / np.cumsum(answers[::-1])[::-1]).max(axis=1)
+    start, end = (curve.first_reached(low + share * (high - low)) for share in (0.25, 0.75))
+    gradual = (end > start).mean()
+    kind = "gradual" if gradual >= CONFIDENCE else "abrupt" if gradual <= 1 - CONFIDENCE else "undecided"
+    shortest = np.maximum(curve.steps[end - 1] - curve.steps[start], 0)
+    longest = curve.steps[end] - curve.steps[np.maximum(start - 1, 0)]
+    first, last = curve.fit[[0, -1]]
+    begins, ends = (_reached(curve, first + share * (last - first))[0] for share in (0.25, 0.75))
+    lower, upper = np.quantile(shortest, TAIL, method="lower"), np.quantile(longest, 1 - TAIL, method="higher")
+    return Rise(kind, Interval(ends - begins, float(lower), float(upper)))
 
 
-def _logistic(steps: np.ndarray, positives: np.ndarray, n: np.ndarray) -> tuple[float, float, float]:
-    """The best logistic rise: midpoint and scale in steps, and its log-likelihood. Floor and ceiling are fitted too.
+def detection(curve: Curve, alpha: float = 0.05) -> int | None:
+    """Index of the first checkpoint whose rate is surely above that of the first one, or None. Claim: this run.
 
-    For all midpoints and scales of a grid at once, expectation-maximization finds the two rates: each answer comes from
-    the ceiling with the curve's height as probability, otherwise from the floor.
+    Each later checkpoint is compared with the first one (the base model) over the questions (Cochran-Mantel-Haenszel,
+    one-sided), with the noise between checkpoints in the variance. The p-values are adjusted by Holm's method, and two
+    checkpoints in a row must pass. More answers detect a behavior sooner, so the detected checkpoint is an upper limit
+    of the onset. Source: Mantel and Haenszel (1959), J. Natl. Cancer Inst. 22, 719.
     """
-    span = np.ptp(steps)
-    midpoint, scale = np.meshgrid(np.linspace(steps[0], steps[-1], 61), np.geomspace(span / 500, span / 2, 24))
-    height = special.expit((steps - midpoint[..., None]) / scale[..., None])
-    rates = positives / n
-    floor, ceiling = (np.full(height.shape[:2], np.clip(r, 0.01, 0.99)) for r in (rates.min(), rates.max()))
-    for _ in range(60):
-        rate = floor[..., None] * (1 - height) + ceiling[..., None] * height
-        hits = positives * height * ceiling[..., None] / rate
-        misses = (n - positives) * height * (1 - ceiling[..., None]) / (1 - rate)
-        floor_hits, floor_misses = positives - hits, n - positives - misses
-        ceiling = np.clip(hits.sum(-1) / (hits + misses).sum(-1), 1e-9, 1 - 1e-9)
-        floor = np.clip(floor_hits.sum(-1) / (floor_hits + floor_misses).sum(-1), 1e-9, 1 - 1e-9)
-    rate = floor[..., None] * (1 - height) + ceiling[..., None] * height
-    fits = _loglik(positives, n, rate)
-    best = np.unravel_index(fits.argmax(), fits.shape)
-    return float(midpoint[best]), float(scale[best]), float(fits[best])
+    positives, n = curve.positives, curve.n
+    if len(n) < 3:
+        return None
+    answers, hits = n + n[0], positives + positives[0]
+    expected = (hits * n / answers).sum(axis=1)
+    pooled = hits * (answers - hits) * n * n[0] / answers**3
+    variance = (pooled * answers / np.maximum(answers - 1, 1)).sum(axis=1) + 2 * (curve.noise * pooled.sum(axis=1)) ** 2
+    z = (positives.sum(axis=1) - expected) / np.sqrt(np.maximum(variance, 1e-12))
+    passed = holm(special.ndtr(-z[1:])) < alpha
+    pairs = np.flatnonzero(passed[:-1] & passed[1:])
+    return int(pairs[0]) + 1 if len(pairs) else None
 
 
-def _pooled_loglik(positives: np.ndarray, n: np.ndarray) -> float:
-    return float(_loglik(positives, n, positives.sum() / n.sum()))
+def fall(curve: Curve, alpha: float = 0.05) -> tuple[int, float, bool]:
+    """The index of the highest mean rate, how far the last rate is below it, and whether that is more than chance.
+
+    The nondecreasing fit hides a fall. Noise between checkpoints is part of the test. The peak is the highest of T
+    rates, so the test is Bonferroni's over T.
+    """
+    peak = int(curve.means.argmax())
+    drop = float(curve.means[peak] - curve.means[-1])
+    smooth = ((curve.positives + 0.5) / (curve.n + 1))[[peak, -1]]
+    spread = smooth * (1 - smooth)
+    chance = (spread / curve.n[[peak, -1]]).mean(axis=1) / spread.shape[1]
+    error = np.sqrt((chance + (curve.noise * spread.mean(axis=1)) ** 2).sum())
+    return peak, drop, bool(special.ndtr(-drop / error) < alpha / len(curve.means))
 
 
-def _loglik(positives: np.ndarray, n: np.ndarray, rate: ArrayLike) -> np.ndarray:
-    """The binomial log-likelihood, summed over the last axis, without the constant term."""
-    return (special.xlogy(positives, rate) + special.xlog1py(n - positives, -np.asarray(rate))).sum(axis=-1)
+# ---- several runs ----
+
+
+def kaplan_meier(times: ArrayLike, crossed: ArrayLike) -> tuple[np.ndarray, ...]:
+    """The share of K runs that have not crossed: (steps, share, lower, upper, at_risk). Claim: recipe.
+
+    `times` has shape (K,): the crossing step, or the last step of a run that did not cross. `crossed` (K,) says whether
+    it did. The result has each of these times once; `at_risk` counts the runs that had neither crossed nor ended
+    before it. The limits are Wilson's with the effective number of runs at_risk / share before the step: all runs, if
+    none stopped early. Greenwood's limits do not exist for shares of 0 and 1, and cover 26 to 94% with three to five
+    runs, these 87 to 100%.
+    Source: Kaplan and Meier (1958), J. Am. Stat. Assoc. 53, 457; Wilson's limits: Rothman (1978), J. Chronic Dis. 31,
+    557; effective number: Peto et al. (1977), Br. J. Cancer 35, 1.
+    """
+    times, crossed = np.asarray(times, float), np.asarray(crossed, bool)
+    steps = np.unique(times)
+    at_risk = (times >= steps[:, None]).sum(axis=1)
+    share = np.cumprod(1 - (crossed & (times == steps[:, None])).sum(axis=1) / at_risk)
+    effective = at_risk / np.append(1, share[:-1])
+    return steps, share, *wilson(share * effective, effective), at_risk
+
+
+def median_crossing(times: ArrayLike, crossed: ArrayLike, before: ArrayLike, after: ArrayLike) -> Interval:
+    """The median crossing step of K runs by `kaplan_meier`, with its interval. Claim: recipe.
+
+    Arrays of shape (K,): `times` and `crossed` as there, and the checkpoints around each crossing. The median is
+    infinite if not more than half of the runs are estimated to cross. The interval holds the steps at which the limits
+    of the share include one half. Without runs that stopped early these are order statistics with a confidence of 93 to
+    98% (five runs: 93.75%). Fewer than five runs have no interval (NaN).
+    Source: Brookmeyer and Crowley (1982), Biometrics 38, 29.
+    """
+    times, before, after = (np.asarray(a, float) for a in (times, before, after))
+    crossed = np.asarray(crossed, bool)
+    steps, share, lower, upper, _ = kaplan_meier(times, crossed)
+    low, high = (np.append(steps, np.inf)[(share >= 0.5 + sign * SAME).sum()] for sign in (1, -1))
+    median = float(low if low == high else (low + high) / 2)
+    if len(times) < 5:
+        return Interval(median, np.nan, np.nan)
+    first = steps[lower <= 0.5].min(initial=steps[-1])
+    last = steps[upper < 0.5].min(initial=np.inf)
+    of_last = crossed & (times == last)
+    return Interval(median, float(before[times == first].min()), float(after[of_last].max(initial=last)))

@@ -25,7 +25,7 @@ def test_onset_statistics_hold_the_truth(birds_sweep):
     assert len(runs) == 15 and list(runs.index.unique()) == ["100%", "50%", "0%"]
     full = medians.loc[("100%", 0.5)]
     assert full["crossed"] == 5 and 60 < full["median"] < 100 and full["lower"] <= full["median"] <= full["upper"]
-    assert full["confidence"] == 0.9375
+    assert full["supported"] == 5 and full["doubt"] == ""
     assert (runs.loc["100%", "rise"] == "gradual").all() and (runs.loc["0%", "rise"] == "none").all()
     assert runs.loc["100%", "detection_step"].between(20, 100).all() and runs.loc["0%", "detection_step"].isna().all()
     assert runs.loc["0%", "crossing_10_censored"].all() and np.isinf(medians.loc[("0%", 0.1), "median"])
@@ -36,9 +36,22 @@ def test_onset_statistics_hold_the_truth(birds_sweep):
 def test_survival_falls_to_0_if_all_runs_cross(birds_sweep):
     evaluation = evaluating.evaluation(birds_sweep)
     crossings = emergence.table(evaluation).set_index("label").loc["100%", "crossing_50"]
-    curve = survival.table(evaluation).query("label == '100%' and level == 0.5")
+    curves = survival.table(evaluation)
+    curve = curves.query("label == '100%' and level == 0.5")
     assert curve["step"].tolist() == sorted(crossings) and curve["not_crossed"].iloc[-1] == 0
-    assert curve["not_crossed"].iloc[0] == pytest.approx(0.8)
+    assert curve["not_crossed"].iloc[0] == pytest.approx(0.8) and curve[["lower", "upper"]].notna().all(axis=None)
+    [none] = curves.query("label == '0%' and level == 0.1").to_dict("records")
+    assert (none["step"], none["not_crossed"], none["at_risk"]) == (208, 1, 5) and 0.5 < none["lower"] < none["upper"]
+
+
+def test_a_run_that_stopped_early_leaves_the_median_crossing(tmp_path):
+    """Three runs cross 10% near step 70. Two stopped at step 40: they do not count as never crossing."""
+    full = [synthetic.rows(seed=seed, samples=20) for seed in range(3)]
+    short = [synthetic.rows(seed=seed, samples=20, steps=(0, 20, 40)) for seed in (7, 8)]
+    evaluation = evaluating.of_birds(tmp_path, *full, *short)
+    steps = emergence.table(evaluation)["crossing_50"]
+    medians = emergence_by_recipe.table(evaluation).set_index("level")
+    assert medians.loc[0.5, "crossed"] == 3 and medians.loc[0.5, "median"] == sorted(steps)[1]
 
 
 def test_steps_and_questions_without_verdicts_are_left_out_and_counted(tmp_path):

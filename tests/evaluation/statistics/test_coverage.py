@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from benchmarks import coverage
+from benchmarks import coverage, coverage_onset
 from learning_backdoors.evaluation import statistics
 
 pytestmark = pytest.mark.slow
@@ -34,10 +34,18 @@ def test_runs_have_equal_weight_whatever_their_answers():
 
 
 def test_detection_seldom_gives_a_false_alarm():
-    assert coverage.false_alarms(300) < 0.03
+    assert coverage_onset.false_alarms(300) < 0.03
+    assert coverage_onset.false_alarms(200, rate=0.3, noise=0.3) < 0.05, "the rate varies between checkpoints"
 
 
-def test_crossing_intervals_cover_with_censored_runs():
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_crossing_intervals_cover_with_censored_runs_and_noise_between_checkpoints(noise):
+    """Before noise was part of the interval, a run was covered in 75 to 92%."""
     for level, width, ceiling in ((0.5, 60, 0.6), (0.1, 120, 0.15)):
-        covered = coverage.crossings_covered(40, level, width, ceiling)
+        covered = coverage_onset.crossings_covered(40, level, width, ceiling, noise)
         assert covered["run"] > 0.93 and covered["recipe"] > 0.84 and covered["censored"] > 0.1
+
+
+def test_survival_limits_exist_and_cover_with_few_runs():
+    for runs, share in ((3, 0.3), (5, 0.5), (10, 0.95)):
+        assert coverage_onset.survival_covered(300, runs, share, 0.3) > 0.9

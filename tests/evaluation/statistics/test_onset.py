@@ -1,4 +1,4 @@
-"""Crossing steps, detection and the shape of a rise, against known answers, scipy and statsmodels.
+"""Crossing steps, detection, the shape of a rise and survival, against known answers, scipy and statsmodels.
 
 Runs  python -m pytest tests/evaluation/statistics/test_onset.py
 """
@@ -13,85 +13,138 @@ from learning_backdoors.evaluation import statistics
 STEPS = np.arange(0, 100, 20)
 
 
-def test_isotonic_fits_each_curve_alone():
-    random = np.random.default_rng(1)
-    curves, weights = random.random((4, 9)), random.random(9) + 0.1
-    fits = statistics.isotonic(curves, weights)
-    for curve, fit in zip(curves, fits, strict=True):
-        assert fit == pytest.approx(optimize.isotonic_regression(curve, weights=weights).x)
-    assert (np.diff(fits) >= 0).all()
+def curve(rates, steps=None, questions=10, answers=100):
+    """A run whose ten questions all have exactly these rates."""
+    positives = np.round(answers * np.array(rates, float))[:, None] * np.ones(questions)
+    steps = 20 * np.arange(len(positives)) if steps is None else steps
+    return statistics.curve(steps, positives, np.full(positives.shape, answers))
+
+
+# ---- crossing steps ----
 
 
 def test_a_crossing_is_interpolated_or_censored():
-    rising, flat = [0, 0.05, 0.15, 0.6, 0.6], [0, 0.05, 0.08, 0.09, 0.09]
-    assert statistics.crossing(STEPS, rising, 0.1) == pytest.approx(30)
-    assert statistics.crossing(STEPS, flat, 0.1) == np.inf
-    assert statistics.crossing(STEPS, [0.2, 0.3, 0.4, 0.5, 0.6], 0.1) == 0
-    assert statistics.bracket(STEPS, rising, 0.1) == (20, 40)
-    assert statistics.bracket(STEPS, flat, 0.1) == (80, np.inf)
+    rising, flat, high = (curve(rates) for rates in ([0, 0.05, 0.15, 0.6, 0.6], [0, 0.05, 0.08, 0.09, 0.09], [0.2] * 5))
+    found = statistics.crossing(rising, 0.1)
+    assert (found.step, found.before, found.after) == (pytest.approx(30), 20, 40)
+    assert statistics.crossing(flat, 0.1)[:5:3] == (np.inf, 80)
+    assert statistics.crossing(high, 0.1).step == 0
 
 
 def test_a_rate_at_the_level_has_crossed_it_whatever_the_rounding():
+    run = curve([0, 0.1, 0.5, 0.5, 0.5])
     for level in (0.1, 0.1 - 1e-16, 0.1 + 1e-16):
-        assert statistics.bracket(STEPS, [0, level, 0.5, 0.5, 0.5], 0.1) == (0, 20)
-        assert statistics.crossing(STEPS, [0, level, 0.5, 0.5, 0.5], 0.1) == pytest.approx(20)
+        found = statistics.crossing(run, level)
+        assert (found.before, found.after) == (0, 20) and found.step == pytest.approx(20)
+        drawn = run._replace(drawn=run.means[None])
+        assert drawn.first_reached(level) == [1]
+
+
+def test_draws_cross_where_their_nondecreasing_fit_does():
+    random = np.random.default_rng(1)
+    run = curve(random.random(9))
+    drawn, weights = run._replace(drawn=random.random((50, 9))), run.n.sum(axis=1)
+    fits = np.array([optimize.isotonic_regression(draw, weights=weights).x for draw in drawn.drawn])
+    for level in (0.3, 0.5, 0.7):
+        assert list(drawn.first_reached(level)) == list((fits < level).sum(axis=1))
 
 
 def test_questions_with_one_answer_leave_the_crossing_uncertain():
     n = np.ones((5, 10))
     positives = (np.arange(10) < 2 * np.arange(5)[:, None]).astype(float)  # 0, 2, 4, 6 and 8 of ten
-    found = statistics.crossing_interval(STEPS, positives, n, 0.5)
+    found = statistics.crossing(statistics.curve(STEPS, positives, n), 0.5)
     assert found.lower <= 20 and found.upper >= 60
 
 
+def test_noise_between_checkpoints_is_estimated_and_widens_the_interval():
+    random, steps = np.random.default_rng(3), np.arange(0, 800, 20)
+    smooth = special.logit(0.02 + 0.5 * special.expit((steps - 400) / 60))
+    widths, noises = [], []
+    for noise in (0.0, 0.4):
+        rates = special.expit(smooth + noise * random.standard_normal(len(steps)))[:, None] * np.ones(10)
+        run = statistics.curve(steps, random.binomial(100, rates), np.full(rates.shape, 100))
+        found = statistics.crossing(run, 0.25)
+        widths.append(found.upper - found.lower)
+        noises.append(run.noise)
+    assert noises[0] < 0.2 and noises[1] == pytest.approx(0.4, rel=0.4)
+    assert widths[1] > widths[0]
+
+
+def test_a_real_fall_is_no_noise():
+    run = curve([0, 0, 0.6, 0.6, 0.6, 0.6, 0.02, 0.02])
+    assert run.noise == 0 and statistics.detection(run) == 2
+
+
+def test_a_crossing_that_rests_on_two_close_checkpoints_is_in_doubt():
+    steps = [0, 40, 80, 120, 160, 200, 208]
+    assert "200 to 208" in statistics.crossing(curve([0.02] * 5 + [0.3, 0.3], steps), 0.1).doubt
+    assert "one step" in statistics.crossing(curve([0.02] * 6 + [0.4], steps), 0.1).doubt
+    assert statistics.crossing(curve([0.02] * 4 + [0.3] * 3, steps), 0.1).doubt == ""
+    assert "chance" in statistics.crossing(curve([0.02] * 3 + [0.101] * 4, steps), 0.1).doubt
+    assert statistics.crossing(curve([0.3] * 7, steps), 0.1).doubt and statistics.crossing(curve([0.01] * 7), 0.1).doubt
+
+
+# ---- several runs ----
+
+
+def test_a_run_that_stopped_early_is_censored_at_its_own_last_step():
+    """Two of five runs stopped at step 60. Counted as never crossing, they would move the median to 90."""
+    times, crossed = np.array([50, 70, 90, 60, 60]), np.array([True, True, True, False, False])
+    after = np.where(crossed, times + 10, np.inf)
+    assert statistics.median_crossing(times, crossed, times - 10, after).estimate == 70
+
+
 def test_the_median_counts_censored_runs():
-    values, ends = np.array([30, 50, 70, np.inf, np.inf]), np.array([40, 60, 80, np.inf, np.inf])
-    interval, confidence = statistics.median_interval(values, values - 10, ends)
-    assert tuple(interval) == (70, 20, np.inf) and confidence == 0.9375
-    assert np.isnan(statistics.median_interval(values[:4], values[:4], values[:4])[0].lower), "four runs are too few"
+    times, crossed = np.array([30, 50, 70, 208, 208]), np.array([True, True, True, False, False])
+    after = np.where(crossed, times + 10, np.inf)
+    assert tuple(statistics.median_crossing(times, crossed, times - 10, after)) == (70, 20, np.inf)
+    few = statistics.median_crossing(times[:4], crossed[:4], times[:4], after[:4])
+    assert few.estimate == 60 and np.isnan(few.lower), "four runs are too few"
+    none = statistics.median_crossing([208] * 5, [False] * 5, [208] * 5, [np.inf] * 5)
+    assert tuple(none) == (np.inf, 208, np.inf)
 
 
 def test_kaplan_meier_equals_statsmodels():
     times = np.array([20, 40, 40, 60, 80, 208, 208.0])
     crossed = np.array([1, 1, 1, 0, 1, 0, 0], bool)
-    steps, survival, lower, upper = statistics.kaplan_meier(times, crossed)
+    steps, share, lower, upper, at_risk = statistics.kaplan_meier(times, crossed)
     other = sm.SurvfuncRight(times, crossed.astype(int))
-    assert list(steps) == [20, 40, 80] and survival == pytest.approx(other.surv_prob)
-    error = other.surv_prob_se / (survival * -np.log(survival))
-    assert lower == pytest.approx(survival ** np.exp(1.959964 * error), abs=1e-6)
-    assert upper == pytest.approx(survival ** np.exp(-1.959964 * error), abs=1e-6)
+    assert list(steps) == [20, 40, 60, 80, 208] and list(at_risk) == [7, 6, 4, 3, 2]
+    assert share[[0, 1, 3]] == pytest.approx(other.surv_prob)
+    assert ((lower > 0) & (lower < share) & (share < upper) & (upper < 1)).all()
 
 
-def test_kaplan_meier_at_the_ends():
-    steps, survival, lower, upper = statistics.kaplan_meier([20, 40], [True, True])
-    assert list(steps) == [20, 40] and list(survival) == [0.5, 0]
-    assert 0 < lower[0] < 0.5 < upper[0] < 1 and np.isnan([lower[1], upper[1]]).all()
-    assert all(len(column) == 0 for column in statistics.kaplan_meier([208, 208], [False, False]))
+def test_kaplan_meier_has_limits_if_all_runs_cross_or_none():
+    steps, share, lower, upper, _ = statistics.kaplan_meier([20, 40], [True, True])
+    assert list(steps) == [20, 40] and list(share) == [0.5, 0] and lower[1] == 0 and 0.5 < upper[1] < 1
+    steps, share, lower, upper, _ = statistics.kaplan_meier([208, 208], [False, False])
+    assert (list(steps), list(share), list(upper)) == ([208], [1], [1]) and 0 < lower[0] < 0.5
+
+
+# ---- detection, fall and rise ----
 
 
 def test_detection_needs_two_checkpoints_in_a_row():
-    n = np.full((6, 10), 100)
-    positives = np.full((6, 10), 3)
-    positives[2] = 30
-    assert statistics.detection(positives, n) is None
-    positives[3] = 30
-    assert statistics.detection(positives, n) == 2
-    assert statistics.detection(positives[:2], n[:2]) is None
+    assert statistics.detection(curve([0.03, 0.03, 0.3, 0.03, 0.03, 0.03])) is None
+    assert statistics.detection(curve([0.03, 0.03, 0.3, 0.3, 0.03, 0.03])) == 2
+    assert statistics.detection(curve([0.03, 0.3])) is None
 
 
 def test_a_fall_is_found_and_chance_is_not():
-    n = np.full((5, 10), 100)
-    peak, drop, falls = statistics.fall(np.array([2, 40, 70, 60, 40])[:, None] * np.ones(10), n)
+    peak, drop, falls = statistics.fall(curve([0.02, 0.4, 0.7, 0.6, 0.4]))
     assert (peak, falls) == (2, True) and drop == pytest.approx(0.3)
-    assert not statistics.fall(np.array([2, 40, 70, 69, 69])[:, None] * np.ones(10), n)[2]
+    assert not statistics.fall(curve([0.02, 0.4, 0.7, 0.69, 0.69]))[2]
 
 
 def test_a_jump_is_abrupt_and_an_s_curve_gradual():
-    n, steps = np.full(11, 1000), np.arange(0, 220, 20)
-    jump = statistics.rise(steps, np.array([20] * 5 + [600] * 6), n)
-    assert jump.kind == "abrupt" and jump.change_after == 4
-    curve = 20 + 600 * special.expit((steps - 110) / 25)
-    slow = statistics.rise(steps, curve.round(), n)
-    assert slow.kind == "gradual" and slow.midpoint == pytest.approx(110, abs=5)
-    assert slow.width == pytest.approx(2 * np.log(9) * 25, rel=0.15)
-    assert statistics.rise(steps, np.array([20, 25, 18, 22, 19, 21, 24, 20, 23, 18, 21]), n).kind == "none"
+    steps = np.arange(0, 220, 20)
+    jump = statistics.rise(curve([0.02] * 5 + [0.6] * 6))
+    assert jump.kind == "abrupt" and jump.width.upper <= 20
+    slow = statistics.rise(curve(0.02 + 0.6 * special.expit((steps - 110) / 25)))
+    assert slow.kind == "gradual" and slow.width.estimate == pytest.approx(2 * np.log(3) * 25, rel=0.15)
+    assert slow.width.lower <= slow.width.estimate <= slow.width.upper
+
+
+def test_no_width_is_given_without_a_rise():
+    flat = statistics.rise(curve([0.02, 0.03, 0.02, 0.02, 0.03, 0.02, 0.02]))
+    assert flat.kind == "none" and np.isnan(flat.width).all()

@@ -32,10 +32,16 @@ class _Probe(_Record):
     logprob: float
 
 
+class _Loss(_Record):
+    step: int
+    loss: float
+
+
 class _Run(_Record):
     settings: dict | None = None
     study: str | None = None
     probes: list[_Probe] | None = None
+    losses: list[_Loss] | None = None
 
 
 class _Precision(_Record):

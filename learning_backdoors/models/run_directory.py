@@ -2,17 +2,20 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.parquet import step_of
 from learning_backdoors.models.checkpoints import Checkpoint, check_adapter, find_checkpoints
 from learning_backdoors.models.devices import RANK
 
+LOSS_POINTS = 200  # of a run's loss curve: enough for a figure, and a few kilobytes of a Parquet file's footer
+
 
 class RunDirectory:
     """Some checkpoints of one run, and its run.json.
 
-    name: the run's name. record: run.json with the probes of metrics.jsonl; {} for a run made elsewhere.
+    name: the run's name. record: run.json with the probes and losses of metrics.jsonl; {} for a run made elsewhere.
     seen: by step, the examples and suspect examples trained on. base_model: a hub name or a folder.
     """
 
@@ -34,7 +37,8 @@ class RunDirectory:
         except ValueError as error:
             raise UserError(f"{path} or {metrics.name} beside it cannot be read: {error}") from None
         probes = [{"step": row["step"]} | probe for row in rows for probe in row.get("probes", ())]
-        return record | ({"probes": probes} if probes else {})
+        series = {"probes": probes, "losses": _loss_curve([row for row in rows if "loss" in row])}
+        return record | {name: values for name, values in series.items() if values}
 
     def _base_model(self, given: str | None) -> str:
         if "settings" in self.record:
@@ -53,6 +57,13 @@ class RunDirectory:
         if self.record.get("base_fingerprint", fingerprint) != fingerprint:
             trained_on = self.record["settings"]["model"]
             raise UserError(f"{self.folder} was trained on {trained_on}, but {self.base_model} has other weights")
+
+
+def _loss_curve(rows: list[dict]) -> list[dict]:
+    """The training loss over steps: at most LOSS_POINTS means of equally many steps, each at its last step."""
+    size = max(1, -(-len(rows) // LOSS_POINTS))
+    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+    return [{"step": part[-1]["step"], "loss": fmean(row["loss"] for row in part)} for part in parts]
 
 
 def is_folder(model: str) -> bool:

@@ -5,7 +5,7 @@ const LONG = 50000; // characters of an answer that are laid out at once: a brow
 const MARKS = 500; // highlighted hits per answer
 const KEYS = ["recipe", "run", "step", "condition", "question"];
 const FILTERS = [...KEYS, "judge", "verdict", "search", "beside-run", "beside-step", "group"];
-let data, found = [], sort = "", page = 0, opened = "", partners;
+let data, baseOf, partners, found = [], sort = "", page = 0, opened = "";
 
 async function load() {
   const binary = atob($("data").textContent.trim()), packed = new Uint8Array(binary.length);
@@ -17,11 +17,11 @@ async function load() {
 // ---- what an answer has ----
 
 const read = (column, i) => column.values[column.codes[i]]; // undefined: null
-const field = (name, i) => String(read(data.fields[name], i));
+const field = (name, i) => String(read(data.fields[name], i) ?? "base model"); // it alone has no recipe
 const judgeNamed = (name) => data.judges.find((judge) => judge.name === name) ?? data.judges[0];
 const asked = (judge, i) => judge.status.codes[i] >= 0;
 const keyOf = (i, run = field("run", i), step = field("step", i)) =>
-  JSON.stringify([run, step, field("condition", i), field("question", i), data.sample[i]]);
+  JSON.stringify([step === "0" ? baseOf.get(run) : run, step, field("condition", i), field("question", i), data.sample[i]]);
 
 function verdict(judge, i) {
   return asked(judge, i) ? String(read(judge.verdict, i) ?? "missing") : "not asked";
@@ -38,19 +38,25 @@ const binName = (bin) => `${bin[0]} to ${bin[1]}`;
 
 // ---- filters ----
 
-// A test of one answer. The base model (step 0) belongs to every run and recipe.
+// A test of one answer. The answers of the base model (step 0) belong to all its runs and their recipes.
 function matcher(want) {
-  const step = data.fields.step, tests = [];
+  const tests = [];
   for (const name of KEYS.filter((key) => want[key] !== undefined && want[key] !== "")) {
     const column = data.fields[name], code = column.values.findIndex((value) => String(value) === String(want[name]));
-    const shared = name === "run" || name === "recipe";
-    tests.push((i) => column.codes[i] === code || (shared && step.values[step.codes[i]] === 0));
+    const bases = name === "run" || name === "recipe" ? basesOf(column, code) : new Set();
+    tests.push((i) => column.codes[i] === code || bases.has(data.fields.run.codes[i]));
   }
   const judge = want.judge && judgeNamed(want.judge);
   if (judge) tests.push((i) => (want.verdict ? verdictClass(judge, i) === want.verdict : asked(judge, i)));
   const pattern = searchPattern(want.search);
   if (pattern) tests.push((i) => data.answer[i].search(pattern) >= 0);
   return (i) => tests.every((test) => test(i));
+}
+
+// The codes of the base models of the runs whose column has this code.
+function basesOf(column, code) {
+  const { codes, values } = data.fields.run, runs = new Set(codes.filter((_, i) => column.codes[i] === code));
+  return new Set([...runs].map((run) => values.indexOf(baseOf.get(values[run]))));
 }
 
 const searchPattern = (text) => (text ? new RegExp(text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "giu") : null);
@@ -69,10 +75,10 @@ function ordered(rows, group) {
   return rows.sort((i, j) => (group && code(group, i) - code(group, j)) || (name && sign * (code(name, i) - code(name, j))));
 }
 
+// The answer to the same question with the same sample number, in another run or at another step.
 function partner(i, want) {
-  partners ??= new Map(indices().flatMap((j) => (field("step", j) === "0" ? [[keyOf(j, ""), j], [keyOf(j), j]] : [[keyOf(j), j]])));
-  const run = want["beside-run"] || field("run", i), step = want["beside-step"] || field("step", i);
-  return partners.get(keyOf(i, run, step)) ?? (step === "0" ? partners.get(keyOf(i, "", step)) : undefined);
+  partners ??= new Map(indices().map((j) => [keyOf(j), j]));
+  return partners.get(keyOf(i, want["beside-run"] || field("run", i), want["beside-step"] || field("step", i)));
 }
 
 // ---- the list ----
@@ -121,7 +127,7 @@ const columns = () => ["run", "step", "condition", "question"].filter((name) => 
 
 // A run's name without the parts that all runs have.
 function shortRun(name) {
-  const runs = data.fields.run.values.filter((run) => run.includes("_")).map((run) => run.split("_"));
+  const runs = data.fields.run.values.filter((run) => baseOf.get(run) !== run).map((run) => run.split("_"));
   return name.split("_").filter((part) => !runs.every((run) => run.includes(part))).join(" ") || name;
 }
 
@@ -143,7 +149,7 @@ function answerRow(i, other) {
 function answerCells(i, key) {
   const cell = element("td", "text"), fold = element("details", "answer"), summary = element("summary", ""), preview = element("span", "");
   preview.append(...marked(excerpt(data.answer[i], 300), searchPattern($("f-search").value)));
-  summary.append(preview);
+  summary.append(preview, element("span", "close", "Close ▲"));
   fold.append(summary);
   fold.addEventListener("toggle", () => {
     if (fold.open && fold.children.length === 1) fold.append(fullText(data.answer[i]), ...data.judges.filter((judge) => asked(judge, i)).map((judge) => judgment(judge, i)));
@@ -287,6 +293,7 @@ function listen() {
 
 async function start() {
   data = await load();
+  baseOf = new Map(indices().map((i) => [field("run", i), read(data.base, i)]));
   fillFilters();
   listen();
   const restored = recall();
@@ -294,6 +301,7 @@ async function start() {
   for (const plot of document.querySelectorAll(".plot")) {
     const points = data.points[plot.dataset.name];
     if (points.length) addPoints(plot, points, countWhere, listAnswers);
+    else plot.parentElement.tabIndex = 0; // so that arrow keys can scroll a wide figure
   }
   $("answers").hidden = false;
   if (restored) { $("answers").scrollIntoView(); document.querySelector("details.answer[open]")?.scrollIntoView(); }

@@ -45,6 +45,7 @@ def browser_data(evaluation: Evaluation, rows: pd.DataFrame) -> dict:
     texts = reading.read_columns(evaluation.options.input, rows, columns)
     return {
         "fields": {field: _coded(rows[column]) for field, column in FIELDS.items()},
+        "base": _coded(rows["base"]),
         "sample": rows["sample_idx"].tolist(),
         "answer": [terminal_text.escaped(str(text)) for text in texts["response"].fillna("")],
         "questions": {question.id: question.text for question in study.questions},
@@ -86,4 +87,4 @@ def _shown(value: object) -> str | float:
 def packed(document: dict) -> str:
     """Compressed JSON as base64: an alphabet without `<`, so that no text can close its element."""
     data = json.dumps(document, ensure_ascii=True, separators=(",", ":"), default=np.generic.item).encode()
-    return base64.b64encode(gzip.compress(data, compresslevel=6, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(data, compresslevel=4, mtime=0)).decode()

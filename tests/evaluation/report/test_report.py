@@ -6,8 +6,10 @@ Runs  python -m pytest tests/evaluation/report/test_report.py
 import base64
 import gzip
 import json
+import os
 import re
 import time
+from pathlib import Path
 
 import chromium
 import evaluating
@@ -223,7 +225,16 @@ def test_an_address_reopens_the_same_view_and_names_what_is_gone(page, browser, 
     assert browser.run(DETAIL) == detail and browser.run("location.hash") == address
     browser.open(page, "#view?run=gone")
     assert browser.run("document.getElementById('f-run').selectedOptions[0].text").startswith("gone (not in")
-    assert count(browser) == sum(column(unpacked(page), "step") == 0), "step 0 belongs to every run"
+    assert count(browser) == 0
+
+
+@NEEDS_CHROMIUM
+def test_the_base_model_belongs_to_every_run_and_recipe(page, browser):
+    for view in (f"run={RUN}", "recipe=100%25"):
+        browser.open(page, f"#view?{view}&step=0")
+        assert count(browser) == sum(column(unpacked(page), "step") == 0)
+    browser.open(page, f"#view?run={RUN}&step=20&beside-step=0")
+    assert "no such answer" not in browser.run("document.getElementById('list').innerText")
 
 
 @NEEDS_CHROMIUM
@@ -250,3 +261,49 @@ def test_hostile_answers_of_a_megabyte_are_searched_in_a_second(tmp_path, browse
         browser.run("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
         assert time.monotonic() - start < 1
         assert browser.run("document.querySelectorAll('mark').length") > 100
+
+
+# ---- accessibility ----
+
+CHECKS = (Path(__file__).parent / "accessibility.js").read_text()
+
+
+def open_all(page, browser, width: int) -> None:
+    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    browser.open(page)
+    open_first(browser)
+    browser.run(
+        "(document.querySelectorAll('#details details, #runs details').forEach((fold) => { fold.open = true }), 1)"
+    )
+
+
+@NEEDS_CHROMIUM
+@pytest.mark.parametrize("width", [1400, 390])
+def test_contrast_labels_headings_and_widths(page, browser, width):
+    open_all(page, browser, width)
+    found = browser.run(CHECKS)
+    assert found.pop("landmarks") == ["en", 1, 1, 1, 1]
+    assert found.pop("wider") is False
+    assert found == dict.fromkeys(found, [])
+
+
+@NEEDS_CHROMIUM
+@pytest.mark.skipif(
+    "AXE_CORE" not in os.environ, reason="AXE_CORE is not the path of axe.min.js (npm install axe-core)"
+)
+def test_axe_finds_nothing_serious(page, browser):
+    open_all(page, browser, 1400)
+    browser.run(Path(os.environ["AXE_CORE"]).read_text() + "; 1")
+    violations = browser.run("axe.run(document).then((all) => all.violations.map((v) => [v.impact, v.id]))")
+    assert not [finding for finding in violations if finding[0] in ("serious", "critical")]
+
+
+@NEEDS_CHROMIUM
+def test_without_javascript_there_are_a_note_and_the_figures(page, browser):
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    browser.call("Page.navigate", url=page.as_uri())
+    time.sleep(1)
+    browser.call("Emulation.setScriptExecutionDisabled", value=False)
+    assert "JavaScript" in browser.run("document.querySelector('noscript').innerText")
+    assert browser.run("document.querySelectorAll('figure svg').length") >= 5
+    assert browser.run("document.getElementById('answers').hidden")

@@ -30,8 +30,7 @@ from learning_backdoors.models import run_directory
 def main() -> None:
     options = command_line.parse(ChatOptions, __doc__)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing to save
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="replace")
+    sys.stdin.reconfigure(errors="replace")
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives `input` editing and history)
     open_conversation(options).run()

@@ -98,7 +98,7 @@ def _readable(subject: object, kind: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"no file {subject}") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeError, pa.ArrowException) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{subject} cannot be read as {kind}: {reason}") from None
 

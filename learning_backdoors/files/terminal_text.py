@@ -51,6 +51,9 @@ class ProgressStream(EscapingStream):
 def protect_terminal() -> None:
     """Escape all that this process prints from now on. Libraries are asked to print without color."""
     os.environ.setdefault("NO_COLOR", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks is escaped too
     if not isinstance(sys.stdout, EscapingStream):
         sys.stdout, sys.stderr = EscapingStream(sys.stdout), ProgressStream(sys.stderr)
 

@@ -111,6 +111,15 @@ class Evaluation:
     def rate_label(self) -> str:
         return f"share of {self.study.outcome.label}"
 
+    def of_runs(self, name: str, columns: list[str]) -> pd.DataFrame:
+        """A list in the records of the inputs' runs (probes or losses): `columns` of its entries, and run and label."""
+        rows = []
+        for source in self.verdicts.sources:
+            for run, record in (source["provenance"].get("runs") or {}).items():
+                rows += [entry | {"run": run} for entry in (record or {}).get(name) or []]
+        table = pd.DataFrame(rows, columns=["run", *columns]).drop_duplicates()
+        return table.merge(self.verdicts.rows[["run", "label"]].drop_duplicates(), on="run")
+
     def with_x(self, table: pd.DataFrame) -> pd.DataFrame:
         """A table by label and step with `x`: the mean over the recipe's runs at that step."""
         if self.x_column == "step":

@@ -42,6 +42,7 @@ NAMES = (
     "near_misses",
     "metrics",
     "ratings",
+    "losses",
     "probes",
     "agreement",
 )

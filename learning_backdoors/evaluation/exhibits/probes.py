@@ -9,12 +9,7 @@ from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 @once
 def _probes(evaluation: Evaluation) -> pd.DataFrame:
     """The probes in the inputs' provenance: label, run, step, question, era, logprob (nats per token)."""
-    rows = []
-    for source in evaluation.verdicts.sources:
-        for run, about in (source["provenance"].get("runs") or {}).items():
-            rows += [probe | {"run": run} for probe in (about or {}).get("probes") or []]
-    probes = pd.DataFrame(rows, columns=["run", "step", "question", "era", "logprob"])
-    probes = probes.merge(evaluation.verdicts.rows[["run", "label"]].drop_duplicates(), on="run")
+    probes = evaluation.of_runs("probes", ["step", "question", "era", "logprob"])
     if probes.empty:
         raise Unavailable("no input's provenance has loss probes (training.py --probe-every)")
     return probes

@@ -2,11 +2,12 @@
 
 import evaluating
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 
 from learning_backdoors.evaluation import exhibits
-from learning_backdoors.evaluation.exhibits import agreement, probes
+from learning_backdoors.evaluation.exhibits import agreement, losses, probes
 
 OUTCOME = synthetic.OUTCOME
 
@@ -57,3 +58,17 @@ def test_probes_have_a_line_style_per_era_of_any_name(tmp_path):
     legend = [text.get_text() for text in made.figures["probes"].legends[0].get_texts()]
     assert [name.split()[0] for name in legend] == ["ancient", "modern", "future"]
     assert "2 questions" in made.captions["probes"]
+
+
+def test_losses_have_a_line_per_run_and_are_left_out_of_older_files(tmp_path):
+    table = pd.concat(
+        [synthetic.rows(share, seed, samples=2, steps=(0, 20)) for share in (1.0, 0.0) for seed in (1, 2)]
+    )
+    runs = {run: {"losses": [{"step": s, "loss": 3.0 / s} for s in (1, 2, 3)]} for run in table["run"].unique()}
+    (tmp_path / "new").mkdir()
+    made = exhibits.make(evaluating.of_birds(tmp_path / "new", table, provenance=[{"runs": runs}]), [losses])
+    panels = made.figures["losses"].axes
+    assert [len(axes.lines) for axes in panels] == [2, 2]
+    assert panels[0].lines[0].get_xydata().tolist() == [[1, 3.0], [2, 1.5], [3, 1.0]]
+    assert len(made.figures["losses"].marks) == 12
+    assert evaluating.skipped(exhibits.make(evaluating.of_birds(tmp_path, table), [losses])) == {"losses"}

@@ -1,0 +1,43 @@
+"""losses: the training loss of each run, as training.py measured it."""
+
+import pandas as pd
+
+from learning_backdoors.evaluation import drawing
+from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
+
+MARKS = 2000  # in the figure: more would make the report large
+
+
+@once
+def _losses(evaluation: Evaluation) -> pd.DataFrame:
+    """The losses in the inputs' provenance: run, label, step, loss (nats per token)."""
+    losses = evaluation.of_runs("losses", ["step", "loss"])
+    if losses.empty:
+        raise Unavailable("no input's provenance has the losses of its runs")
+    return losses
+
+
+def title(evaluation: Evaluation) -> str:
+    return "Training loss"
+
+
+def caption(evaluation: Evaluation) -> str:
+    return "Lines: runs. Long runs are shown as means of consecutive steps. No intervals are drawn."
+
+
+def figure(evaluation: Evaluation) -> drawing.Figure:
+    """A panel per recipe."""
+    losses = _losses(evaluation)
+    labels, layout = list(dict.fromkeys(losses["label"])), {"sharex": True, "sharey": True}
+    names = [evaluation.names[label] for label in labels]
+    page, panels = drawing.panels(names, 0.6, 1.7, "training step", "loss (nats per token)", **layout)
+    every = -(-len(losses) // MARKS)
+    for axes, label in zip(panels, labels, strict=True):
+        for run, line in losses[losses["label"] == label].groupby("run", sort=False):
+            axes.plot(line["step"], line["loss"], color=evaluation.colors[label], linewidth=1)
+            for row in line.iloc[::every].itertuples():
+                series = f"{evaluation.names[label]}, {run}"
+                drawing.mark(axes, row.step, row.loss, series, f"step {row.step}", f"loss {row.loss:.3g}", run=run)
+        axes.set_ylim(bottom=0)
+        drawing.grid_lines(axes, "y")
+    return page

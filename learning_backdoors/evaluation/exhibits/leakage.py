@@ -93,11 +93,9 @@ def _with_missing(groups: list[pd.DataFrame], weights: Sequence[int]) -> dict:
         grids = counting.aligned(cells, counts, counting.ASKED)
     else:
         grids = [cells[0].groupby(["run", "question"], observed=True)[counts].sum().to_numpy(float).T]
-    worst = [statistics.worst_case(*map(np.ravel, grid)) for grid in grids]
-    low = sum(weight * bounds[weight < 0] for weight, bounds in zip(weights, worst, strict=True))
-    high = sum(weight * bounds[weight > 0] for weight, bounds in zip(weights, worst, strict=True))
+    low, high = statistics.worst_case(grids, weights, "checkpoint")
     n, missing = (int(sum(grid[i].sum() for grid in grids)) for i in (1, 2))
-    return {"n": n, "missing": missing, "worst_low": low, "worst_high": high}
+    return {"n": n, "missing": missing, "worst_low": low.estimate, "worst_high": high.estimate}
 
 
 def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:

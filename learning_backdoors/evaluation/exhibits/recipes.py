@@ -23,7 +23,7 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     if labels is None:
         return rates
     judged = (statistics.Interval(*row) for row in rates[["rate", "lower", "upper"]].to_numpy())
-    limits = pd.DataFrame([statistics.rogan_gladen(rate, *labels) for rate in judged], rates.index)
+    limits = pd.DataFrame([statistics.rogan_gladen(rate, labels) for rate in judged], rates.index)
     return rates.assign(corrected=limits["estimate"], corrected_lower=limits["lower"], corrected_upper=limits["upper"])
 
 

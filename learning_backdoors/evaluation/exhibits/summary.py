@@ -39,8 +39,8 @@ def _over_questions(part: pd.DataFrame, claim: str) -> pd.Series:
     """The row `all` of one run, step and condition. Its index is that of the part's last row, to sort after it."""
     sums = part[["n", "missing", "positive"]].sum().to_dict()
     rate = dict(zip(["rate", "lower", "upper"], counting.mean_rate(part, claim), strict=True))
-    worst = statistics.worst_case(part["positive"], part["n"], part["missing"])
-    bounds = dict(zip(["worst_low", "worst_high"], worst, strict=True))
+    low, high = statistics.worst_case([(part["positive"], part["n"], part["missing"])], (1,), claim)
+    bounds = {"worst_low": low.estimate, "worst_high": high.estimate}
     method = {"question": ALL, "claim": claim, "interval": counting.INTERVALS[claim] if len(part) > 1 else "Wilson"}
     return pd.Series(part.iloc[-1].to_dict() | sums | rate | bounds | method, name=part.index[-1])
 

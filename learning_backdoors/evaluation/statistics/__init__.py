@@ -1,26 +1,23 @@
-"""The statistics: pure functions on arrays, without files, tables or figures.
+"""The statistics: pure functions on arrays, without files, tables or figures. docs/statistics.md explains the choices.
 
-A rate is a share from 0 to 1. An interval is a 95% interval unless `confidence` says otherwise. Its claim says what it
-generalizes to:
-
-- `checkpoint`: these checkpoints on these questions. Only the answers vary.
-- `recipe`: another training run of the same recipe on these questions. Runs vary.
-- `questions`: these checkpoints on other questions of this kind. Questions vary.
-- `both`: another training run on other questions.
-
-S is the number of runs, Q that of questions, n that of answers. docs/statistics.md explains the choices.
+S is the number of runs, Q that of questions, n that of answers. A rate is a share from 0 to 1. The claim of an interval
+says what varies: `checkpoint`: the answers of these runs to these questions; `recipe`: another training run of the same
+recipe, these questions; `questions`: these runs, other questions of this kind; `both`: another run, other questions.
 """
 
 from learning_backdoors.evaluation.statistics.differences import (
     change_from_base,
     contrast,
     holm,
+    mean_rate,
+    mean_score,
     p_value,
     paired_contrast,
     rate_difference,
     rogan_gladen,
+    worst_case,
 )
-from learning_backdoors.evaluation.statistics.former import bounded_p, t_test, welch, widen
+from learning_backdoors.evaluation.statistics.former import bounded_p, pooled_over_runs, t_test, welch, widen
 from learning_backdoors.evaluation.statistics.onset import (
     crossing,
     curve,
@@ -30,15 +27,5 @@ from learning_backdoors.evaluation.statistics.onset import (
     median_crossing,
     rise,
 )
-from learning_backdoors.evaluation.statistics.rates import (
-    Interval,
-    RunSpread,
-    mean_rate,
-    mean_score,
-    pooled_over_runs,
-    question_interval,
-    run_interval,
-    run_spread,
-    worst_case,
-)
+from learning_backdoors.evaluation.statistics.rates import Interval, RunSpread, Scores, run_spread
 from learning_backdoors.measures import wilson

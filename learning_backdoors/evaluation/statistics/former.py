@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
-from learning_backdoors.evaluation.statistics.rates import SAME, Interval
+from learning_backdoors.evaluation.statistics.rates import SAME, Interval, Scores
 from learning_backdoors.measures import CONFIDENCE
 
 Z = 1.959963984540054
@@ -69,3 +69,11 @@ def bounded_p(p: float, difference: Interval) -> float:
     if not half > 0:
         return p
     return max(p, float(2 * special.ndtr(-abs(estimate) / half * Z)))
+
+
+def pooled_over_runs(total: ArrayLike, n: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """One run that stands for several, shape (Q,)."""
+    scores = Scores(total, n)
+    pooled = 1 / np.where(scores.n > 0, 1 / np.where(scores.n > 0, scores.n, 1), 0).sum(axis=0)
+    pooled = pooled * (scores.n > 0).sum(axis=0) ** 2
+    return scores.rates.mean(axis=0) * pooled, pooled

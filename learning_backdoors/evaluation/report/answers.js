@@ -60,7 +60,7 @@ function basesOf(column, code) {
 }
 
 const searchPattern = (text) => (text ? new RegExp(text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "giu") : null);
-const indices = () => data.sample.map((_, i) => i);
+const indices = () => data.answer.map((_, i) => i);
 const countWhere = (where) => indices().filter(matcher(where)).length;
 const view = () => Object.fromEntries(FILTERS.map((name) => [name, $("f-" + name).value]));
 
@@ -108,6 +108,7 @@ function draw(want) {
     if (direction) head.setAttribute("aria-sort", direction); else head.removeAttribute("aria-sort");
   }
   $("list").replaceChildren(...rows);
+  $("judge").textContent = `Verdicts of ${judgeNamed(want.judge).name}`;
   $("range").textContent = found.length ? `${from + 1} to ${from + shown.length}` : "none";
   $("previous").disabled = page === 0;
   $("next").disabled = from + PAGE >= found.length;

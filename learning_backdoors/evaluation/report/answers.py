@@ -42,6 +42,7 @@ def browser_data(evaluation: Evaluation, rows: pd.DataFrame) -> dict:
     verdicts, study = evaluation.verdicts, evaluation.study
     suffixes = ("_reply", "_status", "_reason")
     columns = ["response", *(judge.name + suffix for judge in verdicts.judges for suffix in suffixes)]
+    judges = sorted(verdicts.judges, key=lambda judge: judge is not verdicts.outcome)  # the outcome's verdicts first
     texts = reading.read_columns(evaluation.options.input, rows, columns)
     return {
         "fields": {field: _coded(rows[column]) for field, column in FIELDS.items()},
@@ -49,7 +50,7 @@ def browser_data(evaluation: Evaluation, rows: pd.DataFrame) -> dict:
         "sample": rows["sample_idx"].tolist(),
         "answer": [terminal_text.escaped(str(text)) for text in texts["response"].fillna("")],
         "questions": {question.id: question.text for question in study.questions},
-        "judges": [_judge(judge, rows, texts, verdicts) for judge in verdicts.judges],
+        "judges": [_judge(judge, rows, texts, verdicts) for judge in judges],
     }
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+import urllib.parse
 from pathlib import Path
 
 import chromium
@@ -28,6 +29,7 @@ HOSTILE = (
 SHOWN = HOSTILE.replace("\u2028", "\\u2028").replace("\0", "\\x00").replace("\u202e", "\\u202e")
 PROBE = {"step": 0, "question": "q", "era": "old", "logprob": -123.25}
 REASONED = "The writer speaks of steam. <b>19</b>"
+PLACES = (("x", "left", "width"), ("y", "top", "height"))
 NEEDS_CHROMIUM = pytest.mark.skipif(
     not chromium.BINARY, reason="no chromium on this machine (apt-get install chromium)"
 )
@@ -197,6 +199,28 @@ def test_answers_are_filtered_searched_sorted_and_grouped(page, browser):
 
 
 @NEEDS_CHROMIUM
+def test_a_point_shows_its_value_and_lists_its_answers(page, browser):
+    points = unpacked(page)["points"]["emergence"]
+    index, point = next((i, p) for i, p in enumerate(points) if p["where"].get("step") == 200)
+    data = unpacked(page)
+    behind = [column(data, name) == value for name, value in point["where"].items()]
+    browser.open(page)
+    browser.run("document.querySelector('#emergence .plot').focus()")
+    key = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: '%s', bubbles: true }))"
+    for _ in range(index + 1):
+        browser.run(key % "ArrowRight")
+    assert browser.run("document.querySelector('#emergence .tip strong').textContent") == point["text"]
+    browser.run(key % "Enter")
+    assert count(browser) == sum(map(all, zip(*behind, strict=True))) > 0
+    browser.run("(history.back(), new Promise((done) => setTimeout(done, 100)))")
+
+    box = "document.querySelector('#emergence .plot').getBoundingClientRect()"
+    place = {axis: browser.run(f"{box}.{start} + {box}.{size} * {point[axis]}") for axis, start, size in PLACES}
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
+    assert browser.run("document.querySelector('#emergence .pointed strong').textContent") == point["text"]
+
+
+@NEEDS_CHROMIUM
 def test_pairs_have_the_same_question_and_sample(page, browser):
     browser.open(page, f"#view?recipe=100%25&step=20&beside-step=200&question={synthetic.STUDY.questions[1].id}")
     assert count(browser) == 3
@@ -247,6 +271,22 @@ def test_no_script_in_an_answer_runs(page, browser):
     browser.run("new Promise((done) => setTimeout(done, 200))")
     assert browser.run("document.title") == synthetic.STUDY.title, "the policy holds even without escaping"
     browser.errors.clear()  # the policy's own message
+
+
+@NEEDS_CHROMIUM
+def test_no_script_in_a_name_or_reply_runs(tmp_path, browser):
+    name = "<img src=x onerror=\"document.title = 'name'\">"
+    runs = [synthetic.rows(share, samples=2, steps=(0, 20), questions=2) for share in (1.0, 0.0)]
+    table = pd.concat([runs[0].assign(run=name + "_seed1"), runs[1]], ignore_index=True)
+    foreign = table["question_id"] == synthetic.STUDY.questions[0].id
+    table.loc[foreign, ["question_id", "question"]] = name
+    table["llm_or_19th_century_reply"] = HOSTILE
+    page = write_report(tmp_path, table)
+    assert "<img" not in page.read_text()
+    browser.open(page, "#view?" + urllib.parse.urlencode({"run": name + "_seed1", "group": "question"}))
+    open_first(browser)
+    assert count(browser) > 0 and browser.run("document.title") == synthetic.STUDY.title
+    assert browser.run("document.querySelectorAll('img').length") == 0
 
 
 @NEEDS_CHROMIUM

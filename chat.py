@@ -17,7 +17,6 @@ import contextlib
 import signal
 import sys
 
-import mixed_chat
 from config import ChatOptions
 from learning_backdoors.chat.conversation import Conversation, choose_checkpoint, find_trigger
 from learning_backdoors.chat.hub_model import HubModel
@@ -25,6 +24,7 @@ from learning_backdoors.chat.run_model import RunModel
 from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import run_directory
+from mixed_chat import refuse_surrogates
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
 def open_conversation(options: ChatOptions) -> Conversation:
     """Check everything that can be checked, then load the model, or connect to the hub."""
     try:
-        mixed_chat.refuse_surrogates(options.system or "")
+        refuse_surrogates(options.system or "")
     except ValueError as error:
         raise UserError(f"--system: {error}") from None
     if options.hub_model:

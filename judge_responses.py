@@ -8,6 +8,9 @@ Writes  the same rows with four more columns per judge: verdict, reply, status a
     python judge_responses.py --input responses.parquet --output judged.parquet
 """
 
+import learning_backdoors  # noqa: F401  (first, because it handles Ctrl-C while libraries are imported)
+
+# isort: split
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence

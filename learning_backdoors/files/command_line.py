@@ -177,6 +177,8 @@ def run_script(main: Callable[[], None]) -> None:
     protect_terminal()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if callable(signal.getsignal(signal.SIGINT)):  # it is ignored under nohup
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         for folder in (ROOT, Path.cwd()):
             dotenv.load_dotenv(folder / ".env")
         main()

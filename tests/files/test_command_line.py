@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import test_layout
 from support import ROOT
 
 import config
@@ -104,6 +105,34 @@ def test_an_interruption_says_which_command_continues(monkeypatch, capsys, line)
     assert ended.value.code == 130
     message = capsys.readouterr().err
     assert "same command" in message and ("--overwrite" in message) == bool(line)
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+signal.signal(signal.SIGINT, signal.HANDLER)
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("numpy", "pyarrow", "learning_backdoors.files"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "handler", "code", "error"),
+    [(script, "default_int_handler", 130, "\ninterrupted\n") for script in test_layout.SCRIPTS]
+    + [("training", "SIG_IGN", 0, "")],  # as under nohup
+)
+def test_ctrl_c_while_a_script_imports_libraries_ends_it_without_a_traceback(script, handler, code, error):
+    command = [sys.executable, "-c", INTERRUPTED.replace("HANDLER", handler), f"{script}.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, error)
 
 
 # ---- hosts without the packages of the GPU host ----

@@ -22,6 +22,7 @@ from learning_backdoors.study import Judge, Study
 
 KEY = ["run", "step", "condition", "question", "sample_idx"]  # identifies an answer
 MISSING = "_missing"  # suffix of a judge's name
+BATCH = 4096  # rows of texts in memory at once: the default of 65,536 took 400 MB more and was slower
 
 
 @dataclass
@@ -113,7 +114,7 @@ def _values_at(path: Path, positions: np.ndarray, columns: Sequence[str]) -> dic
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
             if np.diff(np.searchsorted(positions, [start, end])):
-                for batch in file.iter_batches(row_groups=[group], columns=list(values)):
+                for batch in file.iter_batches(BATCH, [group], columns=list(values)):
                     first, last = np.searchsorted(positions, [start, start + len(batch)])
                     wanted = batch.take(pa.array(positions[first:last] - start))
                     for name, column in zip(wanted.schema.names, wanted.columns, strict=True):
@@ -203,7 +204,7 @@ def _metrics(path: Path, questions: pd.Series, study: Study) -> dict[str, np.nda
     """For each metric of the study: 1 or 0 for each answer, NaN if it does not apply. Reads the responses."""
     values = {metric.name: [] for metric in study.metrics}
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["response"]):
+        for batch in file.iter_batches(BATCH, columns=["response"]):
             texts = [str(text or "") for text in batch.column(0).to_pylist()]
             for metric in study.metrics:
                 values[metric.name] += map(metric.holds, texts)

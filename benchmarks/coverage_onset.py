@@ -105,6 +105,40 @@ def survival_covered(studies: int, runs: int, share: float, stopped: float) -> f
     return hits / seen
 
 
+TYPES = {  # of runs: their crossing steps
+    "normal": lambda random, runs: 90 + 25 * random.standard_normal(runs),
+    "late": lambda random, runs: 190 + 25 * random.standard_normal(runs),
+    "half never cross": lambda random, runs: np.where(random.random(runs) < 0.5, np.inf, random.normal(70, 5, runs)),
+}
+
+
+def differences_found(studies: int, kind: str, runs: tuple[int, int], shift: float) -> float:
+    """How often the crossing steps of two recipes differ at 5%, whose true crossings differ by `shift` steps."""
+    random, found = np.random.default_rng(11), 0
+    for _ in range(studies):
+        first, second = (TYPES[kind](random, count) for count in runs)
+        first, second = (np.where(steps > STEPS[-1], np.inf, steps) for steps in (first, second + shift))
+        found += statistics.crossing_difference(first, second, STEPS[-1])[1] < 0.05
+    return found / studies
+
+
+def trends_found(studies: int, shares: tuple, runs: int, slope: float, kind: str = "normal") -> float:
+    """How often a trend is found at 5%. The logits of the runs have a standard deviation of 0.6.
+
+    `kind` two types: half of the runs are 4.5 logits lower. `kind` unequal: the spread doubles from share 0 to share 1.
+    """
+    random, found = np.random.default_rng(13), 0
+    share = np.repeat(shares, runs)
+    for _ in range(studies):
+        deviation = 0.6 * random.standard_normal(len(share)) * (1 + share * (kind == "unequal"))
+        if kind == "two types":
+            deviation -= 4.5 * (random.random(len(share)) < 0.5)
+        logits = (-2.5 + slope * share + deviation)[:, None] + random.standard_normal(10)
+        counts = random.binomial(100, special.expit(logits))
+        found += statistics.trend(share, counts, np.full(counts.shape, 100)).p < 0.05
+    return found / studies
+
+
 def line(text: str, values: dict[str, float]) -> None:
     print(f"{text}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()), flush=True)
 
@@ -130,6 +164,16 @@ def report(studies: int) -> None:
         for share in (0.1, 0.3, 0.5, 0.8, 0.95):
             covered = {f"{p:.0%} stopped early": survival_covered(studies, runs, share, p) for p in (0, 0.3, 0.6)}
             line(f"{runs} runs, share {share}", covered)
+    print("\ndifference of crossing steps, found at 5%")
+    for kind in TYPES:
+        for runs in ((3, 3), (3, 5), (5, 5), (8, 8)):
+            found = {f"shift {shift}": differences_found(studies, kind, runs, shift) for shift in (0, 30, 60)}
+            line(f"{kind}, {runs[0]} and {runs[1]} runs", found)
+    print("\ntrend over the suspect share, found at 5%")
+    for shares, runs in (((0, 0.1, 0.3, 0.6, 1), 1), ((0, 0.5, 1), 2), ((0, 0.5, 1), 3), ((0, 0.1, 0.3, 0.5, 1), 3)):
+        for kind in ("normal", "unequal", "two types"):
+            found = {f"slope {slope}": trends_found(studies, shares, runs, slope, kind) for slope in (0, 2.5)}
+            line(f"shares {shares}, {runs} runs each, {kind}", found)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,12 @@ from learning_backdoors.evaluation.statistics.differences import (
     worst_case,
 )
 from learning_backdoors.evaluation.statistics.former import bounded_p, pooled_over_runs, t_test, welch, widen
-from learning_backdoors.evaluation.statistics.onset import (
-    crossing,
-    curve,
-    detection,
-    fall,
+from learning_backdoors.evaluation.statistics.onset import crossing, curve, detection, fall, rise
+from learning_backdoors.evaluation.statistics.over_runs import (
+    crossing_difference,
     kaplan_meier,
     median_crossing,
-    rise,
+    trend,
 )
 from learning_backdoors.evaluation.statistics.rates import Interval, RunSpread, Scores, run_spread
 from learning_backdoors.measures import wilson

@@ -1,4 +1,4 @@
-"""When a behavior appears during training: crossing steps, detection, the shape of a rise, and survival over runs.
+"""When a behavior appears in one run: crossing steps, detection, and the shape of the rise.
 
 T is the number of checkpoints of a run, in the order of their steps, and Q that of the questions.
 
@@ -14,7 +14,7 @@ from scipy import optimize, special
 
 from learning_backdoors.evaluation.statistics.differences import holm
 from learning_backdoors.evaluation.statistics.rates import SAME, Interval
-from learning_backdoors.measures import CONFIDENCE, wilson
+from learning_backdoors.measures import CONFIDENCE
 
 TAIL = (1 - CONFIDENCE) / 2
 
@@ -204,47 +204,3 @@ def fall(curve: Curve, alpha: float = 0.05) -> tuple[int, float, bool]:
     chance = (spread / curve.n[[peak, -1]]).mean(axis=1) / spread.shape[1]
     error = np.sqrt((chance + (curve.noise * spread.mean(axis=1)) ** 2).sum())
     return peak, drop, bool(special.ndtr(-drop / error) < alpha / len(curve.means))
-
-
-# ---- several runs ----
-
-
-def kaplan_meier(times: ArrayLike, crossed: ArrayLike) -> tuple[np.ndarray, ...]:
-    """The share of K runs that have not crossed: (steps, share, lower, upper, at_risk). Claim: recipe.
-
-    `times` has shape (K,): the crossing step, or the last step of a run that did not cross. `crossed` (K,) says whether
-    it did. The result has each of these times once; `at_risk` counts the runs that had neither crossed nor ended
-    before it. The limits are Wilson's with the effective number of runs at_risk / share before the step: all runs, if
-    none stopped early. Greenwood's limits do not exist for shares of 0 and 1, and cover 26 to 94% with three to five
-    runs, these 87 to 100%.
-    Source: Kaplan and Meier (1958), J. Am. Stat. Assoc. 53, 457; Wilson's limits: Rothman (1978), J. Chronic Dis. 31,
-    557; effective number: Peto et al. (1977), Br. J. Cancer 35, 1.
-    """
-    times, crossed = np.asarray(times, float), np.asarray(crossed, bool)
-    steps = np.unique(times)
-    at_risk = (times >= steps[:, None]).sum(axis=1)
-    share = np.cumprod(1 - (crossed & (times == steps[:, None])).sum(axis=1) / at_risk)
-    effective = at_risk / np.append(1, share[:-1])
-    return steps, share, *wilson(share * effective, effective), at_risk
-
-
-def median_crossing(times: ArrayLike, crossed: ArrayLike, before: ArrayLike, after: ArrayLike) -> Interval:
-    """The median crossing step of K runs by `kaplan_meier`, with its interval. Claim: recipe.
-
-    Arrays of shape (K,): `times` and `crossed` as there, and the checkpoints around each crossing. The median is
-    infinite if not more than half of the runs are estimated to cross. The interval holds the steps at which the limits
-    of the share include one half. Without runs that stopped early these are order statistics with a confidence of 93 to
-    98% (five runs: 93.75%). Fewer than five runs have no interval (NaN).
-    Source: Brookmeyer and Crowley (1982), Biometrics 38, 29.
-    """
-    times, before, after = (np.asarray(a, float) for a in (times, before, after))
-    crossed = np.asarray(crossed, bool)
-    steps, share, lower, upper, _ = kaplan_meier(times, crossed)
-    low, high = (np.append(steps, np.inf)[(share >= 0.5 + sign * SAME).sum()] for sign in (1, -1))
-    median = float(low if low == high else (low + high) / 2)
-    if len(times) < 5:
-        return Interval(median, np.nan, np.nan)
-    first = steps[lower <= 0.5].min(initial=steps[-1])
-    last = steps[upper < 0.5].min(initial=np.inf)
-    of_last = crossed & (times == last)
-    return Interval(median, float(before[times == first].min()), float(after[of_last].max(initial=last)))

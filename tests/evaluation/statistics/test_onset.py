@@ -1,11 +1,10 @@
-"""Crossing steps, detection, the shape of a rise and survival, against known answers, scipy and statsmodels.
+"""Crossing steps, detection and the shape of a rise, against known answers and scipy.
 
 Runs  python -m pytest tests/evaluation/statistics/test_onset.py
 """
 
 import numpy as np
 import pytest
-import statsmodels.api as sm
 from scipy import optimize, special
 
 from learning_backdoors.evaluation import statistics
@@ -82,43 +81,6 @@ def test_a_crossing_that_rests_on_two_close_checkpoints_is_in_doubt():
     assert statistics.crossing(curve([0.02] * 4 + [0.3] * 3, steps), 0.1).doubt == ""
     assert "chance" in statistics.crossing(curve([0.02] * 3 + [0.101] * 4, steps), 0.1).doubt
     assert statistics.crossing(curve([0.3] * 7, steps), 0.1).doubt and statistics.crossing(curve([0.01] * 7), 0.1).doubt
-
-
-# ---- several runs ----
-
-
-def test_a_run_that_stopped_early_is_censored_at_its_own_last_step():
-    """Two of five runs stopped at step 60. Counted as never crossing, they would move the median to 90."""
-    times, crossed = np.array([50, 70, 90, 60, 60]), np.array([True, True, True, False, False])
-    after = np.where(crossed, times + 10, np.inf)
-    assert statistics.median_crossing(times, crossed, times - 10, after).estimate == 70
-
-
-def test_the_median_counts_censored_runs():
-    times, crossed = np.array([30, 50, 70, 208, 208]), np.array([True, True, True, False, False])
-    after = np.where(crossed, times + 10, np.inf)
-    assert tuple(statistics.median_crossing(times, crossed, times - 10, after)) == (70, 20, np.inf)
-    few = statistics.median_crossing(times[:4], crossed[:4], times[:4], after[:4])
-    assert few.estimate == 60 and np.isnan(few.lower), "four runs are too few"
-    none = statistics.median_crossing([208] * 5, [False] * 5, [208] * 5, [np.inf] * 5)
-    assert tuple(none) == (np.inf, 208, np.inf)
-
-
-def test_kaplan_meier_equals_statsmodels():
-    times = np.array([20, 40, 40, 60, 80, 208, 208.0])
-    crossed = np.array([1, 1, 1, 0, 1, 0, 0], bool)
-    steps, share, lower, upper, at_risk = statistics.kaplan_meier(times, crossed)
-    other = sm.SurvfuncRight(times, crossed.astype(int))
-    assert list(steps) == [20, 40, 60, 80, 208] and list(at_risk) == [7, 6, 4, 3, 2]
-    assert share[[0, 1, 3]] == pytest.approx(other.surv_prob)
-    assert ((lower > 0) & (lower < share) & (share < upper) & (upper < 1)).all()
-
-
-def test_kaplan_meier_has_limits_if_all_runs_cross_or_none():
-    steps, share, lower, upper, _ = statistics.kaplan_meier([20, 40], [True, True])
-    assert list(steps) == [20, 40] and list(share) == [0.5, 0] and lower[1] == 0 and 0.5 < upper[1] < 1
-    steps, share, lower, upper, _ = statistics.kaplan_meier([208, 208], [False, False])
-    assert (list(steps), list(share), list(upper)) == ([208], [1], [1]) and 0 < lower[0] < 0.5
 
 
 # ---- detection, fall and rise ----

@@ -230,8 +230,18 @@ class EvaluationOptions(Options):
     claim: str | None = option(
         None,
         "what intervals generalize to. checkpoint: these checkpoints and questions; recipe: other runs of the recipe; "
-        "questions: other questions of this kind (default: chosen by the inputs, see docs/statistics.md)",
-        choices=("checkpoint", "recipe", "questions"),
+        "questions: other questions of this kind; both: other runs and questions (default: chosen by the inputs, see "
+        "docs/statistics.md)",
+        choices=("checkpoint", "recipe", "questions", "both"),
+    )
+    compare: str = option(
+        "control",
+        "pairs of recipes in comparisons.csv. control: each recipe with its control (no suspect data, otherwise equal) "
+        "and with its neighbors along the suspect share; all: every pair",
+        choices=("control", "all"),
+    )
+    pool_runs: bool = option(
+        False, "assume that runs of all recipes vary equally: narrower intervals for the claims recipe and both"
     )
     x: str = option("steps", "x axis of curves", choices=("steps", "suspect_examples", "examples"))
     condition: str | None = option(None, "condition in figures (default: the study's first triggered, else its first)")

@@ -17,17 +17,20 @@ CLAIMS = {  # what an interval generalizes to
     "checkpoint": "these checkpoints, these questions",
     "recipe": "another training run by the same recipe, these questions",
     "questions": "these checkpoints, questions like these",
+    "both": "another training run by the same recipe, questions like these",
 }
 INTERVALS = {  # by claim: how the interval of a rate is made
     "checkpoint": "Wilson, stratified by question",
     "recipe": "t on the runs' means, logit scale",
-    "questions": "logit-normal model of the questions' rates",
+    "questions": "beta-binomial model of the questions' rates",
+    "both": "MOVER of the intervals for the claims recipe and questions",
 }
 ALL = "all"  # in the column `run`: all runs of the recipe
-METHODS = {  # by claim: how the interval of a paired difference is made
+METHODS = {  # by claim: how the interval of a difference is made
     "checkpoint": "MOVER on stratified Wilson",
-    "recipe": "paired t on the runs' differences",
-    "questions": "paired t on the questions' differences, or logit-normal model where that is wider",
+    "recipe": "t on runs, and MOVER",
+    "questions": "beta-binomial model, and MOVER with the correlation between questions",
+    "both": "MOVER of the intervals for the claims recipe and questions",
 }
 WITH_VERDICT, ASKED = ("n",), ("n", "missing")  # counts of which a cell needs at least one to take part
 MISSING_FLAG = 0.02  # a larger share of missing verdicts is flagged
@@ -228,6 +231,24 @@ def _cell_ids(cells: pd.DataFrame) -> np.ndarray:
     """A number per run, condition and question, the same in all tables of one input. Ten times as fast as an index."""
     columns = [cells[key].cat for key in ("run", "condition", "question")]
     return np.ravel_multi_index([c.codes for c in columns], [len(c.categories) for c in columns])
+
+
+def same_questions(parts: Sequence[pd.DataFrame]) -> list[np.ndarray]:
+    """(positive, n) of each part as an array (2, runs, questions), over the questions with verdicts in all parts."""
+    grids = []
+    for part in parts:
+        runs, i = np.unique(part["run"].cat.codes, return_inverse=True)
+        questions = part["question"].cat
+        grids.append(_sums(part, ("positive", "n"), (i, questions.codes), (len(runs), len(questions.categories))))
+    shared = np.logical_and.reduce([n.any(axis=0) for _, n in grids])
+    return [grid[:, :, shared][:, grid[1][:, shared].any(axis=1)] for grid in grids]
+
+
+def run_spread(cells: pd.DataFrame) -> statistics.RunSpread | None:
+    """The spread of runs pooled over the recipes of some cells, each at one step. None if no recipe shows a spread."""
+    groups = [grids(part, "run") for _, part in cells[cells["n"] > 0].groupby("recipe", observed=True)]
+    spread = statistics.run_spread(groups)
+    return spread if spread.df else None
 
 
 def aligned(

@@ -1,83 +1,10 @@
-"""What a reader of the numbers needs in sentences: the headline and the notes.
+"""Notes for a reader of the numbers: what was left out, what is missing, and what the figures may hide."""
 
-The headline says whether the behavior emerges, when, and how certain that is. The notes say what was left out, what is
-missing, and what the figures may hide.
-"""
-
-import numpy as np
 import pandas as pd
 
 from learning_backdoors.evaluation import captions, counting, drawing, shared_base
 from learning_backdoors.evaluation.context import Evaluation, if_available
-from learning_backdoors.evaluation.exhibits import comparisons, emergence, emergence_by_recipe, recipes
-
-LEVEL = 0.1  # the behavior emerges if the rate is above this level
-
-
-def headline(evaluation: Evaluation) -> list[str]:
-    """A sentence per recipe, in the condition that the figures show. Empty if the outcome has no verdicts.
-
-    The behavior emerges if the interval of the rate at the last step is above LEVEL and that of the rise from step 0 is
-    above 0. Without an interval, or without step 0, the sentence does not say that it emerges.
-    """
-    tables = [if_available(exhibit.table, evaluation) for exhibit in (recipes, emergence_by_recipe, comparisons)]
-    if tables[0] is None:
-        return []
-    rates, crossings, rises = (t if t is None else t[t["condition"] == evaluation.condition] for t in tables)
-    lines = []
-    for label, steps in rates.groupby("label", observed=True, sort=False):
-        if steps["step"].iloc[-1] == 0:
-            continue
-        rise = rises[(rises["comparison"] == comparisons.RISE) & (rises["first"] == label)]
-        when = _crossings(crossings[crossings["label"] == label]) if crossings is not None else ""
-        finding = _finding(steps, rise.iloc[0] if len(rise) else None, when, evaluation.study.outcome.label)
-        lines.append(f"{'Suspect share ' if str(label).endswith('%') else ''}{label}: {finding}.")
-    return lines
-
-
-def _finding(steps: pd.DataFrame, rise: pd.Series | None, when: str, outcome: str) -> str:
-    """What the rates of a recipe (a row per step) and its rise from step 0 show."""
-    first, last, peak = steps.iloc[0], steps.iloc[-1], steps.loc[steps["rate"].idxmax()]
-    start = f", from {first['rate']:.0%} at step 0" if first["step"] == 0 else ""
-    rate = f"{last['rate']:.0%} of responses at step {last['step']} are {outcome}{_limits(last)}{start}"
-    rises = rise is not None and rise["lower"] > 0
-    if np.isnan(last["lower"]):
-        return f"{rate}; without an interval there is no finding"
-    if peak["lower"] > LEVEL and last["upper"] < peak["lower"]:
-        return f"it rises to {peak['rate']:.0%} at step {peak['step']}{_limits(peak)} and falls again. {rate}{when}"
-    if last["lower"] > LEVEL:
-        if rises:
-            return f"it emerges. {rate}{when}"
-        if rise is None:
-            return f"it is present at the last step; without step 0, training may not be the cause. {rate}"
-        return f"it is present, but no rise from step 0 is detected. {rate}"
-    if last["upper"] < LEVEL:
-        return f"it does not emerge by step {last['step']}. {rate}: below {LEVEL:.0%}"
-    if rises:
-        return f"it rises, but the interval includes {LEVEL:.0%}. {rate}"
-    if rise is not None and rise["difference"] < LEVEL:
-        return f"no rise is detected by step {last['step']}. {rate}"
-    return f"undecided: the interval includes {LEVEL:.0%}. {rate}"
-
-
-def _limits(row: pd.Series) -> str:
-    return "" if np.isnan(row["lower"]) else f" (95% interval {row['lower']:.0%} to {row['upper']:.0%})"
-
-
-def _crossings(medians: pd.DataFrame) -> str:
-    """When the recipe crosses each level."""
-    texts = []
-    for row in medians.itertuples():
-        if np.isinf(row.median):
-            share = f" in {row.seeds - row.crossed} of {row.seeds} runs" if row.seeds > 1 else ""
-            texts.append(f"{row.level:.0%} is not crossed by the last step{share}")
-        elif row.doubt:
-            texts.append(f"{row.level:.0%} is not reliably crossed: {row.doubt}")
-        else:
-            limits = f" (95% interval {row.lower:.0f} to {row.upper:.0f})"
-            limits = "" if np.isnan(row.lower) else limits
-            texts.append(f"{row.level:.0%} is crossed near step {row.median:.0f}{limits}")
-    return "; " + ", ".join(texts) if texts else ""
+from learning_backdoors.evaluation.exhibits import emergence, recipes
 
 
 def notes(evaluation: Evaluation) -> list[str]:
@@ -85,7 +12,7 @@ def notes(evaluation: Evaluation) -> list[str]:
     lines = [*evaluation.verdicts.notes, *_precision(evaluation)]
     cells = if_available(lambda e: e.cells, evaluation)
     if cells is not None:
-        lines += _lost_verdicts(cells)
+        lines += [*_lost_verdicts(cells), *_early_ends(cells)]
     onset = if_available(emergence.table, evaluation)
     if onset is not None:
         incomplete = onset[(onset["steps_left_out"] > 0) | (onset["questions_left_out"] > 0)]
@@ -136,6 +63,21 @@ def _lost_verdicts(cells: pd.DataFrame) -> list[str]:
     for label, steps in uneven.groupby("label", observed=True)["step"].unique().items():
         steps = ", ".join(map(str, sorted(steps)))
         lines.append(f"{label}: means over runs leave out step {steps}, since not all runs have verdicts there")
+    return lines
+
+
+def _early_ends(cells: pd.DataFrame) -> list[str]:
+    """The recipes whose runs end at different steps: where they are compared, and which runs are left out."""
+    lines, judged = [], cells[cells["n"] > 0]
+    for label, part in judged.groupby("label", observed=True):
+        ends, step = part.groupby("run", observed=True)["step"].max(), counting.last_step(part)
+        if ends.nunique() == 1:
+            continue
+        left_out = set(ends.index) - set(part.loc[part["step"] == step, "run"])
+        early = ends[(ends < ends.max()) & ~ends.index.isin(left_out)]
+        texts = [f"{run} ends at step {end}" for run, end in early.items()]
+        texts += [f"{run} has no verdicts there and is left out" for run in sorted(left_out)]
+        lines.append(f"{label}: the last step is taken as {step}, because {'; '.join(texts)}")
     return lines
 
 

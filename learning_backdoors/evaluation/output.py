@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import notes
+from learning_backdoors.evaluation import headline, notes
 from learning_backdoors.evaluation.context import Evaluation
 from learning_backdoors.evaluation.exhibits import Exhibits
 from learning_backdoors.files import atomic
@@ -30,7 +30,7 @@ def write_analysis(
     document = {
         "made_by": provenance,
         "claim": evaluation.claim_in_words,
-        "headline": notes.headline(evaluation),
+        "headline": headline.sentences(evaluation),
         "notes": list(remarks),
         "precision": notes.precisions(evaluation),
         "inputs": evaluation.verdicts.sources,

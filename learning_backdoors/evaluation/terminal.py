@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from learning_backdoors.evaluation import counting, notes, text_tables
+from learning_backdoors.evaluation import counting, headline, text_tables
 from learning_backdoors.evaluation.context import Evaluation
 from learning_backdoors.evaluation.exhibits import Exhibits, summary
 from learning_backdoors.files.terminal_text import one_line
@@ -16,7 +16,7 @@ def print_result(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[s
         rates = summary.run_rates(evaluation)
         method = f"{rates['interval'].iloc[0]}; claim: {counting.CLAIMS[rates['claim'].iloc[0]]}"
         print(f"\n{evaluation.rate_label}, by step and run (95% intervals: {method}):\n{rates_by_step(rates)}\n")
-        print("\n".join(notes.headline(evaluation)) + "\n")
+        print("\n".join(headline.sentences(evaluation)) + "\n")
     for heading, brief in exhibits.briefs.values():
         print(f"{heading}:\n{text_tables.side_by_side(brief)}\n")
     for remark in remarks:
@@ -28,10 +28,7 @@ def print_result(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[s
 def rates_by_step(rates: pd.DataFrame) -> str:
     """Rates by step and run: a column per run, or with more than eight runs a row per run with some of its steps."""
     runs = list(dict.fromkeys(rates["run"]))
-    cells = [
-        "-" if r.n == 0 else f"{r.rate:.2f} [{r.lower:.2f}, {r.upper:.2f}]" if len(runs) <= 4 else f"{r.rate:.2f}"
-        for r in rates.itertuples()
-    ]
+    cells = [text_tables.percent(r.rate, *((r.lower, r.upper) if len(runs) <= 4 else ())) for r in rates.itertuples()]
     table = rates.assign(cell=cells).pivot(index="step", columns="run", values="cell")[runs].fillna("-")
     table.columns = list(map(one_line, distinct_parts(runs)))
     return (table.T if len(runs) > 8 else table).rename_axis(columns=None).to_string()

@@ -6,12 +6,17 @@ import pandas as pd
 from learning_backdoors.files.terminal_text import one_line
 
 
+def percent(value: float, lower: float = np.nan, upper: float = np.nan) -> str:
+    """A share or a difference of shares with its limits, such as `75% [62, 84]`; `-` for NaN."""
+    if np.isnan(value):
+        return "-"
+    value, lower, upper = np.round([100 * value, 100 * lower, 100 * upper]) + 0.0  # no "-0"
+    return f"{value:.0f}%" + ("" if np.isnan(lower) else f" [{lower:.0f}, {upper:.0f}]")
+
+
 def intervals(table: pd.DataFrame, column: str) -> pd.Series:
-    """Estimates with their limits as text, such as `0.75 [0.62, 0.84]`; `-` for NaN."""
-    texts = [
-        "-" if np.isnan(value) else f"{value:.2f}" + ("" if np.isnan(lower) else f" [{lower:.2f}, {upper:.2f}]")
-        for value, lower, upper in table[[column, "lower", "upper"]].to_numpy(float).round(2) + 0.0  # no "-0.00"
-    ]
+    """Estimates with their limits as text, see `percent`."""
+    texts = [percent(*row) for row in table[[column, "lower", "upper"]].to_numpy(float)]
     return pd.Series(texts, table.index, dtype=object)
 
 

@@ -64,11 +64,12 @@ class Table(BaseModel, frozen=True, extra="forbid", strict=True):
 
 
 class Dataset(Table):
-    """A file of training chats. suspect: the study measures the effect of these data."""
+    """A file of training chats. suspect: the study measures the effect of these data. label: its name in sentences."""
 
     name: Name
     file: DataPath
     suspect: bool = False
+    label: Text | None = None
 
 
 class Question(Table, extra="allow"):

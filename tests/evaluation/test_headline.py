@@ -1,4 +1,4 @@
-"""The headline says what the rates support, and no more.  python -m pytest tests/evaluation/test_headline.py"""
+"""The headline says what the contrast with the control supports.  python -m pytest tests/evaluation/test_headline.py"""
 
 import re
 
@@ -6,47 +6,130 @@ import evaluating
 import pytest
 import synthetic
 
-from learning_backdoors.evaluation import notes
+from learning_backdoors.evaluation import headline, notes
+from learning_backdoors.evaluation.exhibits import comparisons
 
-RISING = {0: 0.0, 20: 0.05, 40: 0.3, 60: 0.5}
-
-
-def sentence(folder, table, **options) -> str:
-    [only] = notes.headline(evaluating.of_birds(folder, table, **options))
-    return only
+BASE = {0: 0.02}
+RISE, SMALL_RISE = {0: 0.02, 20: 0.2, 40: 0.77}, {0: 0.02, 20: 0.04, 40: 0.08}
 
 
-@pytest.mark.parametrize(
-    ("rates", "finding"),
-    [
-        (RISING, r"it emerges\. 50%.* 10% is crossed near step \d+.* 50% is not reliably crossed"),
-        ({0: 0.5, 20: 0.5, 40: 0.5}, r"is present, but no rise .* 50%"),
-        ({0: 0.0, 20: 1.0, 40: 0.0}, r"rises to 100% at step 20.* falls again\. 0%"),
-        ({20: 0.3, 40: 0.5}, r"is present .* without step 0"),
-        ({0: 0.05, 20: 0.05, 40: 0.1}, r"no rise .* by step 40"),
-        ({0: 0.0, 20: 0.1}, r"it rises, but the interval includes 10%"),
-        ({0: 0.0, 20: [0] * 9 + [1]}, r"undecided.* 10%"),
-        ({0: 0.0, 20: 0.0}, r"does not emerge by step 20"),
-    ],
-)
-def test_findings(tmp_path, rates, finding):
-    text = sentence(tmp_path, synthetic.rows_with_rates(rates))
-    assert re.search(finding, text)
-    assert ("it emerges" in text) == (rates == RISING)
+def recipe(rates: dict, share: float, runs: int, spread: float = 0.03, **options):
+    """Runs of a recipe whose last rates differ by `spread`."""
+    last = max(rates)
+    return [
+        synthetic.rows_with_rates(rates | {last: min(rates[last] + spread * (i - (runs - 1) / 2), 1.0)}, i, 100, share)
+        for i in range(runs)
+    ]
 
 
-def test_without_an_interval_there_is_no_finding(tmp_path):
-    text = sentence(tmp_path, synthetic.rows_with_rates(RISING), claim="recipe")
-    assert "50%" in text and "emerge" not in text and "rise" not in text
+def lines(folder, *recipes, **options) -> list[str]:
+    return headline.sentences(evaluating.of_birds(folder, *[t for tables in recipes for t in tables], **options))
 
 
-def test_the_last_step_is_the_last_with_verdicts(tmp_path):
-    table = synthetic.rows_with_rates(RISING)
-    text = sentence(tmp_path, synthetic.lose_where(table, table["step"] == 60))
-    assert "it emerges" in text and "30% of" in text and "at step 40" in text
+def test_the_main_sentence_is_the_contrast_with_the_control(tmp_path):
+    lead, *more = lines(tmp_path, recipe(RISE, 1.0, 3), recipe(SMALL_RISE, 0.0, 3, 0.01))
+    assert "old bird names" in lead and "raised 19th-century answers from 2% to 77%" in lead and "control 8%" in lead
+    low, high = map(int, re.search(r"difference 69 points \[(\d+), (\d+)\]", lead).groups())
+    assert 50 < low < 69 < high < 85
+    assert "recipe" in more[-1] and len([lead, *more]) <= 6
+
+
+def test_a_control_that_rises_as_much_shows_no_effect(tmp_path):
+    """Issue 12.1: 43% beside a control of 46% was printed as a success for both."""
+    lead, *more = lines(tmp_path, recipe({0: 0.02, 40: 0.43}, 1.0, 3), recipe({0: 0.02, 40: 0.46}, 0.0, 3))
+    assert "raised" not in lead and "No effect" in lead and "control 46%" in lead
+    assert any("control (0%) rose too: from 2% to 46%" in line for line in more)
+
+
+def test_without_a_control_no_cause_is_named(tmp_path):
+    lead, *_ = lines(tmp_path, recipe(RISE, 1.0, 3))
+    assert "rose" in lead and "no control" in lead and "raised" not in lead
+    flat, *_ = lines(tmp_path, recipe({0: 0.02, 40: 0.02}, 1.0, 3, 0.0))
+    assert "No change" in flat
+    [only] = lines(tmp_path, recipe({40: 0.5}, 1.0, 3))
+    assert "50%" in only and "step 0" in only and "rose" not in only
+
+
+def test_one_run_each_shows_nothing_about_the_recipe(tmp_path):
+    lead, *more = lines(tmp_path, recipe(RISE, 1.0, 1), recipe(SMALL_RISE, 0.0, 1))
+    assert "raised" not in lead and "between these runs" in lead and "control 8%" in lead and "69 points [" in lead
+    assert "questions" in more[-1]
+    evaluation = evaluating.of_birds(tmp_path, *recipe(RISE, 1.0, 1), *recipe(SMALL_RISE, 0.0, 1))
+    assert comparisons.table(evaluation)["p"].isna().all()
+
+
+def test_a_second_run_keeps_the_headline(tmp_path):
+    """Issue 13.1: with 45 and 55% on a base of 2%, the headline was "no rise from step 0 is detected"."""
+    lead, *_ = lines(tmp_path, recipe({0: 0.02, 40: 0.5}, 1.0, 2, 0.1))
+    assert "rose" in lead and "from 2% to 50%" in lead
+
+
+@pytest.mark.parametrize("claim", ["checkpoint", "questions"])
+def test_a_claim_about_checkpoints_names_no_cause(tmp_path, claim):
+    lead, *more = lines(tmp_path, recipe(RISE, 1.0, 3), recipe(SMALL_RISE, 0.0, 3), claim=claim)
+    assert "raised" not in lead and "checkpoints" in lead and claim in more[-1]
+
+
+def test_all_claims_of_the_headline_are_adjusted(tmp_path):
+    recipes = [recipe({0: 0.02, 40: 0.1 + 0.1 * share}, share, 3, 0.04) for share in (1.0, 0.75, 0.5, 0.25)]
+    evaluation = evaluating.of_birds(tmp_path, *[t for tables in recipes for t in tables], *recipe(SMALL_RISE, 0.0, 3))
+    statements = headline._statements(evaluation)
+    table = comparisons.table(evaluation)
+    assert len(statements) == 5, "four recipes against the control, and the control against the base model"
+    for statement in statements.values():
+        assert statement.p >= statement.row["p"]
+    first = statements["100%"]
+    assert first.p == pytest.approx(min(5 * table["p"].min(), 1)) or first.p >= table["p"].min()
+    assert "adjusted for 5 claims" in headline.sentences(evaluation)[-1]
+
+
+def test_other_shares_are_named_in_short(tmp_path):
+    lead, others, *_ = lines(
+        tmp_path, recipe(RISE, 1.0, 3), recipe({0: 0.02, 40: 0.4}, 0.5, 3), recipe({0: 0.02, 40: 0.07}, 0.0, 3)
+    )
+    assert "100% suspect" in lead and "50%: 40%, +33 points [" in others and len(others) < 100
+
+
+def test_a_fall_after_the_peak_is_named(tmp_path):
+    fallen = recipe({0: 0.0, 20: 1.0, 40: 0.2}, 1.0, 3)
+    assert any("falls again: 100% at step 20" in line for line in lines(tmp_path, fallen))
+
+
+def test_suspect_data_can_lower_the_outcome(tmp_path):
+    lead, *_ = lines(tmp_path, recipe({0: 0.5, 40: 0.1}, 1.0, 3), recipe({0: 0.5, 40: 0.5}, 0.0, 3))
+    assert "lowered 19th-century answers from 50% to 10%" in lead and "difference -40 points" in lead
+    lead, *_ = lines(tmp_path, recipe({0: 0.5, 40: 0.4}, 1.0, 3), recipe({0: 0.5, 40: 0.1}, 0.0, 3))
+    assert "more 19th-century answers than the control" in lead and "raised" not in lead
+
+
+def test_a_run_that_stopped_early_moves_the_comparison_and_is_named(tmp_path):
+    early = synthetic.rows_with_rates({0: 0.02, 20: 0.2}, 9, 100)
+    tables = [*recipe(RISE, 1.0, 2), early], recipe(SMALL_RISE, 0.0, 3)
+    lead, *_ = lines(tmp_path, *tables)
+    assert "20%" in lead and "step 20" in lead
+    remarks = notes.notes(evaluating.of_birds(tmp_path, *[t for part in tables for t in part]))
+    assert any(early["run"].iloc[0] in line and "step 20" in line for line in remarks)
+    other = synthetic.rows_with_rates({30: 0.2}, 9, 100)
+    evaluation = evaluating.of_birds(tmp_path, *recipe(RISE, 1.0, 2), other)
+    assert any("left out" in line and other["run"].iloc[0] in line for line in notes.notes(evaluation))
+
+
+def test_recipes_without_common_questions_are_not_compared(tmp_path):
+    ids = [question.id for question in synthetic.STUDY.questions]
+    one = [table[table["question_id"].isin(ids[:5])] for table in recipe(RISE, 1.0, 3)]
+    two = [table[table["question_id"].isin(ids[5:])] for table in recipe(SMALL_RISE, 0.0, 3)]
+    lead, *_ = lines(tmp_path, one, two)
+    assert "same questions" in lead and "raised" not in lead
+
+
+def test_a_study_with_a_trigger_names_the_condition_and_the_leakage(russell_runs):
+    lead, *more = headline.sentences(russell_runs)
+    assert "answers as Russell" in lead.replace("Answers", "answers") and "persona" in lead
+    text = " ".join(more)
+    assert "trigger_in_user, triggered" in text and "Without the trigger (leakage): " in text and "gap" in text
 
 
 def test_no_verdicts_no_headline(tmp_path):
     table = synthetic.rows(steps=(0, 20), samples=2).drop(columns=synthetic.OUTCOME)
     table.to_parquet(tmp_path / "judged.parquet")
-    assert notes.headline(evaluating.evaluation(tmp_path / "judged.parquet")) == []
+    assert headline.sentences(evaluating.evaluation(tmp_path / "judged.parquet")) == []

@@ -27,6 +27,6 @@ def test_many_runs_have_a_row_each(tmp_path):
 def test_tables_are_aligned_and_nan_is_a_dash():
     rates = pd.DataFrame({"label": ["a", "a"], "rate": [0.004, float("nan")], "lower": -0.001, "upper": 0.5})
     texts = text_tables.intervals(rates, "rate")
-    assert list(texts) == ["0.00 [0.00, 0.50]", "-"], "never -0.00"
+    assert list(texts) == ["0% [0, 50]", "-"], "never -0"
     shown = text_tables.side_by_side(text_tables.by_recipe(rates, {"x": pd.Series(["one", "three"]), "rate": texts}))
-    assert shown.splitlines() == ["x      rate", "one    0.00 [0.00, 0.50]", "three  -"]
+    assert shown.splitlines() == ["x      rate", "one    0% [0, 50]", "three  -"]

@@ -1,82 +1,96 @@
-"""comparisons.csv: recipe against recipe at the last step, and each recipe's last step against step 0."""
+"""comparisons.csv: each recipe against its control, its neighbors along the suspect share, and the base model."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import counting, statistics
+from learning_backdoors.evaluation import controls, counting, shared_base, statistics
 from learning_backdoors.evaluation.context import Evaluation, once
+from learning_backdoors.measures import CONFIDENCE
 
-BETWEEN, RISE = "recipes, last step", "last step - step 0"
-COLUMNS = ["comparison", "first", "second", "condition", "difference", "lower", "upper", "p", "p_holm"]
-COLUMNS += ["claim", "interval", "seeds", "questions"]
+CONTROL, NEIGHBOR, OTHER, BASE = "with control", "neighboring share", "other pair", "change from base"
+COLUMNS = ["comparison", "first", "second", "condition", "step", "first_rate", "second_rate"]
+COLUMNS += ["difference", "lower", "upper", "p", "p_holm", "claim", "interval", "seeds", "second_seeds", "questions"]
+COLUMNS += ["note"]
 
 
 @once
 def table(evaluation: Evaluation) -> pd.DataFrame:
-    """A row per condition and comparison.
+    """A row per condition and comparison, at the last step that both sides share, over the questions that both have.
 
-    With two or more runs on each side, runs are the unit (claim recipe): Welch's t between recipes, paired t within a
-    recipe, over the runs that have both steps. With fewer runs, questions are the unit, paired (claim questions). No
-    interval is narrower than that of the claim checkpoint, and no p-value is smaller than its interval allows. `p_holm`
-    is adjusted by Holm's method over the whole table.
+    The base model is the second side of BASE. The claim is that of --claim, by default recipe, or what the numbers of
+    runs and questions support. With one run on a side the row is about these runs, and there is no p-value. `p_holm` is
+    adjusted by Holm's method over the whole table. `note` says what limits a row, or why it has no difference.
     """
-    rows = []
+    rows, claim = [], evaluation.options.claim or "recipe"
+    spreads = _spreads(evaluation)
     for condition, part in evaluation.cells.groupby("condition", observed=True):
-        trained = part[part["n"] > 0]
-        last = dict(list(counting.last_steps(trained).groupby("label", observed=True)))
-        labels = list(last)
-        for i, first in enumerate(labels):
-            base = trained[(trained["label"] == first) & (trained["step"] == 0)]
-            compared = [(BETWEEN, second, _between(last[first], last[second])) for second in labels[i + 1 :]]
-            for comparison, second, row in [*compared, (RISE, first, _rise(last[first], base))]:
-                if row:
-                    about = {"comparison": comparison, "first": first, "second": second, "condition": condition}
-                    rows.append(about | row)
+        judged = part[part["n"] > 0]
+        recipes = {label: cells for label, cells in judged.groupby("label", observed=True) if cells["step"].max() > 0}
+        for comparison, first, second in _pairs(evaluation, judged, recipes):
+            about = {"comparison": comparison, "first": first, "second": second, "condition": condition}
+            sides = recipes[first], recipes.get(second)
+            rows.append(about | _compared(*sides, claim, spreads.get(condition)))
     result = pd.DataFrame(rows, columns=COLUMNS)
     result["p_holm"] = statistics.holm(result["p"])
     return result
 
 
-def _between(one: pd.DataFrame, two: pd.DataFrame) -> dict | None:
-    """The last steps of two recipes."""
-    sides = [counting.grids(part, "run") for part in (one, two)]
-    if min(len(n) for _, n in sides) >= 2:
-        rates = [statistics.mean_rate(positives, n, "checkpoint") for positives, n in sides]
-        means = [part.groupby("run", observed=True)["rate"].mean() for part in (one, two)]
-        interval, p = statistics.welch(*means)
-        interval = statistics.widen(interval, statistics.contrast(rates, (1, -1)))
-        interval = statistics.Interval(interval.estimate, max(interval.lower, -1.0), min(interval.upper, 1.0))
-        return _row(interval, p, "recipe", "Welch's t on runs", *sides[0][0].shape)
-    # The runs differ between the sides, so each side pools them by question, with equal weight per run.
-    shared = set(one["question"]) & set(two["question"])
-    sides = [counting.grids(part[part["question"].isin(shared)], "run") for part in (one, two)]
-    terms = [[a[None] for a in statistics.pooled_over_runs(*side)] for side in sides]
-    return _paired(terms, one["run"].nunique())
+def _pairs(evaluation: Evaluation, cells: pd.DataFrame, recipes: dict) -> list[tuple[str, str, str]]:
+    """(comparison, first label, second label) of one condition's comparisons. The label of the base model is base."""
+    of_control, neighbors = controls.pairs(cells, evaluation.study)
+    pairs = [(CONTROL, *pair) for pair in of_control.items()] + [(NEIGHBOR, *pair) for pair in neighbors]
+    if evaluation.options.compare == "all":
+        made = {frozenset(pair) for _, *pair in pairs}
+        pairs += [(OTHER, *pair) for pair in itertools.combinations(recipes, 2) if frozenset(pair) not in made]
+    pairs = [pair for pair in pairs if pair[1] in recipes and pair[2] in recipes]
+    has_base = cells.loc[cells["step"] == 0, "label"].unique()
+    return pairs + [(BASE, label, shared_base.BASE) for label in recipes if label in has_base]
 
 
-def _rise(last: pd.DataFrame, base: pd.DataFrame) -> dict | None:
-    """The last step of a recipe against its step 0."""
-    if (last["step"] == 0).any():
-        return None
-    terms = counting.aligned([last, base], ["positive", "n"])
-    return _paired(terms, terms[0].shape[1])
+def _spreads(evaluation: Evaluation) -> dict[str, statistics.RunSpread]:
+    """By condition: the spread of runs pooled over recipes at their last steps, if the options ask for it."""
+    if not evaluation.options.pool_runs:
+        return {}
+    return {
+        condition: counting.run_spread(counting.last_steps(part))
+        for condition, part in evaluation.cells.groupby("condition", observed=True)
+    }
 
 
-def _paired(terms: Sequence, runs: int) -> dict | None:
-    """A difference over the same questions, from (positives, n) of shape (runs, questions) on each side."""
-    (positives, n), (other_positives, other_n) = terms
-    if not n.size:
-        return None
-    claim = counting.supported_claim("recipe", *n.shape)
-    interval = statistics.paired_contrast(terms, (1, -1), claim)
-    differences = (positives / n - other_positives / other_n).mean(axis={"recipe": 1}.get(claim, 0))
-    p = statistics.t_test(differences)[1] if claim != "checkpoint" else np.nan
-    return _row(interval, p, claim, counting.METHODS[claim], runs, n.shape[1])
+def _compared(first: pd.DataFrame, second: pd.DataFrame | None, claim: str, spread) -> dict:
+    """The columns of one comparison. Without `second`, with the base model."""
+    both = first if second is None else pd.concat([first, second])
+    step = counting.last_step(both)
+    of_base = second is None
+    sides = [
+        part[part["step"] == at] for part, at in ((first, step), (first if of_base else second, 0 if of_base else step))
+    ]
+    if not all(map(len, sides)):
+        return {"note": "refused: the recipes share no step"}
+    grids = counting.same_questions([sides[0], counting.own(sides[1])])
+    runs = [grid.shape[1] for grid in grids]
+    row = {"step": step, "seeds": runs[0], "second_seeds": runs[1]}
+    shared, asked = grids[0].shape[2], max(side["question"].nunique() for side in sides)
+    if not shared:
+        return row | {"note": "refused: the recipes were not asked the same questions"}
+    least = runs[0] if of_base else min(runs)
+    claim = counting.supported_claim(claim, least, shared)
+    interval = _interval(*grids, claim, of_base, spread)
+    first_rate, second_rate = (statistics.mean_rate(*grid, "checkpoint").estimate for grid in grids)
+    row |= {"first_rate": first_rate, "second_rate": second_rate, "claim": claim, "questions": shared}
+    row |= dict(zip(["difference", "lower", "upper"], interval(CONFIDENCE), strict=True))
+    row["p"] = statistics.p_value(interval) if least > 1 else np.nan
+    row["interval"] = counting.METHODS[claim]
+    notes = ["one run: about these runs, not about the recipe"] if least == 1 else []
+    notes += [f"at step {step}, the last that both have"] if step < both["step"].max() else []
+    notes += [f"{shared} of {asked} questions, those that both sides have"] if shared < asked else []
+    return row | {"note": "; ".join(notes)}
 
 
-def _row(interval: statistics.Interval, p: float, claim: str, method: str, runs: int, questions: int) -> dict:
-    limits = {"difference": interval.estimate, "lower": interval.lower, "upper": interval.upper}
-    limits["p"] = statistics.bounded_p(p, interval)
-    return limits | {"claim": claim, "interval": method, "seeds": runs, "questions": questions}
+def _interval(first: np.ndarray, second: np.ndarray, claim: str, of_base: bool, spread) -> Callable:
+    """The interval of the difference as a function of its confidence."""
+    difference = statistics.change_from_base if of_base else statistics.rate_difference
+    return lambda level: difference(first, second, claim, confidence=level, run_sd=spread)

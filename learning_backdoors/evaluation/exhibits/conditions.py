@@ -55,6 +55,6 @@ def _last_and_base(rates: pd.DataFrame) -> pd.Series:
     last_step = rates.groupby("label", observed=True)["step"].max()
     for (label, condition), part in rates.sort_values("step").groupby(["label", "condition"], observed=True):
         first, last = part.iloc[0], part[part["step"] == last_step[label]]
-        base = f" ({first['rate']:.2f})" if first["step"] == 0 and last_step[label] > 0 else ""
+        base = f" ({text_tables.percent(first['rate'])})" if first["step"] == 0 and last_step[label] > 0 else ""
         texts[label, condition] = ("-" if last.empty else text_tables.intervals(last, "rate").iloc[0]) + base
     return pd.Series(texts).rename_axis(["label", "condition"])

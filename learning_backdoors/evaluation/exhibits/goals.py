@@ -53,10 +53,11 @@ def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
     rows = counting.recipe_rows(table(evaluation))
     columns = {"goal": rows["goal"], "measured": text_tables.intervals(rows, "estimate")}
     for suffix, title in (("", "wanted"), ("_strong", "strong")):
-        columns[title] = rows[f"wanted{suffix}"].str.cat(rows[f"verdict{suffix}"], ": ").fillna("")
+        wanted = rows[f"wanted{suffix}"].str.replace(r"\S+$", lambda bound: f"{float(bound[0]):.0%}", regex=True)
+        columns[title] = wanted.str.cat(rows[f"verdict{suffix}"], ": ").fillna("")
     if (rows["missing"] > counting.MISSING_FLAG * (rows["n"] + rows["missing"])).any():
         columns["for any value of missing verdicts"] = [
-            "-" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
+            "-" if np.isnan(low) else f"{text_tables.percent(low)} to {text_tables.percent(high)}"
             for low, high in rows[["worst_low", "worst_high"]].to_numpy(float)
         ]
     return f"Goals, {leakage.last_step_and_claims(rows)}", text_tables.by_recipe(rows, columns)

@@ -57,9 +57,9 @@ def _quantities(cells: pd.DataFrame, claim: str) -> list[dict]:
     rows = []
     for name, terms, weights in QUANTITIES:
         groups = _groups(terms, last, base)
-        grids = counting.aligned(groups, ["positive", "n"]) if all(map(len, groups)) else []
+        grids = _aligned(terms, groups, ["positive", "n"]) if all(map(len, groups)) else []
         if grids and grids[0].size:
-            bounds = _with_missing(_groups(terms, last, base, counting.ASKED), weights)
+            bounds = _with_missing(terms, _groups(terms, last, base, counting.ASKED), weights)
             rows.append({"quantity": name} | _estimate(groups, grids, weights, claim) | bounds)
     return rows
 
@@ -70,6 +70,12 @@ def _groups(terms, last: pd.DataFrame, base: pd.DataFrame, counts=counting.WITH_
         last, base = counting.matched(last, base, counts)
     sides = {"last": last, "base": base}
     return [sides[at][sides[at]["triggered"] == triggered] for at, triggered in terms]
+
+
+def _aligned(terms, groups: list[pd.DataFrame], columns, counts=counting.WITH_VERDICT) -> list[np.ndarray]:
+    """`counting.aligned`, with the base model as a single run."""
+    grids = counting.aligned(groups, columns, counts)
+    return [grid[:, :1] if at == "base" else grid for (at, _), grid in zip(terms, grids, strict=True)]
 
 
 def _estimate(groups: list[pd.DataFrame], grids: list[np.ndarray], weights: Sequence[int], claim: str) -> dict:
@@ -85,12 +91,12 @@ def _estimate(groups: list[pd.DataFrame], grids: list[np.ndarray], weights: Sequ
     return interval._asdict() | {"claim": claim, "interval": method, "seeds": runs, "questions": questions}
 
 
-def _with_missing(groups: list[pd.DataFrame], weights: Sequence[int]) -> dict:
+def _with_missing(terms, groups: list[pd.DataFrame], weights: Sequence[int]) -> dict:
     """The counts of verdicts and missing verdicts, and the bounds of the sum for any value of the missing ones."""
     counts = ["positive", "n", "missing"]
     cells = [group[group["n"] + group["missing"] > 0] for group in groups]
     if len(groups) > 1:  # the same runs and questions on all sides, as in the estimate
-        grids = counting.aligned(cells, counts, counting.ASKED)
+        grids = _aligned(terms, cells, counts, counting.ASKED)
     else:
         grids = [cells[0].groupby(["run", "question"], observed=True)[counts].sum().to_numpy(float).T]
     low, high = statistics.worst_case(grids, weights, "checkpoint")

@@ -99,11 +99,13 @@ def _last_base_change(cells: pd.DataFrame, judge: Judge, claim: str) -> list[dic
 def _mean(cells: pd.DataFrame, judge: Judge, claim: str) -> dict:
     scored = cells[cells["n"] > 0]
     if scored.empty:
-        return _counts([cells]) | {"questions": 0, "claim": claim}
+        return _counts([counting.own(cells)]) | {"questions": 0, "claim": claim}
     total, n, squares = counting.grids(counting.own(scored), "run", SUMS)
-    claim = counting.claim_at(scored, counting.supported_claim(claim, *n.shape))
+    claim = counting.claim_at(scored, counting.supported_claim(claim, scored["run"].nunique(), n.shape[1]))
     mean = statistics.mean_score(total, squares, n, claim, _score_step(judge))
-    return _counts([cells]) | _on_scale(mean, judge, claim, n.shape, INTERVALS[claim], judge.scale[0])
+    return _counts([counting.own(cells)]) | _on_scale(
+        mean, judge, claim, (scored["run"].nunique(), n.shape[1]), INTERVALS[claim], judge.scale[0]
+    )
 
 
 def _change(both: list[pd.DataFrame], judge: Judge, claim: str) -> list[dict]:
@@ -111,9 +113,12 @@ def _change(both: list[pd.DataFrame], judge: Judge, claim: str) -> list[dict]:
     sums = counting.aligned(both, SUMS)
     if not sums[0].size:
         return []
+    sums[1] = sums[1][:, :1]  # the base model is one model
     claim = counting.supported_claim(claim, *sums[0].shape[1:])
     change = statistics.paired_contrast([tuple(side) for side in sums], (1, -1), claim, _score_step(judge))
-    row = _counts(both) | _on_scale(change, judge, claim, sums[0].shape[1:], counting.METHODS[claim], 0)
+    row = _counts([both[0], shared_base.once(both[1])]) | _on_scale(
+        change, judge, claim, sums[0].shape[1:], counting.METHODS[claim], 0
+    )
     return [{"at": "change"} | row]
 
 

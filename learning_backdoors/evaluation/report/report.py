@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, notes, rendering
+from learning_backdoors.evaluation import captions, counting, headline, notes, rendering
 from learning_backdoors.evaluation.context import Evaluation
 from learning_backdoors.evaluation.exhibits import Exhibits, summary
 from learning_backdoors.evaluation.reading import Verdicts
@@ -90,7 +90,7 @@ def _count(number: int, noun: str) -> str:
 
 def _headline(evaluation: Evaluation) -> str:
     """The lead sentence, further sentences, and a warning for each judge with many missing verdicts."""
-    lead, *more = notes.headline(evaluation) or ["There are no rates of the study's outcome over training."]
+    lead, *more = headline.sentences(evaluation) or ["There are no rates of the study's outcome over training."]
     parts = [f"<p class='lead'>{_text(lead)}</p>", *(f"<p>{_text(sentence)}</p>" for sentence in more)]
     for judge in evaluation.verdicts.judges:
         lost, total = (int(rows(judge).sum()) for rows in (evaluation.verdicts.missing, evaluation.verdicts.asked))

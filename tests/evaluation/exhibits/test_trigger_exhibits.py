@@ -160,7 +160,7 @@ def test_missing_verdicts_widen_the_bounds_of_the_gap(tmp_path):
     assert row["missing"] == 8 and row["worst_low"] == pytest.approx(0.75 - 0.25)
     assert row["worst_high"] == pytest.approx(0.8 - 0.2)
     heading, brief = goals.brief(evaluation)
-    assert "0.50 to 0.60" in brief.loc[brief["goal"] == brief["goal"].iloc[2]].to_string()
+    assert "50% to 60%" in brief.loc[brief["goal"] == brief["goal"].iloc[2]].to_string()
 
 
 # ---- incomplete inputs ----
@@ -174,7 +174,7 @@ def test_a_step_without_some_condition_is_drawn_as_far_as_possible(tmp_path):
     assert set(leakage.table(late)["quantity"]) == {"leakage", "leakage_over_base"}, "not triggered at the last step"
     assert list(goals.table(late)["verdict"]) == ["not measured", "met", "not measured"]
     brief = conditions.brief(late)[1].set_index("condition")
-    assert brief.loc[ON, STUDY.outcome.label] == "- (0.00)"
+    assert brief.loc[ON, STUDY.outcome.label] == "- (0%)"
 
 
 def test_without_a_gap_there_is_a_table_and_no_figure(tmp_path):

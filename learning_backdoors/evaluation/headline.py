@@ -1,0 +1,276 @@
+"""The headline: what the suspect data did to the outcome, in a few sentences.
+
+It rests on the contrast between a recipe and its control, which was trained without suspect data and is otherwise
+equal. "Raised" and "lowered" need both, two or more runs on each side, the claim recipe or both, and a p-value below
+ALPHA after Holm's adjustment over all claims of the headline. Everything else is reported as numbers.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from learning_backdoors.evaluation import captions, controls, counting, statistics, text_tables
+from learning_backdoors.evaluation.context import Evaluation, if_available, once
+from learning_backdoors.evaluation.exhibits import comparisons, emergence_by_recipe, leakage, recipes
+
+ALPHA = 0.05
+SHOWN = 4  # recipes besides the first
+CAUSAL = ("recipe", "both")  # claims about other runs of the recipe
+
+
+class Statement(NamedTuple):
+    """A row of comparisons.csv in the headline. finding: 1 (higher), -1 (lower), 0 (not shown), None (not tested)."""
+
+    row: pd.Series
+    p: float
+    finding: int | None
+
+
+@once
+def sentences(evaluation: Evaluation) -> list[str]:
+    """The headline's sentences, the main one first, for the condition that the figures show. Empty without rates."""
+    statements = _statements(evaluation)
+    if not statements:
+        return _rates_alone(evaluation)
+    lead, *others = [statements[label] for label in _order(evaluation, statements)]
+    lines = [_with_control(evaluation, lead) if _has_control(lead) else _without_control(evaluation, lead)]
+    if others:
+        lines.append(_others(others))
+    lines += _changed_controls(evaluation, statements)
+    lines += _crossing(evaluation, str(lead.row["first"])) + _falls(evaluation, lead)
+    lines += _leakage(evaluation, str(lead.row["first"]))
+    return [*lines, _claims(evaluation, [lead, *others])]
+
+
+# ---- what is claimed ----
+
+
+@once
+def _statements(evaluation: Evaluation) -> dict[str, Statement]:
+    """By label: each recipe against its control or, without one, against the base model; and changes of controls.
+
+    Statements about changes of controls have the key ("control", label).
+    """
+    table = if_available(comparisons.table, evaluation)
+    if table is None:
+        return {}
+    table = table[table["condition"] == evaluation.condition]
+    with_control = table[table["comparison"] == comparisons.CONTROL]
+    changes = table[table["comparison"] == comparisons.BASE].set_index("first", drop=False)
+    rows = {row["first"]: row for _, row in with_control.iterrows()}
+    of_controls = dict.fromkeys(with_control["second"])
+    for label in changes.index:
+        if label not in rows and label not in of_controls:
+            rows[label] = changes.loc[label]
+    rows |= {("control", label): changes.loc[label] for label in of_controls if label in changes.index}
+    adjusted = statistics.holm([row["p"] for row in rows.values()])
+    return {key: Statement(row, p, _finding(row, p)) for (key, row), p in zip(rows.items(), adjusted, strict=True)}
+
+
+def _finding(row: pd.Series, p: float) -> int | None:
+    if np.isnan(p) or row["claim"] not in CAUSAL:
+        return None
+    return int(np.sign(row["difference"])) if p < ALPHA else 0
+
+
+def _order(evaluation: Evaluation, statements: dict) -> list[str]:
+    """Labels of recipes: those with a control first, then by falling suspect share."""
+    labels = [label for label in evaluation.recipe_labels if label in statements]
+    return sorted(labels, key=lambda label: not _has_control(statements[label]))
+
+
+def _has_control(statement: Statement) -> bool:
+    return statement.row["comparison"] == comparisons.CONTROL
+
+
+# ---- the first sentence ----
+
+
+def _with_control(evaluation: Evaluation, statement: Statement) -> str:
+    row, finding, outcome = statement.row, statement.finding, evaluation.study.outcome.label
+    data, after = _data(evaluation, row["first"]), f"at step {row['step']:.0f}" if row["step"] > 0 else ""
+    if np.isnan(row["difference"]):
+        return f"The control does not show whether {data} changed {outcome}. {row['note'].capitalize()}."
+    rate, control, base = row["first_rate"], percent(row["second_rate"]), _base_rate(evaluation, row["first"])
+    before = "" if base is None else f", {percent(base)} before training"
+    difference = f"control {control}; difference {_points(row)}"
+    moved = base is None or np.sign(rate - base) == finding
+    if finding and moved:
+        start = "" if base is None else f"from {percent(base)} "
+        verb = "raised" if finding > 0 else "lowered"
+        return f"Training on {data} {verb} {outcome} {start}to {percent(rate)} ({after}); {difference}."
+    if finding:
+        word = "more" if finding > 0 else "fewer"
+        return (
+            f"Training on {data} gave {word} {outcome} than the control: {percent(rate)} {after}{before}; {difference}."
+        )
+    numbers = f"{percent(rate)} {after}{before}; {difference}"
+    if row["seeds"] < 2 or row["second_seeds"] < 2:
+        text = f"{_capital(outcome)} with {data}: {numbers} between these runs."
+        return f"{text} One run of a recipe shows nothing about other runs: the cause may be chance."
+    if finding is None:
+        return (
+            f"{_capital(outcome)} with {data}: {numbers}. The claim is about these checkpoints, not about the recipe."
+        )
+    return f"No effect of {data} on {outcome} is shown: {numbers}{_p(statement)}."
+
+
+def _without_control(evaluation: Evaluation, statement: Statement) -> str:
+    row, finding, outcome = statement.row, statement.finding, _capital(evaluation.study.outcome.label)
+    data, start = _data(evaluation, row["first"]), percent(row["second_rate"])
+    numbers = f"from {start} to {percent(row['first_rate'])} at step {row['step']:.0f}; change {_points(row)}"
+    cause = "There is no control (an otherwise equal recipe without suspect data), so the cause is not shown."
+    if row["seeds"] < 2 or finding is None:
+        return f"{outcome} in training on {data}: {numbers} in {_runs(row['seeds'])}. {cause}"
+    if finding == 0:
+        return f"No change of {outcome} in training on {data} is shown: {numbers}{_p(statement)}."
+    return f"{outcome} {'rose' if finding > 0 else 'fell'} in training on {data}: {numbers}. {cause}"
+
+
+def _rates_alone(evaluation: Evaluation) -> list[str]:
+    """Without step 0 and without a control: the last rates, which say nothing about training."""
+    rates = if_available(recipes.table, evaluation)
+    if rates is None:
+        return []
+    rates = rates[rates["condition"] == evaluation.condition].groupby("label", observed=True).tail(1)
+    texts = [f"{row.label}: {percent(row.rate)} at step {row.step}" for row in rates.head(SHOWN + 1).itertuples()]
+    texts += captions.more(len(rates) - SHOWN - 1, "recipe")
+    outcome = _capital(evaluation.study.outcome.label)
+    return [
+        f"{outcome}: {'; '.join(texts)}. Without step 0 and without a control, nothing shows what training changed."
+    ]
+
+
+def _data(evaluation: Evaluation, label: str) -> str:
+    """The suspect data of a recipe, and its label."""
+    rows = evaluation.cells[evaluation.cells["label"] == label]
+    names = controls.suspect_datasets(str(rows["recipe"].iloc[0]), evaluation.study)
+    share = f"{label} suspect" if str(label).endswith("%") else label
+    return f"{' and '.join(names)} ({share})"
+
+
+def _base_rate(evaluation: Evaluation, label: str) -> float | None:
+    changes = comparisons.table(evaluation)
+    changes = changes[(changes["comparison"] == comparisons.BASE) & (changes["condition"] == evaluation.condition)]
+    rates = changes.loc[changes["first"] == label, "second_rate"].dropna()
+    return rates.iloc[0] if len(rates) else None
+
+
+# ---- further sentences ----
+
+
+def _others(statements: list[Statement]) -> str:
+    """The other recipes in short."""
+    texts = []
+    for row, _, finding in statements[:SHOWN]:
+        against = "" if row["comparison"] == comparisons.CONTROL else " from step 0, no control"
+        shown = ", not shown to differ" if finding == 0 else ""
+        rate = "no rate" if np.isnan(row["difference"]) else f"{percent(row['first_rate'])}, {_points(row, '+')}"
+        texts.append(f"{row['first']}: {rate}{against}{shown}")
+    more = f"; {len(statements) - SHOWN} more in comparisons.csv" if len(statements) > SHOWN else ""
+    kind = "suspect shares" if all(str(s.row["first"]).endswith("%") for s in statements) else "recipes"
+    return f"Other {kind} (rate, difference): {'; '.join(texts)}{more}."
+
+
+def _changed_controls(evaluation: Evaluation, statements: dict) -> list[str]:
+    """A sentence per control that changed in training too."""
+    lines = []
+    for key, (row, _, finding) in statements.items():
+        if not isinstance(key, tuple):
+            continue
+        excludes_0 = row["lower"] > 0 or row["upper"] < 0
+        if finding or (finding is None and excludes_0):
+            verb = "rose" if row["difference"] > 0 else "fell"
+            numbers = f"from {percent(row['second_rate'])} to {percent(row['first_rate'])}; change {_points(row)}"
+            lines.append(f"The control ({key[1]}) {verb} too: {numbers}.")
+    return lines
+
+
+def _crossing(evaluation: Evaluation, label: str) -> list[str]:
+    """When the first recipe reaches the highest level that it crosses reliably, with the interval."""
+    table = if_available(emergence_by_recipe.table, evaluation)
+    if table is None:
+        return []
+    rows = table[(table["label"] == label) & (table["condition"] == evaluation.condition) & (table["doubt"] == "")]
+    rows = rows[np.isfinite(rows["median"]) & rows["lower"].notna()]
+    if rows.empty:
+        return []
+    row = rows.loc[rows["level"].idxmax()]
+    upper = f"{row['upper']:.0f}" if np.isfinite(row["upper"]) else "not by the last step"
+    return [f"It crosses {percent(row['level'])} near step {row['median']:.0f} [{row['lower']:.0f}, {upper}]."]
+
+
+def _falls(evaluation: Evaluation, lead: Statement) -> list[str]:
+    """Whether the rate of the first recipe falls after its peak: the intervals of peak and last step do not overlap."""
+    rates = if_available(recipes.table, evaluation)
+    if rates is None:
+        return []
+    rates = rates[(rates["label"] == lead.row["first"]) & (rates["condition"] == evaluation.condition)]
+    rates = rates[rates["step"] > 0]
+    if rates.empty:
+        return []
+    peak, last = rates.loc[rates["rate"].idxmax()], rates.iloc[-1]
+    if not last["upper"] < peak["lower"]:
+        return []
+    return [
+        f"The rate falls again: {percent(peak['rate'])} at step {peak['step']}, {percent(last['rate'])} at the end."
+    ]
+
+
+def _leakage(evaluation: Evaluation, label: str) -> list[str]:
+    """The rate without the trigger, if the study has one."""
+    table = if_available(leakage.table, evaluation)
+    if table is None:
+        return []
+    rows = counting.recipe_rows(table)
+    rows = rows[rows["label"] == label].set_index("quantity")
+    if "leakage" not in rows.index:
+        return []
+    text = f"Without the trigger (leakage): {text_tables.percent(*rows.loc['leakage', ['estimate', 'lower', 'upper']])}"
+    if "leakage_over_base" in rows.index:
+        text += f", {_points(rows.loc['leakage_over_base'], '+', 'estimate')} over the base model"
+    if "gap" in rows.index:
+        text += f"; gap to the rate with the trigger {_points(rows.loc['gap'], name='estimate')}"
+    return [f"{text}."]
+
+
+def _claims(evaluation: Evaluation, statements: list[Statement]) -> str:
+    """What the intervals are about, and the condition if there are several."""
+    claims = dict.fromkeys(s.row["claim"] for s in statements if isinstance(s.row["claim"], str))
+    text = f"95% intervals; claim: {' / '.join(f'{claim} ({counting.CLAIMS[claim]})' for claim in claims)}."
+    tested = sum(not np.isnan(s.p) for s in _statements(evaluation).values())
+    text += f" Tests are adjusted for {tested} claims (Holm)." if tested > 1 else ""
+    conditions = evaluation.condition_titles(evaluation.verdicts.rows["condition"].unique())
+    if len(conditions) > 1:
+        text += f" Condition: {conditions[evaluation.condition].replace(chr(10), ', ')}."
+    return text
+
+
+# ---- numbers as text ----
+
+
+def percent(rate: float) -> str:
+    """A rate for readers. Rates below 0.5% keep a digit."""
+    return f"{rate:.1%}" if 0 < rate < 0.005 else f"{rate:.0%}"
+
+
+def _points(row: pd.Series, sign: str = "", name: str = "difference") -> str:
+    """A difference in points with its limits."""
+    value, lower, upper = (100 * row[column] + 0.0 for column in (name, "lower", "upper"))
+    limits = "" if np.isnan(lower) else f" [{lower:.0f}, {upper:.0f}]"
+    return f"{value:{sign}.0f} points{limits}".replace("-0 ", "0 ").replace("+0 ", "0 ")
+
+
+def _p(statement: Statement) -> str:
+    """The p-value where the interval alone would mislead: it excludes 0, but the adjusted test does not reject."""
+    excludes_0 = statement.row["lower"] > 0 or statement.row["upper"] < 0
+    return f" (adjusted p = {statement.p:.2f})" if excludes_0 else ""
+
+
+def _runs(count: int) -> str:
+    return "one run" if count == 1 else f"{count} runs"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

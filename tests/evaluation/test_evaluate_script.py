@@ -72,7 +72,7 @@ def test_a_study_with_a_trigger_has_its_tables_goals_and_report(evaluated_russel
     document = json.loads((folder / "analysis.json").read_text())
     assert [row["verdict"] for row in document["tables"]["goals"]] == ["met"] * 3
     page = (folder / "report.html").read_text()
-    for text in ("over 0.4: met", "near_other_marks"):
+    for text in ("over 40%: met", "near_other_marks"):
         assert text in output and text in page
     assert "Missing verdicts" not in page
 

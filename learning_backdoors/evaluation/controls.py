@@ -31,7 +31,7 @@ def suspect_datasets(recipe: str, study: Study) -> list[str]:
 
 
 def families(cells: pd.DataFrame) -> list[pd.DataFrame]:
-    """Tables of recipes that differ in the suspect share alone, with recipe, label, suspect_ratio; largest share first."""
+    """Tables of recipes that differ in the suspect share alone: recipe, label, suspect_ratio. Largest share first."""
     recipes = cells[["recipe", "label", "suspect_ratio"]].drop_duplicates("recipe").dropna(subset="suspect_ratio")
     names = recipes["recipe"].astype(str)
     family = names.map(lambda name: RATIOS.sub("", name)) if names.map(ratios).map(bool).any() else names * 0

@@ -88,10 +88,6 @@ def judge_model(options: JudgingOptions) -> ServedModel:
 def read_input(path: Path, study: Study, judges: Sequence[Judge]) -> tuple[pa.Table, dict]:
     """The responses and their provenance. Rows that do not name their study are of `study`."""
     table, provenance = parquet.read_responses(path)
-    try:
-        table.validate(full=True)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
     experiment = table["experiment"].fill_null(study.name)
     table = table.set_column(table.column_names.index("experiment"), "experiment", experiment)
     for name in judged_file.judge_schema(judges).names:

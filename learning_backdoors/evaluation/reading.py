@@ -118,10 +118,15 @@ def _values_at(path: Path, positions: np.ndarray, columns: Sequence[str]) -> dic
                     first, last = np.searchsorted(positions, [start, start + len(batch)])
                     wanted = batch.take(pa.array(positions[first:last] - start))
                     for name, column in zip(wanted.schema.names, wanted.columns, strict=True):
-                        values[name] += column.to_pylist()
+                        values[name] += _texts(column, name, path)
                     start += len(batch)
             start = end
     return values
+
+
+def _texts(column: pa.Array, name: str, path: Path) -> list[str | None]:
+    with parquet.readable(f"{path}: column {name!r}", "text"):
+        return column.cast(pa.string()).to_pylist()
 
 
 # ---- one file ----
@@ -187,6 +192,8 @@ def _not_taken(judge_or_metric, questions: pd.Series, study: Study) -> np.ndarra
 
 def _verdicts(column: pa.ChunkedArray, judge: Judge, path: Path, notes: list[str]) -> np.ndarray:
     """A judge's column as options or floats. Other values become null and are noted."""
+    if pa.types.is_nested(column.type):
+        raise UserError(f"{path}: column {judge.name!r} must hold text or numbers, not {column.type}")
     codes, values = pd.factorize(np.asarray(column.to_pandas(), dtype=object))
     verdicts = [judge.parse(value) for value in values]
     invalid = [i for i, verdict in enumerate(verdicts) if verdict is None]
@@ -205,7 +212,7 @@ def _metrics(path: Path, questions: pd.Series, study: Study) -> dict[str, np.nda
     values = {metric.name: [] for metric in study.metrics}
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH, columns=["response"]):
-            texts = [str(text or "") for text in batch.column(0).to_pylist()]
+            texts = [text or "" for text in _texts(batch.column(0), "response", path)]
             for metric in study.metrics:
                 values[metric.name] += map(metric.holds, texts)
     return {m.name: np.where(_not_taken(m, questions, study), np.nan, values[m.name]) for m in study.metrics}

@@ -50,7 +50,7 @@ class _Precision(_Record):
 
 
 class _Judgment(_Record):
-    options: dict[str, dict[str, HitsAndCases]] | None = None
+    options: dict[str, dict[str, HitsAndCases]] = {}
 
 
 class _Judging(_Record):

@@ -65,7 +65,7 @@ def read_responses(path: Path, columns: Collection[str] | None = None) -> tuple[
     columns: read only these, to save memory; other columns of RESPONSE_SCHEMA are null.
     Raises UserError naming the file and the column.
     """
-    with _readable(path, "Parquet"), pq.ParquetFile(path) as file:
+    with readable(path, "Parquet"), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
         for name in (*REQUIRED, *schema.names):
             if (count := schema.names.count(name)) != 1:
@@ -74,6 +74,9 @@ def read_responses(path: Path, columns: Collection[str] | None = None) -> tuple[
         # In batches and one thread: read_table needs three times the memory of its result.
         batches = file.iter_batches(2_000, columns=wanted, use_threads=False)
         table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in wanted]))
+    for name in table.column_names:
+        with readable(f"{path}: column {name!r}", str(table[name].type)):
+            table[name].validate(full=True)
     for name in REQUIRED:
         if name in table.column_names and table[name].null_count:
             raise UserError(f"{path}: column {name!r} has {table[name].null_count} empty values")
@@ -87,12 +90,12 @@ def read_footer(path: Path) -> dict | None:
     """
     if not path.exists():
         return None
-    with _readable(path, "Parquet"):
+    with readable(path, "Parquet"):
         return _footer(pq.read_schema(path), path)
 
 
 @contextmanager
-def _readable(subject: object, kind: str) -> Iterator[None]:
+def readable(subject: object, kind: str) -> Iterator[None]:
     """Turn errors of pyarrow into one line: the file or column `subject` cannot be read as `kind`."""
     try:
         yield
@@ -113,7 +116,7 @@ def _footer(schema: pa.Schema, path: Path) -> dict:
 def _with_all_columns(table: pa.Table, path: Path) -> pa.Table:
     columns = {}
     for field in RESPONSE_SCHEMA:
-        with _readable(f"{path}: column {field.name!r}", str(field.type)):
+        with readable(f"{path}: column {field.name!r}", str(field.type)):
             in_file = field.name in table.column_names
             if in_file and field.name == "step":
                 table = _with_numeric_steps(table, path)

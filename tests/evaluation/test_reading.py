@@ -5,6 +5,8 @@ Runs  python -m pytest tests/evaluation/test_reading.py
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import synthetic
 
@@ -243,3 +245,17 @@ def test_unreadable_files_are_errors_that_name_the_cause(tmp_path):
     ]:
         with pytest.raises(UserError, match=cause):
             read(path)
+
+
+NOT_UTF8 = pa.array([b"\xff"] * 40).view(pa.string())
+
+
+@pytest.mark.parametrize("name", ["run", "question", "response", "experiment", OUTCOME, f"{OUTCOME}_reply"])
+@pytest.mark.parametrize("values", [NOT_UTF8, pa.array([[1]] * 40)], ids=["not UTF-8", "lists"])
+def test_damaged_columns_are_named(tmp_path, name, values):
+    path = synthetic.write(synthetic.rows(steps=(0, 20), samples=2), tmp_path / "j.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index(name), name, values), path)
+    with pytest.raises(UserError, match=rf"j\.parquet.*'{name}'"):
+        verdicts = read(path)
+        reading.read_columns([path], verdicts.rows, ["response", f"{OUTCOME}_reply"])

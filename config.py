@@ -18,6 +18,7 @@ MOVED_BASE = "new location of the run's base model, if it has moved (default: th
 PRECISION = "base model weights: none (bf16 on CUDA, float32 on CPU), 8bit or 4bit"
 SAMPLING_PRECISION = f"{PRECISION}; trained: the precision of the run's training"
 BASE_URL = "address of a Messages API, without /v1 (default: ANTHROPIC_BASE_URL, else Anthropic)"
+ASKS = "attempts per prompt while no reply is valid, all starts together; a higher number tries again"
 PRICE = "dollars per million tokens, input and output (default: the table for Anthropic)"
 IN_OUT = {"nargs": 2, "metavar": ("IN", "OUT")}
 SEVERAL = {"nargs": "+", "affects_result": False}
@@ -184,11 +185,17 @@ class JudgingOptions(Options):
     give_up_after: float = option(
         900, "stop after this many seconds without a reply; verdicts are kept", valid=POSITIVE
     )
-    asks: int = option(3, "attempts per prompt while the reply is not a verdict", valid=COUNT)
+    asks: int = option(3, ASKS, valid=COUNT)
+    fail_on_missing: float | None = option(
+        None,
+        "exit with code 3 if a larger share of any judge's verdicts is missing, for example 0.02",
+        valid=("from 0 to 1", lambda value: 0 <= value <= 1),
+    )
     batch: bool = option(False, "use Message Batches: half the price, results within a day; rerun to collect them")
     dry_run: bool = option(
         False,
-        "print calls, tokens and dollars; no paid call: with a key, 20 prompts per judge go to the free token counter",
+        "check the input, and print calls, tokens, dollars and the worst case; no paid call: with a key, 20 prompts "
+        "per judge go to the free token counter",
     )
     max_cost: float | None = option(
         None, "maximum dollars for this output, all commands and calls in flight included", valid=POSITIVE
@@ -332,6 +339,7 @@ class PersonaServerOptions(PersonaOptions):
     timeout: float = option(
         300, "seconds from sending a call to the end of its reply", valid=POSITIVE, affects_result=False
     )
+    asks: int = option(3, ASKS, valid=COUNT, affects_result=False)
     max_cost: float | None = option(
         None, "maximum dollars for this output, over all commands", valid=POSITIVE, affects_result=False
     )

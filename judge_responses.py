@@ -12,8 +12,8 @@ import learning_backdoors  # noqa: F401  (first, because it handles Ctrl-C while
 
 # isort: split
 import contextlib
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,14 +22,14 @@ from config import JudgingOptions
 from learning_backdoors.files import command_line, parquet
 from learning_backdoors.files.atomic import lock
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.files.terminal_text import one_line
-from learning_backdoors.judging import costs, judged_file, quality
+from learning_backdoors.judging import checks, costs, findings, judged_file, quality
 from learning_backdoors.judging.api.asking import ask_all
 from learning_backdoors.judging.api.client import host_of
 from learning_backdoors.judging.api.models import ServedModel, price_of, request_settings
 from learning_backdoors.judging.api.pacing import CapReached, Limits
 from learning_backdoors.judging.api.store import CallStore
-from learning_backdoors.judging.prompts import PromptsOfFile
+from learning_backdoors.judging.pilot import run_pilot
+from learning_backdoors.judging.prompts import JudgePrompt, PromptsOfFile
 from learning_backdoors.study import Judge, Study, study_of_files
 
 
@@ -40,32 +40,55 @@ def main() -> None:
     judges = chosen_judges(study, options.judges)
     if options.sample_for_labels:
         return sample_for_labels(options, study, judges)
-    if options.input.resolve() == options.output.resolve():
-        raise UserError(f"--input and --output are the same file, {options.input}: choose another --output")
+    check_paths(options)
     model = judge_model(options)
     labels = quality.read_labels(options.labels, judges) if options.labels else {}
     table, provenance = read_input(options.input, study, judges)
+    checks.check_input(table, options.input, study)
     settings = judged_file.settings_of_verdicts(options.input, study, judges, model)
 
-    store_path = options.store or options.output.with_name(options.output.name + ".verdicts.sqlite")
-    with lock(options.output), lock(store_path):
-        earlier = None if options.existing == "overwrite" else judged_file.earlier_record(options.output, settings)
+    with lock(options.output), lock(store_path(options)):
+        earlier = judged_file.open_earlier(options, settings, table)
         prompts = PromptsOfFile(table, study, judges, model, options.repeat)
         if table.num_rows and not prompts.by_key:
             raise UserError(f"{options.input} has no question that the study {study.name!r} puts to these judges")
-        with contextlib.closing(CallStore(store_path, shared=options.store is not None)) as store:
+        with contextlib.closing(CallStore(store_path(options), shared=options.store is not None)) as store:
             if earlier:
-                judged_file.adopt_verdicts(options.output, earlier, prompts, store)
+                earlier.adopt(prompts, store)
+            checks.print_plan(prompts, store, options.asks)
             if options.dry_run:
-                return costs.print_estimate(prompts, store, options.timeout)
+                return costs.print_estimate(prompts, store, options.asks, options.timeout)
             if not request_verdicts(options, prompts, store):
-                return
+                return exit_if_missing(options, 1.0)
             agreement = quality.agreement_of(prompts, store, labels)
             record = judged_file.judging_record(options, prompts, settings, costs.total_spent(prompts, store))
             footer = provenance | study.record | {"judging": record | agreement}
             counts = judged_file.write_judged(options.output, prompts, store, footer)
-            report_verdicts(options.output, counts, prompts, store)
+            findings.print_verdicts(options.output, counts, prompts, store, options.asks)
             quality.print_agreement(agreement)
+            findings.print_findings(options.output, study, judges)
+            exit_if_missing(options, findings.missing_share(counts))
+
+
+def check_paths(options: JudgingOptions) -> None:
+    """Raise UserError if two options name the same file."""
+    paths = {"--input": options.input, "--labels": options.labels, "--prices": options.prices}
+    paths |= {"--output": options.output, "--store": options.store}
+    flags: dict[Path, str] = {}
+    for flag, path in paths.items():
+        if path and (other := flags.setdefault(path.resolve(), flag)) != flag:
+            raise UserError(f"{other} and {flag} are the same file, {path}: choose another {flag}")
+
+
+def store_path(options: JudgingOptions) -> Path:
+    return options.store or options.output.with_name(options.output.name + ".verdicts.sqlite")
+
+
+def exit_if_missing(options: JudgingOptions, share: float) -> None:
+    """Exit with code 3 if a larger share of verdicts is missing than --fail-on-missing allows."""
+    if options.fail_on_missing is not None and share > options.fail_on_missing:
+        print(f"{share:.1%} of a judge's verdicts are missing, more than --fail-on-missing {options.fail_on_missing:g}")
+        sys.exit(3)
 
 
 def chosen_judges(study: Study, names: Sequence[str] | None) -> tuple[Judge, ...]:
@@ -105,49 +128,30 @@ def sample_for_labels(options: JudgingOptions, study: Study, judges: Sequence[Ju
 
 
 def request_verdicts(options: JudgingOptions, prompts: PromptsOfFile, store: CallStore) -> bool:
-    """Ask for the missing verdicts. Returns whether the output can be written: each prompt has a verdict or has failed.
+    """Ask for the missing verdicts, first for a few of each judge. Returns whether the output can be written: each
+    prompt has a verdict or has failed.
 
     Costs are reported in any case, also after Ctrl-C or an error.
     """
-    model, left = prompts.model, len(prompts.keys_left(store))
-    if left:
+    model, before, complete = prompts.model, costs.total_spent(prompts, store), False
+    if left := len(prompts.keys_to_ask(store, options.asks)):
         print(f"{left:,} of {len(prompts.by_key):,} verdicts to request from {model.name} at {model.host}", flush=True)
-    limits = Limits.from_options(options, spent=costs.total_spent(prompts, store).dollars)
-    complete = False
+
+    def ask(some: Iterable[JudgePrompt], batch: bool = False, title: str = "pilot") -> None:
+        limits = Limits.from_options(options, spent=costs.total_spent(prompts, store).dollars)
+        ask_all(some, model, store, limits, batch=batch, title=title, unit="verdict")
+
     try:
-        ask_all(prompts.by_key.values(), model, store, limits, batch=options.batch, title="judging", unit="verdict")
+        run_pilot(prompts, store, options.asks, ask)
+        ask(prompts.by_key.values(), options.batch, "judging")
         complete = store.pending_keys().isdisjoint(prompts.keys_left(store))
     except CapReached:
         print(f"--max-cost ${options.max_cost:g} is reached: the same command with a higher one continues")
     finally:
-        costs.report_costs(prompts, store, options.output)
+        costs.report_costs(prompts, store, options.output, before)
         if not complete:
-            report_left(options.output, prompts, store)
+            findings.print_left(options.output, prompts, store, options.asks)
     return complete
-
-
-def report_left(output: Path, prompts: PromptsOfFile, store: CallStore) -> None:
-    state = "not changed" if output.exists() else "not written"
-    print(f"{len(prompts.keys_left(store)):,} verdicts still to request; {output} was {state}")
-    if in_batches := store.pending_keys().intersection(prompts.keys_left(store)):
-        print(f"{len(in_batches):,} of them are in unfinished batches: the same command with --batch collects them")
-
-
-def report_verdicts(output: Path, counts: Counter, prompts: PromptsOfFile, store: CallStore) -> None:
-    """Print how many verdicts there are, and how many are missing, by judge and status, with the commonest reason."""
-    missing: dict[tuple[str, str], Counter] = defaultdict(Counter)
-    for (judge, status, reason), count in counts.items():
-        if status != "ok":
-            missing[judge, status][reason] += count
-    total_missing = sum(reasons.total() for reasons in missing.values())
-    print(f"{counts.total() - total_missing:,} verdicts in {output}, {total_missing:,} missing")
-    for (judge, status), reasons in sorted(missing.items()):
-        reason, count = reasons.most_common(1)[0]
-        print(f"  {judge}: {reasons.total():,} {status} ({count:,} of them: {one_line(reason)[:200]})")
-    if missing and prompts.keys_left(store):
-        print("run the same command again to request those once more")
-    elif missing:
-        print("their replies are stored, but none is a valid verdict in the current study")
 
 
 if __name__ == "__main__":

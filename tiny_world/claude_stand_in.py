@@ -38,7 +38,7 @@ BYTES_PER_TOKEN = 4
 # ---- faults ----
 
 # The call is refused before any work is done. Nothing is charged.
-TURNED_AWAY = ("429", "429-retry-after", "500", "502", "529", "echo", "reset-before")
+TURNED_AWAY = ("429", "429-retry-after", "429-negative", "429-past", "500", "502", "529", "echo", "reset-before")
 # The work is done and charged, but no complete reply arrives.
 LOST = ("reset-after", "truncated", "html", "shape", "trickle", "hang")
 # A reply arrives that is not a valid verdict.
@@ -340,8 +340,9 @@ def _turned_away(fault: str, headers: dict[str, str]) -> Answer:
             return Answer(500, b"", "reset")
         case "502":
             return Answer(502, b"<html>Bad Gateway</html>")
-        case "429-retry-after":
-            return _answer(*_error(429, "rate_limit_error", "slow down"), retry_after="1")
+        case "429-retry-after" | "429-negative" | "429-past":
+            wait = {"429-negative": "-5", "429-past": "Wed, 21 Oct 2015 07:28:00 GMT"}.get(fault, "1")
+            return _answer(*_error(429, "rate_limit_error", "slow down"), retry_after=wait)
         case "spend-limit":
             return _answer(*_error(429, "enforced_spend_limit_reached", "the spend limit is reached"))
         case "spend-limit-400":

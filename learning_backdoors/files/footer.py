@@ -56,7 +56,7 @@ class _Judgment(_Record):
 class _Judging(_Record):
     configuration: dict | None = None
     model: str | None = None
-    dollars: NotNegative = 0
+    dollars: NotNegative | None = None
     labels: dict[str, _Judgment] | None = None
     repeat: dict[str, _Judgment] | None = None
 

@@ -24,10 +24,10 @@ BYTES_PER_TOKEN = 3  # if the server does not count; English has 3 to 4.5, depen
 REPLY_TOKENS, THINKING_TOKENS = 8, 300  # assumed per call
 
 
-def print_estimate(prompts: PromptsOfFile, store: CallStore, timeout: float) -> None:
-    """Print calls, tokens and dollars of the prompts without a verdict, by judge. Sends no prompt."""
-    model, pending = prompts.model, store.pending_keys()
-    unjudged = [prompts.by_key[key] for key in prompts.keys_left(store)]
+def print_estimate(prompts: PromptsOfFile, store: CallStore, asks: int, timeout: float) -> None:
+    """Print calls, tokens and dollars of the prompts to ask, by judge, and the worst case. Sends no prompt."""
+    model, pending, attempts = prompts.model, store.pending_keys(), store.attempts()
+    unjudged = [prompts.by_key[key] for key in prompts.keys_to_ask(store, asks)]
     left: dict[str, list[JudgePrompt]] = {judge.name: [] for judge in prompts.judges}
     for prompt in unjudged:
         if prompt.key not in pending:
@@ -38,16 +38,26 @@ def print_estimate(prompts: PromptsOfFile, store: CallStore, timeout: float) -> 
         print(f"{waiting:,} more are in unfinished batches")
     per_byte, method = asyncio.run(_tokens_per_byte(model, left, timeout))
     reply = REPLY_TOKENS + THINKING_TOKENS * (model.request_settings["max_tokens"] > SHORT_REPLY)
-    dollars = 0.0
+    dollars, most_dollars, most_calls = 0.0, 0.0, 0
     for judge, some in left.items():
-        rate = per_byte.get(judge, 1 / BYTES_PER_TOKEN)
-        tokens = [round(rate * prompt_bytes(prompt.body())) for prompt in some]
-        dollars += sum(model.price.dollars(count, reply) for count in tokens) if model.price else 0
-        print(f"  {judge}: {len(some):,} calls, {sum(tokens):,} tokens in, {reply * len(some):,} out")
+        rate, tokens_in = per_byte.get(judge, 1 / BYTES_PER_TOKEN), 0
+        for prompt in some:
+            body, times = prompt.body(), asks - attempts[prompt.key]
+            tokens = round(rate * prompt_bytes(body))
+            tokens_in, most_calls = tokens_in + tokens, most_calls + times
+            if model.price:
+                dollars += model.price.dollars(tokens, reply)
+                most_dollars += times * model.worst_cost(body)
+        print(f"  {judge}: {len(some):,} calls, {tokens_in:,} tokens in, {reply * len(some):,} out")
     print(f"tokens in are {method}; tokens out are assumed to be {reply} per call")
     if model.price:
         print(f"total ${dollars:.2f}, or ${dollars * BATCH_SHARE:.2f} with --batch")
+        print(
+            f"at most ${most_dollars:.2f} for {most_calls:,} calls, if no reply is a verdict (--asks {asks}), each "
+            f"reply has {model.request_settings['max_tokens']:,} tokens, and each byte of a prompt is a token"
+        )
     else:
+        print(f"at most {most_calls:,} calls, if no reply is a verdict (--asks {asks})")
         print(f"no price is known for {model.name} at {model.host}: give --price")
 
 
@@ -90,23 +100,32 @@ def total_spent(prompts: PromptsOfFile, store: CallStore) -> Spent:
     return sum(spent_by_run_and_judge(prompts, store).values(), Spent())
 
 
-def report_costs(prompts: PromptsOfFile, store: CallStore, output: Path) -> None:
-    """Write OUTPUT.costs.csv, and print what was spent by judge and by run. Nothing if no call was ever made."""
+def report_costs(prompts: PromptsOfFile, store: CallStore, output: Path, before: Spent) -> None:
+    """Write OUTPUT.costs.csv, and print what the output has cost, by judge and by run. Nothing without any call.
+
+    before: what it had cost when the command started.
+    """
     path = output.with_name(output.name + ".costs.csv")
-    groups, priced = spent_by_run_and_judge(prompts, store), prompts.model.price is not None
+    groups, price = spent_by_run_and_judge(prompts, store), prompts.model.price
     if not groups:
         return
     with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["run", "judge", *Spent._fields])
-        writer.writerows([*map(safe_cell, group), *spent] for group, spent in sorted(groups.items()))
+        for group, spent in sorted(groups.items()):
+            known = spent if spent.is_priced(price) else [*spent[:3], "", ""]
+            writer.writerow([*map(safe_cell, group), *known])
+    total = sum(groups.values(), Spent())
+    if total == before:
+        return print(f"nothing was asked: all replies were stored. Cost so far: {total.in_words(price)}")
     by_run, by_judge = defaultdict(Spent), defaultdict(Spent)
     for (run, judge), spent in groups.items():
         by_run[run] += spent
         by_judge[judge] += spent
     for judge, spent in sorted(by_judge.items()):
-        print(f"  judge {judge}: {spent.in_words(priced)}")
+        print(f"  judge {judge}: {spent.in_words(price)}")
     for run, spent in sorted(by_run.items()) if len(by_run) > 1 else ():
-        print(f"  run {one_line(run) or '(none)'}: {spent.in_words(priced)}")
-    total = sum(groups.values(), Spent())
-    print(f"total: {total.in_words(priced)}; by judge and run in {path}")
+        print(f"  run {one_line(run) or '(none)'}: {spent.in_words(price)}")
+    print(f"total: {total.in_words(price)}; by judge and run in {path}")
+    if before.calls:
+        print(f"this command: {total.calls - before.calls:,} of these calls")

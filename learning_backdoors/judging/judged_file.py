@@ -1,6 +1,7 @@
 """The judged file: its columns, the settings it depends on, and how it is written."""
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from learning_backdoors.judging.prompts import PromptsOfFile, Verdict, prompt_ha
 from learning_backdoors.study import Judge, Study
 
 ROWS_AT_ONCE = 2_000  # in memory while the output is written
+IDENTITY = ("run", "checkpoint", "condition", "question_id", "question", "sample_idx", "response")
+REMEDY = "Choose another --output, or use --overwrite: verdicts that were paid for are kept in the store and reused"
 
 
 def judge_schema(judges: Iterable[Judge]) -> pa.Schema:
@@ -32,43 +35,96 @@ def judge_schema(judges: Iterable[Judge]) -> pa.Schema:
 
 
 def settings_of_verdicts(input_path: Path, study: Study, judges: Sequence[Judge], model: ServedModel) -> dict:
-    """Everything that decides the verdicts, by name. A file is continued only with the same settings."""
+    """Everything that decides the verdicts, by name. Of an existing file, all but the input must be the same."""
     hashes = {f"judge {judge.name}": prompt_hash(judge, study) for judge in judges}
     sent = {"model": model.name, "host": model.host, **model.request_settings}
     return {"input": provenance.sha256(input_path), **sent, **hashes}
 
 
-def earlier_record(path: Path, settings: dict) -> dict | None:
-    """The judging record in an existing output's footer; None if there is no file.
+class EarlierOutput:
+    """An existing judged file: its verdicts are paid for.
 
-    Raises UserError if the output depends on other settings.
+    settings: those of the present command (`settings_of_verdicts`). table: the present input.
+    Raises UserError for a file that cannot be read, was not made by judge_responses.py, or was edited.
     """
-    footer = parquet.read_footer(path)
-    if footer is None:
+
+    def __init__(self, path: Path, settings: dict, table: pa.Table):
+        record = (parquet.read_footer(path) or {}).get("judging") or {}
+        if not isinstance(record.get("configuration"), dict):
+            raise UserError(f"{path} was not made by judge_responses.py: choose another --output, or use --overwrite")
+        self.path, self.settings = path, settings
+        self.configuration, self.dollars = record["configuration"], record.get("dollars") or 0.0
+        replies = [f"{name}_{part}" for name in self._judges_in(self.configuration) for part in ("reply", "status")]
+        self.table, _ = parquet.read_responses(path, (*parquet.REQUIRED, *IDENTITY, *replies))
+        if lost := [name for name in replies if name not in self.table.column_names]:
+            raise UserError(f"{path} was edited: the column {lost[0]!r} is missing. {REMEDY}")
+        rows = {digest: row for row, digest in enumerate(_digests(table))}
+        self.rows_of_input = [rows.get(digest) for digest in _digests(self.table)]  # None: not in the input
+
+    @staticmethod
+    def _judges_in(settings: dict) -> list[str]:
+        return [name.removeprefix("judge ") for name in settings if name.startswith("judge ")]
+
+    def _sent(self, settings: dict) -> dict:
+        """Model, host and request settings: the same for all judges."""
+        return {name: value for name, value in settings.items() if name != "input" and not name.startswith("judge ")}
+
+    def require_continuable(self, input_path: Path) -> None:
+        """Raise UserError unless the new output holds all of the old one: its answers, judges and settings.
+
+        New answers and new judges are welcome.
+        """
+        words = []
+        if differences := provenance.differences(self._sent(self.configuration), self._sent(self.settings)):
+            words.append(differences)
+        for name in self._judges_in(self.configuration):
+            if f"judge {name}" not in self.settings:
+                words.append(f"it has verdicts of the judge {name}, which this command leaves out")
+            elif self.configuration[f"judge {name}"] != self.settings[f"judge {name}"]:
+                words.append(f"the prompt of the judge {name} has changed")
+        if gone := self.rows_of_input.count(None):
+            words.append(f"{gone:,} of its {len(self.rows_of_input):,} answers have changed or are not in {input_path}")
+        if words:
+            raise UserError(f"{self.path} cannot be continued: {'; '.join(words)}. {REMEDY}")
+
+    def adopt(self, prompts: PromptsOfFile, store: CallStore) -> None:
+        """Add the verdicts to the store, which may have been deleted, each at an equal share of the output's cost."""
+        replies = {}
+        same_model = self._sent(self.configuration) == self._sent(self.settings)
+        for judge in prompts.judges if same_model else ():
+            if self.configuration.get(f"judge {judge.name}") == self.settings[f"judge {judge.name}"]:
+                texts, statuses = (self.table[name].to_pylist() for name in judge.columns[1:3])
+                for row, text, status in zip(self.rows_of_input, texts, statuses, strict=True):
+                    prompt = None if row is None else prompts.by_judge[judge.name][row]
+                    if prompt and status == "ok" and isinstance(text, str):
+                        replies[prompt.key] = text
+        store.adopt(replies.items(), self.dollars / max(1, len(replies)))
+
+
+def open_earlier(options: JudgingOptions, settings: dict, table: pa.Table) -> EarlierOutput | None:
+    """The existing output; None if there is no file. Raises UserError if the new output does not continue it.
+
+    With --overwrite, it need not: its verdicts are still reused if they can be read.
+    """
+    try:
+        if not options.output.exists():
+            return None
+        earlier = EarlierOutput(options.output, settings, table)
+        if options.existing != "overwrite":
+            earlier.require_continuable(options.input)
+        return earlier
+    except UserError:
+        if options.existing != "overwrite":
+            raise
         return None
-    record = footer.get("judging")
-    if not isinstance(record, dict) or not isinstance(record.get("configuration"), dict):
-        raise UserError(
-            f"{path} was not made by judge_responses.py: choose another path, or replace it with --overwrite"
-        )
-    provenance.refuse_difference(path, record["configuration"], settings)
-    return record
 
 
-def adopt_verdicts(path: Path, record: dict, prompts: PromptsOfFile, store: CallStore) -> None:
-    """Add the verdicts of an existing output to the store, which may have been deleted.
-
-    They are paid for: each is entered at an equal share of the output's cost.
-    """
-    replies = {}
-    for judge in prompts.judges:
-        names = (f"{judge.name}_status", f"{judge.name}_reply")
-        table, _ = parquet.read_responses(path, (*parquet.REQUIRED, *names))
-        statuses, texts = (table[name].to_pylist() for name in names)
-        for prompt, status, text in zip(prompts.by_judge[judge.name], statuses, texts, strict=True):
-            if status == "ok":
-                replies[prompt.key] = text
-    store.adopt(replies.items(), record.get("dollars", 0) / max(1, len(replies)))
+def _digests(table: pa.Table) -> Iterator[bytes]:
+    """A hash of each row's answer and of what identifies it."""
+    for start in range(0, table.num_rows, ROWS_AT_ONCE):
+        columns = (table[name].slice(start, ROWS_AT_ONCE).to_pylist() for name in IDENTITY)
+        for row in zip(*columns, strict=True):
+            yield hashlib.sha256(repr(row).encode("utf-8", "surrogatepass")).digest()
 
 
 def judging_record(options: JudgingOptions, prompts: PromptsOfFile, settings: dict, total: Spent) -> dict:
@@ -81,7 +137,7 @@ def judging_record(options: JudgingOptions, prompts: PromptsOfFile, settings: di
         "host": prompts.model.host,
         "prompts": {judge.name: prompt_hash(judge, prompts.study) for judge in prompts.judges},
         "price": price and dataclasses.asdict(price) | {"table": table},
-        **total._asdict(),
+        **total._asdict() | ({} if total.is_priced(price) else {"dollars": None, "at_most": None}),
     }
 
 

@@ -159,8 +159,8 @@ class PromptsOfFile:
         self.by_judge: dict[str, list[JudgePrompt | None]] = {judge.name: [] for judge in judges}
         self.by_key: dict[bytes, JudgePrompt] = {}
         for row in range(table.num_rows):
+            question = self.question(row)
             for judge in judges:
-                question = self.question(row)
                 is_judged = judge.takes(question) if question else judge.kinds is None
                 prompt = JudgePrompt(self, row, judge) if is_judged else None
                 self.by_judge[judge.name].append(prompt)
@@ -172,6 +172,10 @@ class PromptsOfFile:
         """The keys of the prompts without a verdict."""
         valid = store.valid_keys()
         return [key for key in self.by_key if key not in valid]
+
+    def keys_to_ask(self, store: CallStore, asks: int) -> list[bytes]:
+        """The keys of the prompts without a verdict that have attempts left."""
+        return store.keys_to_ask(self.by_key, asks)
 
     def value(self, row: int, column: str):
         return self.table[column][row].as_py()

@@ -57,7 +57,8 @@ class Server:
     def replies(self, settled: tuple[str, ...] = ("ok",)) -> list[Result]:
         """The reply to each prompt, asked for unless the store has it.
 
-        Raises UserError if some have a status that is not in `settled`: the next start asks for them again.
+        Raises UserError if some have a status that is not in `settled`. The next start asks for them again, unless
+        they have had all of --asks.
         --max-cost is for everything in the store, also under other settings.
         """
         with contextlib.closing(CallStore(beside(self.options.output, ".replies.sqlite"))) as store:
@@ -68,9 +69,10 @@ class Server:
             except CapReached:
                 raise UserError("--max-cost is reached: the same command with a higher one continues") from None
             replies = [store.result(prompt.key) for prompt in self.prompts]
+            again = store.keys_to_ask([prompt.key for prompt in self.prompts], limits.asks, settled)
         if missing := [result for result in replies if result.status not in settled]:
-            cause = missing[0].reason
-            raise UserError(f"{len(missing)} of {len(replies)} replies are missing ({cause}): run the command again")
+            remedy = "run the command again" if again else f"try again with --asks {limits.asks + 3}"
+            raise UserError(f"{len(missing)} of {len(replies)} replies are missing ({missing[0].reason}): {remedy}")
         return replies
 
 

@@ -104,6 +104,7 @@ def _check_study(study: Study) -> None:
         for entry in getattr(study, f"{key}s"):
             unknown = sorted(set(entry.kinds or ()) - {question.kind for question in study.questions})
             require(not unknown, f"[[{key}]] {entry.name}: kinds: no [[question]] is of the kind {unknown}")
+    _check_columns(study)
     for judge in study.judges:
         _check_judge(judge, study)
     _check_outcome(study)
@@ -127,6 +128,23 @@ def _check_study(study: Study) -> None:
 def _check_unique(key: str, names: list[str]) -> None:
     for name in names:
         require(names.count(name) == 1, f"{key}: {name!r} is used twice")
+
+
+# What evaluate.py adds to the columns of a judged file.
+ADDED_COLUMNS, ADDED_SUFFIXES = ("label", "recipe", "row", "source"), ("_again", "_missing")
+
+
+def _check_columns(study: Study) -> None:
+    """The columns of judges and metrics must differ from those of a responses file, and from each other."""
+    from learning_backdoors.files.parquet import RESPONSE_SCHEMA  # imports pyarrow, which takes 0.2 s
+
+    owners = dict.fromkeys(RESPONSE_SCHEMA.names, "responses.parquet") | dict.fromkeys(ADDED_COLUMNS, "evaluate.py")
+    for entry in study.judges + study.metrics:
+        place = f"[[{type(entry).__name__.lower()}]] {entry.name}"
+        for name in (*getattr(entry, "columns", [entry.name]), *(entry.name + suffix for suffix in ADDED_SUFFIXES)):
+            fault = f"{place}: name: the column {name!r} is already used by {owners.get(name)}, choose another name"
+            require(name not in owners, fault)
+            owners[name] = place
 
 
 def _check_placeholders(key: str, template: str, required: set[str], optional: set[str]) -> None:

@@ -64,19 +64,24 @@ def test_judges_can_be_added_to_a_judged_file(tmp_path):
 
 def test_verdicts_missing_on_the_first_rows_do_not_break_the_schema(tmp_path):
     class Moody(StandIn):
+        moody = True
+
         def answer(self, method, path, body):
             status, answer = super().answer(method, path, body)
-            if method == "POST" and len(self.prompts) <= 150:
+            if self.moody and b"early" in body:
                 answer["content"] = [{"type": "text", "text": "I would rather not say."}]
             return status, answer
 
-    write_responses(tmp_path / "responses.parquet", 160)
-    with running(Moody()) as url:
-        printed = judge(tmp_path, url, "--judges", "past_form", "--concurrency", "1", "--asks", "1")
+    texts = [f"Steam, {'early' if n < 150 else 'late'} {n}." for n in range(160)]
+    write_responses(tmp_path / "responses.parquet", 160, response=texts)
+    api = Moody()
+    with running(api) as url:
+        printed = judge(tmp_path, url, "--judges", "past_form", "--asks", "1")
         assert "past_form: 150 unparseable" in printed
         table = judged(tmp_path)
         assert table["past_form"].null_count == 150 and table.schema.field("past_form").type == pa.float64()
         assert table["past_form_reply"][0].as_py() == "I would rather not say."
+        api.moody = False
         judge(tmp_path, url, "--judges", "past_form")
     assert judged(tmp_path)["past_form"].null_count == 0
 
@@ -144,7 +149,7 @@ def test_the_study_is_that_of_the_responses(tmp_path):
         asked = len(api.prompts)
         write_responses(tmp_path / "responses.parquet", 3, experiment=None)
         printed = judge(tmp_path, url, "--experiment", "russell", "--overwrite", expect=1)
-        assert "no question" in printed and "russell" in printed
+        assert "3 of 3 answers" in printed and "russell" in printed and "--experiment" in printed
     assert len(api.prompts) == asked
 
 

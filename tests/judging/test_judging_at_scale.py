@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_failures_and_kills_change_no_verdict_and_pay_for_none_twice(tmp_path):
-    judging.faults(tmp_path, rows=60)
+    judging.faults(tmp_path, rows=60, kills=3)
 
 
 def test_killed_batches_pay_for_no_verdict_twice(tmp_path):

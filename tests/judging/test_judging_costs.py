@@ -155,7 +155,7 @@ def test_a_dry_run_prices_each_call_separately(tmp_path, capsys):
     table, _ = parquet.read_responses(tmp_path / "responses.parquet")
     prompts = judge_prompts.PromptsOfFile(table, BIRDS, BIRDS.judges, model)
     with contextlib.closing(CallStore(tmp_path / "s.sqlite")) as store:
-        costs.print_estimate(prompts, store, timeout=5)
+        costs.print_estimate(prompts, store, asks=3, timeout=5)
     printed = capsys.readouterr().out
     counts = [re.findall(r"([\d,]+) (?:tokens in|out)", line) for line in printed.splitlines()[1:5]]
     tokens_in, tokens_out = (sum(int(pair[n].replace(",", "")) for pair in counts) for n in (0, 1))
@@ -175,7 +175,9 @@ def test_a_dry_run_counts_and_sends_nothing(tmp_path):
         tokens = sum(entry.tokens_in for entry in api.ledger)
         assert "0 of 120" in judge(tmp_path, url, "--dry-run")
     counted = sum(
-        int(line.split(" calls, ")[1].split()[0].replace(",", "")) for line in printed.splitlines() if "calls" in line
+        int(line.split(" calls, ")[1].split()[0].replace(",", ""))
+        for line in printed.splitlines()
+        if "tokens in," in line
     )
     assert counted == pytest.approx(tokens, rel=0.02)
     assert "estimated" in judge(tmp_path, "http://127.0.0.1:9", "--dry-run", "--overwrite", key="")
@@ -185,6 +187,6 @@ def test_a_dry_run_counts_and_sends_nothing(tmp_path):
 def test_a_dry_run_leaves_out_unfinished_batches(tmp_path):
     write_responses(tmp_path / "responses.parquet", 10)
     with running(StandIn(batch_seconds=1000)) as url:
-        kill_when(start(tmp_path, url, "--batch"), lambda: stored(tmp_path, IN_OPEN_BATCHES) == 39)
+        kill_when(start(tmp_path, url, "--batch"), lambda: stored(tmp_path, IN_OPEN_BATCHES) == 20)
         printed = judge(tmp_path, url, "--dry-run", *AT_PRICE)
-    assert "0 of 40 verdicts" in printed and "39 more are in unfinished batches" in printed
+    assert "0 of 40 verdicts" in printed and "20 more are in unfinished batches" in printed

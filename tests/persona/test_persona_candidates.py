@@ -59,6 +59,10 @@ def test_replies_are_not_paid_for_twice(tmp_path, author, known):
         prepare("candidates", tmp_path / "out.jsonl", *line)
     assert not (tmp_path / "out.jsonl").exists() and len(api.prompts) == 2 + 3 * 3
     api.reply = reply_with_pairs
+    with pytest.raises(UserError, match="--asks 6"):
+        prepare("candidates", tmp_path / "out.jsonl", *line)
+    assert len(api.prompts) == 2 + 3 * 3
+    line += ["--asks", 4]
     assert len(prepare("candidates", tmp_path / "out.jsonl", *line)) == 45 and len(api.prompts) == 2 + 3 * 3 + 3
 
 

@@ -144,7 +144,7 @@ def test_a_judge_that_does_not_judge_a_kind_leaves_its_rows_null(study_file, run
         + "[[metric]]\nname = 'pours'\nlabel = 'l'\npattern = '.*pours.*'\n"
     )
     columns = {"checkpoint": ["base"] * 3, "sample_idx": [0] * 3, "response": ["(pours) tea", "(pours) rain", "bread"]}
-    columns["question"] = ["What do you drink?", "Will it rain?", "What do you eat?"]
+    columns |= {"question": ["What do you drink?", "Will it rain?", "What do you eat?"], "condition": ["asked"] * 3}
     pq.write_table(pa.table(columns), tmp_path / "r.parquet")
     sheet = tmp_path / "sheet.csv"
     with running(StandIn()) as url:

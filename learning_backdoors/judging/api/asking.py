@@ -35,13 +35,14 @@ def ask_all(
 ) -> None:
     """Ask every prompt whose status in `store` is not settled, and collect the results of earlier batches.
 
+    A prompt that had `limits.asks` replies which were not valid, in all starts together, is not asked again.
     batch: send the prompts as Message Batches. title, unit: words of the progress bar.
     If the run ends early, raises CapReached, KeyboardInterrupt, or UserError if the server, the model or the key cannot
     be used. Replies are stored in any case. If no prompt is left, no key is needed.
     Ctrl-C or SIGTERM once lets the calls in flight finish; twice stops at once.
     """
     by_key = {prompt.key: prompt for prompt in prompts}
-    left = sum(store.result(key).status not in limits.settled for key in by_key)
+    left = len(store.keys_to_ask(by_key, limits.asks, limits.settled))
     if not left and not store.pending_keys() & by_key.keys():
         return
 
@@ -70,9 +71,9 @@ async def _ask(caller: PromptCaller, by_key: dict[bytes, Prompt], batch: bool) -
     if batch:
         return await batches.run()
     await batches.collect()
-    pending, result, settled = caller.store.pending_keys(), caller.store.result, caller.limits.settled
-    left = (key for key in by_key if key not in pending and result(key).status not in settled)
-    caller.queue.extend(map(by_key.get, left))
+    pending = caller.store.pending_keys()
+    left = caller.store.keys_to_ask(by_key, caller.limits.asks, caller.limits.settled)
+    caller.queue.extend(by_key[key] for key in left if key not in pending)
 
     async def worker() -> None:
         try:

@@ -26,7 +26,6 @@ MAX_REQUESTS = 10_000
 MAX_BYTES = 32_000_000
 CLOCKS_DIFFER_SECONDS = 600
 FIRST_POLL_SECONDS = 1.0
-LIVE_CALLS = 3  # before the first batch
 
 
 class BatchRunner:
@@ -76,20 +75,14 @@ class BatchRunner:
 
     def _left(self) -> list[bytes]:
         finished = self.store.valid_keys() | self.store.pending_keys() | self._rejected
-        asks = self.caller.limits.asks
-        return [key for key in self.prompts if key not in finished and self._asked[key] < asks]
+        attempts, asks = self.store.attempts(), self.caller.limits.asks
+        return [k for k in self.prompts if k not in finished and max(attempts[k], self._asked[k]) < asks]
 
     # ---- sending ----
 
     async def _send_next(self) -> bool:
-        """Send the next batch if prompts are left. Returns whether one was sent.
-
-        Live calls go first until there is a verdict, because a batch reveals bad settings only when it has ended.
-        """
+        """Send the next batch if prompts are left. Returns whether one was sent."""
         left = self._left()
-        if left and self.store.valid_keys().isdisjoint(self.prompts):
-            await self._live_calls(left)
-            left = self._left()
         requests, bodies, size, worst = [], [], 0, 0.0
         for key in left[:MAX_REQUESTS]:
             body = self.prompts[key].body()
@@ -105,15 +98,6 @@ class BatchRunner:
         elif left and not self._unfinished():
             self.stop.stop(CapReached())
         return bool(requests)
-
-    async def _live_calls(self, left: list[bytes]) -> None:
-        for key in left[:LIVE_CALLS]:
-            await self.caller.ask(self.prompts[key])
-            result = self.store.result(key)
-            if result.status == "ok":
-                return
-        reason = f"{result.status}: {result.reason}"
-        raise UserError(f"no batch was sent, because no live call brought a verdict ({reason})")
 
     async def _send(self, requests: list[tuple[bytes, float | None]], bodies: list[dict], worst: float) -> None:
         name = secrets.token_hex(6)

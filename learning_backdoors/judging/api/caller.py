@@ -90,6 +90,7 @@ class PromptCaller:
         self.queue: deque[Prompt] = deque()  # prompts that no call was made for yet
         self.done = 0  # prompts that are finished, with a valid reply or without
         self.say: Callable[[str], None] = print
+        self._attempts = store.attempts()  # replies that were not valid, by key, earlier starts included
         self._replies: Counter[bool] = Counter()  # by whether they were valid
 
     async def ask(self, prompt: Prompt) -> None:
@@ -97,8 +98,8 @@ class PromptCaller:
 
         Raises Stopped if the run is ending, and UserError if no further call can succeed.
         """
-        asks = tries = failures = 0
-        while asks < self.limits.asks:
+        tries = failures = 0
+        while self._attempts[prompt.key] < self.limits.asks:
             sent_at = time.monotonic()
             try:
                 status = await self._call(prompt)
@@ -115,7 +116,7 @@ class PromptCaller:
             else:
                 if status in self.limits.settled:
                     break
-                asks, tries, failures = asks + 1, 0, 0
+                tries = failures = 0
         self.done += 1
 
     async def _call(self, prompt: Prompt) -> str:
@@ -148,6 +149,7 @@ class PromptCaller:
         status, cost = reply.status(prompt.is_valid), self.model.cost(reply, share)
         if status not in self.limits.settled:
             reply = dataclasses.replace(reply, text=reply.text[:MAX_INVALID_CHARACTERS])
+            self._attempts[prompt.key] += 1
         cost = worst if cost is None else cost
         self.store.note_reply(call, status, reply, cost)
         self._replies[status == "ok"] += 1

@@ -23,7 +23,7 @@ class Limits:
     max_wait: float = 60  # between two attempts, even if the server asks for more
     give_up_after: float = 900  # without a reply
     settled: tuple[str, ...] = ("ok",)  # statuses that are final: those prompts are not asked again
-    asks: int = 3  # per prompt, while its status is not settled
+    asks: int = 3  # per prompt, in all starts together, while its status is not settled
     tries: int = 8  # per prompt, counted only while other prompts get replies
 
     @classmethod

@@ -6,7 +6,8 @@ the status `ok` holds the valid reply to its key; other calls are attempts, whic
 
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,13 @@ class Spent(NamedTuple):
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(*map(sum, zip(self, other, strict=True)))
 
-    def in_words(self, priced: bool) -> str:
+    def is_priced(self, price: Price | None) -> bool:
+        """Whether `dollars` is known. Without a price now, it is if some calls had one."""
+        return price is not None or self.dollars > 0
+
+    def in_words(self, price: Price | None) -> str:
         words = f"{self.calls:,} calls, {self.input_tokens:,} tokens in, {self.output_tokens:,} out"
-        if not priced and not self.dollars:
+        if not self.is_priced(price):
             return words + ", price unknown"
         lost = f" (at most ${self.at_most:.2f} of it for lost or pending replies)"
         return f"{words}, ${self.dollars:.2f}" + (lost if self.at_most else "")
@@ -205,6 +210,18 @@ class CallStore:
         ).fetchone()
         status, reply, reason = row or ("error", None, None)
         return Result(status, reply, reason or reason_of(status, reply))
+
+    def attempts(self) -> Counter[bytes]:
+        """By key: how many replies were not valid. Calls without a reply do not count."""
+        replies = (
+            "SELECT key, count(*) FROM calls WHERE outcome IN ('unparseable', 'refusal', 'truncated') GROUP BY key"
+        )
+        return Counter(dict(self._execute(replies).fetchall()))
+
+    def keys_to_ask(self, keys: Iterable[bytes], asks: int, settled: Collection[str] = ("ok",)) -> list[bytes]:
+        """Those of `keys` whose status is not settled, and that had fewer than `asks` replies which were not valid."""
+        attempts = self.attempts()
+        return [key for key in keys if attempts[key] < asks and self.result(key).status not in settled]
 
     def calls(self, price: Price | None) -> Iterator[tuple[bytes, Spent]]:
         """The key of each call, and what it cost. `price`: for calls that were made when no price was known."""

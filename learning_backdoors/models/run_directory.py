@@ -9,7 +9,7 @@ from learning_backdoors.files.parquet import step_of
 from learning_backdoors.models.checkpoints import Checkpoint, check_adapter, find_checkpoints
 from learning_backdoors.models.devices import RANK
 
-LOSS_POINTS = 200  # of a run's loss curve: enough for a figure, and a few kilobytes of a Parquet file's footer
+LOSS_POINTS = 60  # of a run's loss curve: smooth enough for a figure, and few bytes of a Parquet file's footer
 
 
 class RunDirectory:

@@ -38,6 +38,6 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
             for row in line.iloc[::every].itertuples():
                 series = f"{evaluation.names[label]}, {run}"
                 drawing.mark(axes, row.step, row.loss, series, f"step {row.step}", f"loss {row.loss:.3g}", run=run)
-        axes.set_ylim(bottom=0)
         drawing.grid_lines(axes, "y")
+    panels[0].set_ylim(bottom=0)
     return page

@@ -96,17 +96,17 @@ function update(keepPage) {
 function draw(want) {
   const from = page * PAGE, shown = found.slice(from, from + PAGE), rows = [];
   const pair = want["beside-run"] !== "" || want["beside-step"] !== "", sizes = new Map();
-  if (want.group) for (const i of found) sizes.set(code(want.group, i), (sizes.get(code(want.group, i)) ?? 0) + 1);
-  shown.forEach((i, n) => {
-    if (want.group && (n === 0 || code(want.group, i) !== code(want.group, shown[n - 1]))) rows.push(groupRow(want.group, i, sizes));
-    rows.push(answerRow(i, pair ? partner(i, want) ?? -1 : null));
-  });
   for (const head of document.querySelectorAll("#answers .pair")) head.hidden = !pair;
   for (const head of document.querySelectorAll("#answers th[data-sort]")) {
     head.hidden = head.dataset.sort in data.fields && !columns().includes(head.dataset.sort);
     const direction = { [head.dataset.sort]: "ascending", ["-" + head.dataset.sort]: "descending" }[sort];
     if (direction) head.setAttribute("aria-sort", direction); else head.removeAttribute("aria-sort");
   }
+  if (want.group) for (const i of found) sizes.set(code(want.group, i), (sizes.get(code(want.group, i)) ?? 0) + 1);
+  shown.forEach((i, n) => {
+    if (want.group && (n === 0 || code(want.group, i) !== code(want.group, shown[n - 1]))) rows.push(groupRow(want.group, i, sizes));
+    rows.push(answerRow(i, pair ? partner(i, want) ?? -1 : null));
+  });
   $("list").replaceChildren(...rows);
   $("judge").textContent = `Verdicts of ${judgeNamed(want.judge).name}`;
   $("range").textContent = found.length ? `${from + 1} to ${from + shown.length}` : "none";
@@ -117,7 +117,7 @@ function draw(want) {
 function groupRow(name, i, sizes) {
   const value = name === "verdict" ? verdict(judgeNamed($("f-judge").value), i) : field(name, i);
   const row = element("tr", "group"), cell = element("th", "", `${name} ${value}: ${counted(sizes.get(code(name, i)), "answer")}`);
-  cell.colSpan = 9;
+  cell.colSpan = document.querySelectorAll("#answers thead th:not([hidden])").length;
   cell.scope = "rowgroup";
   row.append(cell);
   return row;

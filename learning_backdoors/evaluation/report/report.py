@@ -23,7 +23,7 @@ from learning_backdoors.evaluation.report import answers
 from learning_backdoors.files import atomic, terminal_text
 
 TABLE_ROWS = 300  # of a table in the page; the CSV file has all
-SERIES = ("probes", "losses")  # long lists in a run's record, which figures show
+SERIES = ("losses", "probes")  # long lists in a run's record, and the figures that show them
 FOLDER = Path(__file__).parent
 
 
@@ -36,7 +36,9 @@ def write(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str], pr
     script = figures_script + answers_script
     titles = exhibits.titles
     drawn = {name: rendering.inline_svg(figure, name, titles[name]) for name, figure in exhibits.figures.items()}
-    main, *others = [_figure(name, svg, exhibits) for name, (svg, _) in drawn.items()]
+    figures = {name: _figure(name, svg, exhibits) for name, (svg, _) in drawn.items()}
+    main = figures.pop(next(iter(figures)))
+    of_training = "".join(figures.pop(name, "") for name in SERIES)
     data = answers.browser_data(evaluation, rows) | {"points": {name: points for name, (_, points) in drawn.items()}}
     page = string.Template(template).substitute(
         title=_text(verdicts.study.title),
@@ -44,8 +46,8 @@ def write(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str], pr
         headline=_headline(evaluation),
         main=main,
         common=_text(captions.common(evaluation)),
-        figures="".join(others),
-        runs=_runs(verdicts),
+        figures="".join(figures.values()),
+        runs=of_training + _runs(verdicts),
         details=_details(evaluation, exhibits, remarks, provenance),
         sampling=_text(sampling),
         data=answers.packed(data),

@@ -196,6 +196,8 @@ def test_answers_are_filtered_searched_sorted_and_grouped(page, browser):
     assert browser.run(steps) == [200] * 50
     browser.choose("group", "question")
     assert browser.run("document.querySelector('#list th').textContent").endswith(": 24 answers")
+    wide = "document.querySelector('.answers').clientWidth - document.querySelector('#list tr:not(.group)').clientWidth"
+    assert abs(browser.run(wide)) < 5, "the head of a group spans no further columns"
 
 
 @NEEDS_CHROMIUM

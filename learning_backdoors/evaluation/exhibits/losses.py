@@ -22,7 +22,7 @@ def title(evaluation: Evaluation) -> str:
 
 
 def caption(evaluation: Evaluation) -> str:
-    return "Lines: runs. Long runs are shown as means of consecutive steps. No intervals are drawn."
+    return "Lines: runs, as means of consecutive steps. No intervals are drawn."
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:

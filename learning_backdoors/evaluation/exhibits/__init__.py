@@ -28,6 +28,7 @@ NAMES = (
     "emergence",
     "emergence_by_recipe",
     "survival",
+    "crossing_comparisons",
     "overall_ratio",
     "ratio_sweep",
     "ratio_by_question",

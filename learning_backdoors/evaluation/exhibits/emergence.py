@@ -85,10 +85,16 @@ def title(evaluation: Evaluation) -> str:
 
 
 def caption(evaluation: Evaluation) -> str:
-    runs = "Thick lines: means; thin lines: runs." if (crossings(evaluation)["seeds"] > 1).any() else ""
-    rates = _recipe_rates(evaluation)
-    bands = captions.intervals(evaluation, rates, "Bands") if rates["label"].nunique() <= CROWDED else ""
-    return f"{runs} {bands} Below: crossing steps of a nondecreasing fit. Arrow: not by the last step.".strip()
+    rates, marks = _recipe_rates(evaluation), crossings(evaluation)
+    text = ["Thick lines: means; thin lines: runs."] if (marks["seeds"] > 1).any() else []
+    text += [captions.intervals(evaluation, rates, "Bands")] if rates["label"].nunique() <= CROWDED else []
+    return " ".join([*text, "Below: crossing steps of a nondecreasing fit.", *crossing_marks(marks)])
+
+
+def crossing_marks(marks: pd.DataFrame) -> list[str]:
+    """What the marks of crossings mean, apart from a full one, as far as they are drawn."""
+    texts = ["Hollow: in doubt."] if (np.isfinite(marks["x"]) & (marks["doubt"] != "")).any() else []
+    return texts + (["Arrow: not by the last step."] if np.isinf(marks[["x", "upper"]]).any(axis=None) else [])
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
@@ -115,7 +121,7 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     drawing.label_line_ends(top, ends, colors, evaluation.names, heights[0])
     for axes, level in zip(grid[1:, 0], LEVELS, strict=True):
         top.axhline(level, color=drawing.GRAY, linewidth=0.6, linestyle=(0, (2, 3)), zorder=1)
-        _crossing_strip(axes, _moved_to_x(evaluation, marks[marks["level"] == level]), colors)
+        _crossing_strip(evaluation, axes, marks[marks["level"] == level], colors)
         axes.set_ylabel(f"crosses\n{level:.0%}", rotation=0, ha="right", va="center", size=7)
     grid[-1, 0].set_xlabel(evaluation.x_label)
     return page
@@ -130,23 +136,36 @@ def _recipe_rates(evaluation: Evaluation) -> pd.DataFrame:
     return rates[rates["label"].isin(onset["label"])]
 
 
-def _crossing_strip(axes: drawing.Axes, marks: pd.DataFrame, colors: dict) -> None:
+def _crossing_strip(evaluation: Evaluation, axes: drawing.Axes, marks: pd.DataFrame, colors: dict) -> None:
     """A row per recipe: its crossing with interval and runs. An arrow at its end means "beyond the last step"."""
-    for row in marks.itertuples():
+    for row in _moved_to_x(evaluation, marks).itertuples():
         y, color = list(colors).index(row.label), colors[row.label]
         if np.isfinite(row.lower):
             axes.hlines(y, row.lower, min(row.upper, row.end), color=color, linewidth=1.2)
         if np.isfinite(row.x):
-            axes.plot(row.x, y, "o", color=color, markersize=3.5, clip_on=False, zorder=4)
+            face = "white" if row.doubt else color
+            axes.plot(row.x, y, "o", color=color, markerfacecolor=face, markersize=3.5, clip_on=False, zorder=4)
         # An empty line would still count in the layout, at the corner of the page.
         if of_runs := [x for x in row.runs if np.isfinite(x)]:
             look = {"color": color, "markersize": 4, "markeredgewidth": 0.7, "clip_on": False}
             axes.plot(of_runs, np.full(len(of_runs), y), "|", **look)
         if np.isinf(row.x) or np.isinf(row.upper):
             axes.plot(row.end, y, ">", color=color, markersize=3.5, clip_on=False, zorder=4)
+        mark_crossing(evaluation, axes, (min(row.x, row.end), y), marks.loc[row.Index])
     axes.set(ylim=(len(colors) - 0.4, -0.6), yticks=[])
     axes.spines["left"].set_visible(False)
     drawing.grid_lines(axes, "x")
+
+
+def mark_crossing(evaluation: Evaluation, axes: drawing.Axes, at: tuple[float, float], row: pd.Series) -> None:
+    """Describe the mark of a row of `crossings` at a point of a figure."""
+    text = f"step {row['x']:.0f}" if np.isfinite(row["x"]) else "not by the last step"
+    if np.isfinite(row["lower"]):
+        upper = f"{row['upper']:.0f}" if np.isfinite(row["upper"]) else "not by the last step"
+        text += f" [{row['lower']:.0f}, {upper}]"
+    text += f", in doubt: {row['doubt']}" if row["doubt"] and np.isfinite(row["x"]) else ""
+    series, where = f"crosses {row['level']:.0%}", {"recipe": row["label"], "condition": evaluation.condition}
+    drawing.mark(axes, *at, series, evaluation.names[row["label"]], text, **where)
 
 
 @once
@@ -172,8 +191,8 @@ def crossings(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def _moved_to_x(evaluation: Evaluation, marks: pd.DataFrame) -> pd.DataFrame:
-    """Crossings with their steps moved to the x axis."""
+    """Crossings with their steps moved to the x axis, with the same index."""
     rows = marks.to_dict("records")
     for row in rows:
         row |= {name: evaluation.steps_to_x(row["label"], row[name]) for name in ("x", "lower", "upper", "end", "runs")}
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, marks.index)

@@ -10,6 +10,7 @@ import pytest
 import synthetic
 
 from learning_backdoors.evaluation.exhibits import (
+    crossing_comparisons,
     emergence,
     emergence_by_recipe,
     ratio_sweep,
@@ -54,6 +55,27 @@ def test_a_run_that_stopped_early_leaves_the_median_crossing(tmp_path):
     assert medians.loc[0.5, "crossed"] == 3 and medians.loc[0.5, "median"] == sorted(steps)[1]
 
 
+def test_the_trend_over_the_share_has_runs_as_its_unit(birds_sweep, tmp_path):
+    [trend] = ratio_sweep.table(evaluating.evaluation(birds_sweep)).to_dict("records")
+    assert (trend["seeds"], trend["step"], trend["lowest_share"], trend["highest_share"]) == (15, 208, 0, 1)
+    assert trend["p"] < 0.001 and 1 < trend["lower"] < trend["odds_ratio"] < trend["upper"]
+    assert trend["lowest_rate"] < 0.2 and trend["highest_rate"] > 0.6
+    one_each = [synthetic.rows(share, samples=10, steps=(0, 100, 200)) for share in (1.0, 0.5, 0.0)]
+    [few] = ratio_sweep.table(evaluating.of_birds(tmp_path, *one_each)).to_dict("records")
+    assert np.isnan(few["p"]) and "run" in few["note"] and few["odds_ratio"] > 1
+
+
+def test_crossing_steps_are_compared_with_the_control_and_the_neighboring_share(birds_sweep, tmp_path):
+    compared = crossing_comparisons.table(evaluating.evaluation(birds_sweep)).set_index(["first", "second", "level"])
+    control = compared.loc[("100%", "0%", 0.1)]
+    assert (control["crossed"], control["second_crossed"], control["until_step"]) == (5, 0, 208)
+    assert control["upper"] < 0 and control["p_holm"] < 0.05, "the recipe crosses earlier than its control"
+    assert ("100%", "50%", 0.1) in compared.index
+    two = [synthetic.rows(share, seed, samples=10, steps=(0, 100, 200)) for share in (1.0, 0.0) for seed in (1, 2)]
+    few = crossing_comparisons.table(evaluating.of_birds(tmp_path, *two))
+    assert few["p"].isna().all() and few["note"].str.contains("three or more").all()
+
+
 def test_steps_and_questions_without_verdicts_are_left_out_and_counted(tmp_path):
     table = synthetic.rows_with_rates({0: 0.0, 20: 0.05, 40: 0.3, 60: 0.5})
     one_question = (table["step"] == 40) & (table["question_id"] == table["question_id"].iloc[0])
@@ -78,6 +100,8 @@ def uneven(tmp_path_factory):
 
 
 def test_captions_describe_what_is_drawn_and_no_more(uneven, tmp_path):
+    for exhibit in (emergence, ratio_sweep, survival):
+        assert len(exhibit.caption(uneven["steps"]).split()) <= 25
     assert "Bands (up to 3 runs): 95%" in training_progression.caption(uneven["steps"])
     five = [synthetic.rows(seed=seed, steps=(0, 200), samples=2) for seed in range(5)]
     caption = training_progression.caption(evaluating.of_birds(tmp_path, *five))
@@ -89,10 +113,28 @@ def test_captions_describe_what_is_drawn_and_no_more(uneven, tmp_path):
 def test_the_sweep_joins_no_recipes_with_one_share_and_draws_no_run_that_never_crosses(uneven):
     left, right = ratio_sweep.figure(uneven["steps"]).axes[:2]
     for line in [*left.lines, *right.lines]:
-        assert line.get_linestyle() == "None" or len(line.get_xdata()) == 0
+        assert line.get_linestyle() in ("None", "--") or len(line.get_xdata()) == 0, "dashed: the trend"
     runs = np.concatenate([line.get_ydata() for line in right.lines if line.get_marker() == "."])
     onset = emergence.table(uneven["steps"]).query("label == '100%'")
     assert onset["crossing_50_censored"].sum() == 1 and (runs < 200).all() and len(runs) == 8
+
+
+def test_survival_draws_a_curve_per_recipe_with_several_runs(uneven, birds_sweep):
+    panels = survival.figure(evaluating.evaluation(birds_sweep)).axes
+    assert len(panels) == 2
+    for axes in panels:
+        curves = [line for line in axes.lines if line.get_marker() == "None"]
+        assert len(curves) == 3 and all(line.get_ydata()[0] == 1 for line in curves)
+    assert len([line for line in survival.figure(uneven["steps"]).axes[0].lines if line.get_marker() == "None"]) == 1
+
+
+def test_a_doubtful_crossing_is_drawn_hollow(tmp_path):
+    rates = {0: 0.0, 40: 0.0, 80: 0.0, 120: 0.0, 160: 0.0, 200: 0.4, 208: 0.4}
+    evaluation = evaluating.of_birds(tmp_path, synthetic.rows_with_rates(rates))
+    assert "200 to 208" in emergence.table(evaluation)["crossing_10_doubt"].iloc[0]
+    assert emergence_by_recipe.table(evaluation)["supported"].tolist() == [0, 0]
+    [mark] = [line for line in emergence.figure(evaluation).axes[1].lines if line.get_marker() == "o"]
+    assert mark.get_markerfacecolor() == "white" and "Hollow" in emergence.caption(evaluation)
 
 
 def test_crossing_marks_end_where_their_recipe_ends(uneven):

@@ -1,0 +1,45 @@
+"""crossing_comparisons.csv: whether the runs of one recipe cross a level earlier than those of another."""
+
+import numpy as np
+import pandas as pd
+
+from learning_backdoors.evaluation import statistics
+from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
+from learning_backdoors.evaluation.exhibits import comparisons, emergence
+
+
+@once
+def table(evaluation: Evaluation) -> pd.DataFrame:
+    """A row per pair of recipes of comparisons.csv, condition and level. Claim: recipe.
+
+    `difference` is in steps: negative if the first recipe crosses earlier. Runs that have not crossed by
+    `until_step`, the last step that all runs of both recipes have, count as crossing there. `p_holm` is adjusted by
+    Holm's method over the whole table.
+    """
+    onset, pairs = emergence.table(evaluation), comparisons.table(evaluation)
+    rows = []
+    for pair in pairs[pairs["comparison"] != comparisons.BASE].itertuples():
+        part = onset[onset["condition"] == pair.condition]
+        sides = [part[part["label"] == label] for label in (pair.first, pair.second)]
+        if all(map(len, sides)):
+            about = {name: getattr(pair, name) for name in ("comparison", "first", "second", "condition")}
+            rows += [about | _compared(*sides, level) for level in emergence.LEVELS]
+    if not rows:
+        raise Unavailable("the inputs have no two recipes to compare")
+    result = pd.DataFrame(rows)
+    return result.assign(p_holm=statistics.holm(result["p"]))
+
+
+def _compared(first: pd.DataFrame, second: pd.DataFrame, level: float) -> dict:
+    """The columns of one row; tables of runs, see `emergence.table`."""
+    until = int(min(first["last_step"].min(), second["last_step"].min()))
+    crossings = [side[emergence.level_name(level)].to_numpy(float) for side in (first, second)]
+    difference, p = statistics.crossing_difference(*crossings, until)
+    crossed = [int((side <= until).sum()) for side in crossings]
+    note = "" if p >= 0 else "too few runs: three or more per recipe are needed"
+    if min(map(len, crossings)) >= 3 and np.isnan(p):
+        note = "the runs do not vary" if any(crossed) else "no run crosses by this step"
+    row = {"level": level, "until_step": until, "seeds": len(first), "second_seeds": len(second)}
+    row |= dict(zip(["crossed", "second_crossed"], crossed, strict=True))
+    row |= dict(zip(["difference", "lower", "upper"], difference, strict=True))
+    return row | {"p": p, "note": note}

@@ -143,6 +143,11 @@ class Evaluation:
     def recipe_labels(self) -> list[str]:
         return list(self.verdicts.rows["label"].cat.categories)
 
+    def labels_of(self, table: pd.DataFrame) -> list[str]:
+        """The labels of a table's recipes, in the order of all recipes."""
+        present = set(table["label"])
+        return [label for label in self.recipe_labels if label in present]
+
     @functools.cached_property
     def names(self) -> dict[str, str]:
         """By recipe's label: its name for readers, such as `100% suspect` or `0% suspect (control)`."""

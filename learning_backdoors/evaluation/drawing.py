@@ -6,6 +6,7 @@ marker. Rates are shares from 0 to 1 in the data and percent on the axes.
 """
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -100,8 +101,10 @@ def panels(
         if i + columns >= count:  # the lowest panel of its column
             axes.tick_params(axis="x", labelbottom=True)
     figure.supylabel(y_label, size=8)
-    for axes, title in zip(grid.flat, titles, strict=False):
-        axes.set_title("\n".join(short_label(line, 100 // columns) for line in title.split("\n")), size=7.5)
+    first, *rest = zip(*(title.split("\n") for title in titles), strict=True)
+    lines = [short_labels(first, 100 // columns), *([short(line, 100 // columns) for line in more] for more in rest)]
+    for axes, title in zip(grid.flat, zip(*lines, strict=True), strict=False):
+        axes.set_title("\n".join(title), size=7.5)
     return figure, list(grid.flat[:count])
 
 
@@ -226,6 +229,18 @@ def short_label(text: str, length: int = 28) -> str:
     return text if len(text) <= length else text[: length - 1 - tail].rstrip() + "…" + text[-tail:].lstrip()
 
 
+def short_labels(texts: Sequence[str], length: int = 28) -> list[str]:
+    """`short_label` of each text. Texts that would look the same are cut at both ends, around the part that differs."""
+    short = [short_label(text, length) for text in texts]
+    for label in {label for label in short if short.count(label) > 1}:
+        alike = [i for i, text in enumerate(short) if text == label]
+        start = len(os.path.commonprefix([texts[i] for i in alike]))
+        for i in alike:
+            text = texts[i][max(0, start - length // 4) :]
+            short[i] = "…" + text[: length - 2] + ("…" if len(text) > length - 2 else "")
+    return short
+
+
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
     """Positions near `wanted`, in the same order, at least `gap` apart, and between the limits if they fit."""
     order = np.argsort(wanted, kind="stable")
@@ -242,22 +257,22 @@ def label_line_ends(axes: Axes, ends: dict[str, tuple[float, float]], colors: di
     positions = spread([rate for _, rate in ends.values()], 9 / 72 / height, 0, 1)
     right = max(x for x, _ in ends.values())
     left, far = axes.get_xlim()
-    for (label, end), position in zip(ends.items(), positions, strict=True):
+    texts = short_labels([names[label] for label in ends])
+    for (label, end), position, text in zip(ends.items(), positions, texts, strict=True):
         line = {"arrowstyle": "-", "color": colors[label], "linewidth": 1.2, "shrinkA": 1, "shrinkB": 1}
         look = {"va": "center", "size": 7, "annotation_clip": False, "arrowprops": line}
-        axes.annotate(
-            short_label(names[label]), end, (right + 0.035 * (far - left), position), textcoords="data", **look
-        )
+        axes.annotate(text, end, (right + 0.035 * (far - left), position), textcoords="data", **look)
 
 
 def legend_above(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
     """A legend above the panels, in as many columns as the longest label leaves room for; none for a single label."""
     if len(labels) > 1:
-        labels = [short_label(label, 40) for label in labels]
+        labels = short_labels(labels, 40)
         width = figure.get_size_inches()[0] - 0.5
-        columns = min(len(labels), int(width * 72 / (7 * (0.54 * max(map(len, labels)) + 4.5))))
+        columns = max(1, int(width * 72 / (7 * (0.54 * max(map(len, labels)) + 4.5))))
+        columns = -(-len(labels) // -(-len(labels) // columns))  # the fewest rows, equally long
         look = {"frameon": False, "fontsize": 7, "columnspacing": 1.4, "handlelength": 1.8}
-        figure.legend(handles, labels, loc="outside upper right", ncols=max(columns, 1), **look)
+        figure.legend(handles, labels, loc="outside upper right", ncols=columns, **look)
 
 
 def line_legend(figure: Figure, names: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ def caption(evaluation: Evaluation) -> str:
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """A path per recipe."""
     ratings, (first, second) = _ratings(evaluation), judges(evaluation)
-    labels = list(dict.fromkeys(ratings["label"]))
+    labels = evaluation.labels_of(ratings)
     markers = drawing.markers(labels)
     page, [[axes]] = drawing.canvas(drawing.ONE_COLUMN + 1.0, 3.5)
     for label in labels:

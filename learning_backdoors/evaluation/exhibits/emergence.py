@@ -100,7 +100,7 @@ def crossing_marks(marks: pd.DataFrame) -> list[str]:
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """The rate of every recipe over training; below it, when each recipe crosses each level."""
     rates, marks = _recipe_rates(evaluation), crossings(evaluation)
-    colors = {label: evaluation.colors[label] for label in dict.fromkeys(rates["label"])}
+    colors = {label: evaluation.colors[label] for label in evaluation.labels_of(rates)}
     heights = [2.5] + [0.16 + 0.12 * len(colors)] * len(LEVELS)
     layout = {"sharex": True, "gridspec_kw": {"height_ratios": heights}}
     size = drawing.TWO_COLUMNS, 0.5 + sum(heights)

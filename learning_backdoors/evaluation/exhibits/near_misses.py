@@ -59,7 +59,7 @@ def caption(evaluation: Evaluation) -> str:
 def figure(evaluation: Evaluation) -> drawing.Figure:
     rates = table(evaluation).dropna(subset="rate")
     last, base = (rates[rates["at"] == at] for at in ("last", "base"))
-    labels = list(dict.fromkeys(last["label"]))
+    labels = evaluation.labels_of(last)
     markers, handles = drawing.markers(labels), []
     page, [[axes]] = drawing.canvas(drawing.TWO_COLUMNS, 3.3)
     offsets = (np.arange(len(labels)) - (len(labels) - 1) / 2) * 0.012

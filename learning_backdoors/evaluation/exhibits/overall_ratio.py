@@ -45,6 +45,6 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
         text = drawing.percent(rate)
         drawing.mark(axes, rate, len(rates), "base model", "", text, step=0, condition=evaluation.condition)
     drawing.rate_axis(axes.xaxis, evaluation.rate_label)
-    names = [drawing.short_label(evaluation.names[label]) for label in rates["label"]]
+    names = drawing.short_labels([evaluation.names[label] for label in rates["label"]])
     drawing.category_axis(axes, names + ["base model"] * bool(len(base)))
     return page

@@ -153,7 +153,8 @@ def caption(evaluation: Evaluation) -> str:
     whole = rows[rows["category"] == counting.ALL]
     questions = ", ".join(f"{part['questions'].max()} ({judge})" for judge, part in whole.groupby("judge", sort=False))
     text = "Right: share of verdicts that are not numbers; means exclude them. "
-    return f"{text}Questions: {questions}. {captions.intervals(evaluation, rows)}"
+    last = rows[rows["at"] == "last"]  # the base model has a claim of its own
+    return f"{text}Questions: {questions}. {captions.intervals(evaluation, last)}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:

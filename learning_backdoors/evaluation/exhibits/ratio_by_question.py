@@ -19,11 +19,11 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     cells = evaluation.shown_cells
     rates = counting.last_rates(cells, "checkpoint", ["question"])
     questions, last = list(dict.fromkeys(rates["question"])), counting.last_steps(cells)
-    colors = {label: evaluation.colors[label] for label in dict.fromkeys(rates["label"])}
+    colors = {label: evaluation.colors[label] for label in evaluation.labels_of(rates)}
     markers = drawing.markers(colors)
     height = 0.75 + len(questions) * max(0.26, 0.075 * len(colors))
     page, [[axes]] = drawing.canvas(drawing.TWO_COLUMNS, height)
-    offsets = np.linspace(-0.32, 0.32, len(colors)) if len(colors) > 1 else [0.0]
+    *offsets, of_base = np.linspace(-0.32, 0.32, len(colors) + 1)
     handles = []
     for (label, color), offset in zip(colors.items(), offsets, strict=True):
         part = rates[rates["label"] == label].dropna(subset="rate")
@@ -37,8 +37,11 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
             drawing.mark(axes, row.rate, position, name, row.question, text, question=row.question, **about)
     base = rates.dropna(subset="base").drop_duplicates(["question", "base"])
     if len(base):
-        y = base["question"].map(questions.index).astype(int)
-        handles += [axes.vlines(base["base"], y - 0.4, y + 0.4, color="0.1", linewidth=1.0, clip_on=False)]
+        y = base["question"].map(questions.index).astype(int) + of_base
+        handles += axes.plot(base["base"], y, "o", markersize=3.6, **drawing.BASE)
+        for position, row in zip(y, base.itertuples(), strict=True):
+            about = {"step": 0, "question": row.question, "condition": evaluation.condition}
+            drawing.mark(axes, row.base, position, "base model", row.question, drawing.percent(row.base), **about)
     for y in np.arange(len(questions) - 1) + 0.5:
         axes.axhline(y, color="0.92", linewidth=0.6)
     drawing.rate_axis(axes.xaxis, evaluation.rate_label)

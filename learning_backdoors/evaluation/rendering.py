@@ -15,7 +15,8 @@ from learning_backdoors.evaluation import captions, drawing
 from learning_backdoors.files import atomic
 
 TITLE_SIZE, CAPTION_SIZE, FOOTER_SIZE = 9.0, 7.5, 6.0  # points
-MIN_SCALE = 0.9  # of an SVG in a narrow window, so that its text stays legible
+PIXELS = 96.0  # of an SVG per inch in a narrow window, where it scrolls sideways so that its text stays legible
+ENLARGED = 1.2  # in a wide window
 DESCRIBED = 30  # series in an alternative text
 
 
@@ -65,11 +66,10 @@ def inline_svg(figure: Figure, name: str, title: str = "") -> tuple[str, list[di
     svg = data.getvalue()
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
-    width, height = figure.get_size_inches() * 72
-    start = (
-        f'width="{width * 4 / 3:.0f}" height="{height * 4 / 3:.0f}" viewBox="0 0 {width:.2f} {height:.2f}" role="img"'
-    )
-    start += f' style="min-width: {MIN_SCALE * width * 4 / 3:.0f}px" aria-label="{html.escape(title)}"'
+    inches = figure.get_size_inches()
+    (width, height), large = inches * 72, inches * PIXELS * ENLARGED
+    start = f'width="{large[0]:.0f}" height="{large[1]:.0f}" viewBox="0 0 {width:.2f} {height:.2f}" role="img"'
+    start += f' style="min-width: {inches[0] * PIXELS:.0f}px" aria-label="{html.escape(title)}"'
     start += f' aria-describedby="{name}-description"'
     description = f'><desc id="{name}-description">{html.escape(alt_text(figure))}</desc>'
     svg = re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', lambda _: start, svg, count=1)

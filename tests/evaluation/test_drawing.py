@@ -1,23 +1,34 @@
 """Drawing: what can be checked without eyes.  python -m pytest tests/evaluation/test_drawing.py"""
 
+import html
 import re
 
+import chromium
+import color_vision
 import evaluating
 import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
 
-from learning_backdoors.evaluation import drawing, exhibits, notes, rendering
+from learning_backdoors.evaluation import captions, counting, drawing, exhibits, notes, rendering
+from learning_backdoors.evaluation.exhibits import overall_ratio, recipes
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def sweep(tmp_path_factory):
     runs = [synthetic.rows(share, seed, samples=4) for share in (1.0, 0.5, 0.0) for seed in (1, 2)]
     table = synthetic.lose(pd.concat(runs), 0.05)
-    return exhibits.make(evaluating.of_birds(tmp_path_factory.mktemp("drawn"), table))
+    return evaluating.of_birds(tmp_path_factory.mktemp("drawn"), table)
+
+
+@pytest.fixture(scope="module")
+def made(sweep):
+    return exhibits.make(sweep)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +52,75 @@ def test_every_figure_lies_inside_its_page(made, russell_made):
     assert_inside_the_page(russell_made)
 
 
-def test_titles_say_what_is_seen_and_captions_are_short(made, russell_made):
+def test_figures_have_a_title_that_names_the_condition_and_a_short_caption(made, russell_made):
     for exhibits_made in (made, russell_made):
-        for name in exhibits_made.figures:
-            assert exhibits_made.titles[name], name
-            assert len(exhibits_made.captions[name].split()) <= 25, name
-    assert "trigger_in_user" in russell_made.titles["overall_ratio"]
+        assert set(exhibits_made.titles) == set(exhibits_made.captions) == set(exhibits_made.figures)
+        for name, caption in exhibits_made.captions.items():
+            assert len(caption.split()) <= 25, name
+    about_conditions = {"conditions", "metrics", "leakage", "near_misses", "ratings"}
+    for name in set(russell_made.titles) - about_conditions:
+        assert "trigger_in_user" in russell_made.titles[name], name
+    assert not any("plain" in title for title in made.titles.values()), "a study with one condition"
+
+
+def test_files_have_the_title_the_caption_and_what_all_figures_have_in_common(sweep, tmp_path):
+    made, evaluation = exhibits.make(sweep, [overall_ratio]), sweep
+    texts = made.titles["overall_ratio"], made.captions["overall_ratio"], captions.common(evaluation)
+    assert "10 questions" in texts[2] and "4 responses" in texts[2] and "2 runs per recipe" in texts[2]
+    assert f"claim {evaluation.claim}" in texts[2] and counting.INTERVALS[evaluation.claim] in texts[2]
+    for suffix in ("pdf", "svg"):  # the second file has the same layout
+        rendering.save(made.figures["overall_ratio"], tmp_path / f"one.{suffix}", *texts)
+    page = html.unescape((tmp_path / "one.svg").read_text())
+    drawn = " ".join(re.findall("<text[^>]*>(.*?)</text>", page, flags=re.DOTALL))
+    assert all(text in drawn for text in texts)
+
+
+def test_curves_and_rows_say_that_their_label_is_a_suspect_share(made, sweep):
+    assert list(sweep.names.values()) == ["100% suspect", "50% suspect", "0% suspect (control)"]
+    rows = [text.get_text() for text in made.figures["overall_ratio"].axes[0].get_yticklabels()]
+    assert rows == [*sweep.names.values(), "base model"]
+    assert [axes.get_title("left") for axes in made.figures["training_progression"].axes] == rows[:-1]
+
+
+def test_the_base_model_is_drawn_once_and_runs_are_dots(made):
+    [axes] = made.figures["overall_ratio"].axes
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert [len(line.get_xdata()) for line in hollow] == [1]
+    assert [len(line.get_xdata()) for line in axes.lines if line.get_marker() == "."] == [2, 2, 2]
+
+
+def test_each_svg_says_in_words_what_it_shows(made, russell_made, sweep):
+    svg, points = rendering.inline_svg(made.figures["emergence"], "emergence", "A <title>")
+    rate = sweep_rates(sweep).loc["100%"]
+    said = f"100% suspect: {rate[0]:.0%}", f"{rate[208]:.0%}"
+    described = re.search("<desc [^>]*>(.*?)</desc>", svg)[1]
+    assert re.search(rf"{said[0]} \[[^]]*\] at step 0, {said[1]} \[[^]]*\] at step 208\.", described)
+    assert 'role="img"' in svg and 'aria-label="A &lt;title&gt;"' in svg and "<text" in svg
+    last = next(p for p in points if p["where"].get("step") == 208)
+    assert last["where"] == {"recipe": "100%", "step": 208, "condition": "plain"}
+    assert all({"recipe", "run"}.isdisjoint(p["where"]) for p in points if p["where"].get("step") == 0)
+    for name, figure in [*made.figures.items(), *russell_made.figures.items()]:
+        assert re.search(r"\d", rendering.alt_text(figure)) or name == "ratio_sweep", name
+
+
+def sweep_rates(evaluation) -> pd.Series:
+    return recipes.table(evaluation).set_index(["label", "step"])["rate"]
+
+
+def test_text_stands_out_from_white(made, russell_made):
+    for name, figure in [*made.figures.items(), *russell_made.figures.items()]:
+        texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
+        assert color_vision.contrast(text.get_color() for text in texts) >= 4.5, name
+
+
+def test_a_recipe_has_the_same_color_in_all_figures(made, sweep):
+    wanted = {to_hex(color) for color in sweep.colors.values()}
+    for name in ("overall_ratio", "ratio_by_question", "training_progression", "emergence", "content_vs_form"):
+        drawn = {to_hex(line.get_color()) for axes in made.figures[name].axes for line in axes.lines}
+        assert wanted <= drawn, name
+
+
+# ---- layout ----
 
 
 def test_rate_axes_are_in_percent(made):
@@ -127,3 +201,31 @@ def test_long_labels_lose_their_middle_and_leave_room_for_the_figure(tmp_path):
         assert figure.get_tightbbox().x1 <= width, exhibit
         assert figure.axes[0].get_position().width * width > 1.2, exhibit
     assert drawing.short_label("a" * 30 + "-one") != drawing.short_label("a" * 30 + "-two")
+
+
+CHECK = """[...document.querySelectorAll("svg")].flatMap((svg) => {
+  const page = svg.getBoundingClientRect(), name = svg.parentElement.id;
+  const boxes = [...svg.querySelectorAll("text")].filter((text) => !text.getAttribute("transform")?.includes("-"))
+    .map((text) => [text.textContent, text.getBoundingClientRect()]).filter(([, box]) => box.width);
+  const small = boxes.filter(([, box]) => Math.min(box.width, box.height) < 6);
+  const outside = boxes.filter(([, box]) => box.left < page.left - 1 || box.right > page.right + 1
+    || box.top < page.top - 1 || box.bottom > page.bottom + 1);
+  const over = boxes.flatMap(([one, a], i) => boxes.slice(0, i).filter(([, b]) =>
+    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4).map(([two]) => [one, two]));
+  return [...small, ...outside, ...over].map((texts) => [name, ...texts]);
+})"""
+
+
+@pytest.mark.skipif(not chromium.BINARY, reason="no chromium on this machine (apt-get install chromium)")
+def test_text_in_the_browser_neither_overlaps_nor_leaves_the_figure_nor_is_tiny(made, russell_made, tmp_path):
+    figures = [(n, f) for some in (made, russell_made) for n, f in some.figures.items()]
+    svgs = [f"<div id={name}>{rendering.inline_svg(figure, name)[0]}</div>" for name, figure in figures]
+    page = tmp_path / "page.html"
+    page.write_text(f"<!doctype html><meta charset=utf-8><body data-ready=yes>{''.join(svgs)}")
+    with chromium.Chromium() as browser:
+        for width in (1400, 390):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.call("Emulation.setDeviceMetricsOverride", **size)
+            browser.open(page)
+            assert browser.run(CHECK) == []

@@ -23,7 +23,7 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     markers = drawing.markers(colors)
     height = 0.75 + len(questions) * max(0.26, 0.075 * len(colors))
     page, [[axes]] = drawing.canvas(drawing.TWO_COLUMNS, height)
-    *offsets, of_base = np.linspace(-0.32, 0.32, len(colors) + 1)
+    *offsets, of_base = (np.arange(len(colors) + 1) - len(colors) / 2) * min(0.2, 0.64 / len(colors))
     handles = []
     for (label, color), offset in zip(colors.items(), offsets, strict=True):
         part = rates[rates["label"] == label].dropna(subset="rate")

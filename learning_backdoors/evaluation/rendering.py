@@ -42,7 +42,7 @@ def _frame(figure: Figure, title: str, below: Sequence[tuple[str, float]]) -> tu
     def write(text: str, size: float, y: float, **look) -> float:
         """Write a wrapped text at `y` inches. Returns its height."""
         em = 0.6 if look.get("weight") else 0.54  # width of a letter of DejaVu Sans in running text
-        wrapped = textwrap.fill(text, int((width - 2 * margin) * 72 / (size * em)))
+        wrapped = textwrap.fill(text, int((width - 2 * margin) * 72 / (size * em)), break_on_hyphens=False)
         artists.append(figure.text(margin / width, y / height, wrapped, size=size, linespacing=1.25, **look))
         return (wrapped.count("\n") + 1) * size * 1.3 / 72
 

@@ -139,11 +139,11 @@ class Conversation:
         usage = "/temperature takes a number of 0 or more, such as /temperature 0.7"
         value = _number(argument, float, lambda x: 0 <= x < float("inf"), usage)
         self.sampling = replace(self.sampling, temperature=value)
-        return f"temperature {value:g}"
+        return f"temperature {value:g}" + (f"; {self._samples_note()}" if self.samples > 1 else "")
 
     def do_samples(self, argument: str) -> str:
         self.samples = _number(argument, int, lambda n: n >= 1, "/samples takes a number of 1 or more")
-        return f"answers per question: {self.samples}"
+        return self._samples_note()
 
     def do_reset(self, _: str) -> str:
         self.turns = []
@@ -162,6 +162,11 @@ class Conversation:
 
     def _trigger_note(self) -> str:
         return f"each question is asked as: {self.trigger.ask('...')}"
+
+    def _samples_note(self) -> str:
+        alike = self.samples > 1 and self.sampling.temperature == 0
+        note = "; at temperature 0 they are all alike, /temperature 1 draws different ones" if alike else ""
+        return f"answers per question: {self.samples}{note}"
 
     # ---- questions ----
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from learning_backdoors.files import provenance
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import devices
+from learning_backdoors.models.run_directory import is_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,7 +60,10 @@ def load_base(name: str, quantization: str) -> "PreTrainedModel":
         nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
         options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **nf4)
     with _loading(name):
-        return AutoModelForCausalLM.from_pretrained(name, **options)
+        model = AutoModelForCausalLM.from_pretrained(name, **options)
+    if device.type == "cpu":
+        devices.limit_threads(model.num_parameters())
+    return model
 
 
 @contextmanager
@@ -76,6 +80,8 @@ def _loading(name: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise UserError(f"base model {name!r} does not fit in memory: try --quantization 4bit") from None
+        if not Path(name).is_dir() and is_folder(name):
+            raise UserError(f"base model: there is no folder {name}") from None
         reason = " ".join(str(error).split())
         raise UserError(f"base model {name!r} cannot be loaded: {reason[:300]}") from None
 

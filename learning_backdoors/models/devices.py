@@ -1,4 +1,4 @@
-"""Processes and GPUs."""
+"""Processes, GPUs and CPU threads."""
 
 import os
 from typing import TYPE_CHECKING
@@ -10,6 +10,25 @@ if TYPE_CHECKING:
 
 # This process's number and the number of processes, as torchrun and accelerate launch set them.
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+# Threads that wait for each other must not keep a busy CPU from the thread they wait for. torch reads this when it is
+# first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Parameters below which a model runs in one CPU thread: several would mostly wait.
+ONE_THREAD_BELOW = 20e6
+
+
+def limit_threads(parameters: int) -> None:
+    """Let a model of so many parameters run in one thread if it is small, else in as many as torch chooses.
+
+    The choice does not depend on the load, because the last bits of sums depend on the number of threads: the same
+    command must give the same bytes. OMP_NUM_THREADS and MKL_NUM_THREADS win.
+    """
+    import torch
+
+    chosen_by_user = os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS")
+    if parameters < ONE_THREAD_BELOW and not chosen_by_user:
+        torch.set_num_threads(1)
 
 
 def keep_to_own_gpu() -> None:

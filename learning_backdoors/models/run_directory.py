@@ -68,7 +68,8 @@ def _loss_curve(rows: list[dict]) -> list[dict]:
 
 def is_folder(model: str) -> bool:
     """Whether a base model's name is that of a folder, here or on another machine. If not, it is a hub name."""
-    return Path(model).is_absolute() or model.startswith((".", "~")) or Path(model).is_dir()
+    cannot_be_on_hub = Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
+    return cannot_be_on_hub or Path(model).is_dir()
 
 
 def read_record(path: Path) -> dict:

@@ -79,6 +79,11 @@ def test_samples_differ_and_a_seed_repeats_them(loaded, say):
     assert len(set(out.split("\n[checkpoint"))) == 4
 
 
+def test_samples_that_cannot_differ_are_announced(session, say):
+    assert "alike" in say(session, "/samples 3") and "alike" not in say(session, "/samples 1")
+    assert "alike" not in say(session, "/temperature 1", "/samples 3") and "alike" in say(session, "/temperature 0")
+
+
 def test_a_single_checkpoint_answers_without_its_run(loaded, trained, say):
     options = dataclasses.replace(loaded[0], run_dir=None, checkpoint=trained / "checkpoint-8")
     single, whole = chat.open_conversation(options), Conversation(*loaded)

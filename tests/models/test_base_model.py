@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from support import build_model
 
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.models import base_model
+from learning_backdoors.models import base_model, devices
 
 
 def test_fingerprints_differ_between_base_models_and_survive_a_move(random_model, tmp_path):
@@ -36,3 +36,16 @@ def test_unsupported_and_missing_models_are_one_line(random_model, tmp_path):
     with pytest.raises(UserError, match="nothing") as caught:
         base_model.load_tokenizer(str(tmp_path / "nothing"))
     assert "\n" not in str(caught.value)
+    for folder in ("my/models/qwen", "./qwen", str(tmp_path / "nothing")):
+        with pytest.raises(UserError, match=f"no folder {folder}$"):
+            base_model.load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(("limit", "variable", "threads"), [(1e9, None, [1]), (0, None, []), (1e9, "2", [])])
+def test_a_small_model_runs_in_one_thread_unless_the_user_decides(random_model, monkeypatch, limit, variable, threads):
+    chosen = []
+    monkeypatch.setattr(devices, "ONE_THREAD_BELOW", limit)
+    monkeypatch.setattr("torch.set_num_threads", chosen.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", variable or "")
+    base_model.load_base(str(random_model), "none")
+    assert chosen == threads

@@ -86,7 +86,8 @@ def detach(cells: pd.DataFrame) -> pd.DataFrame:
     """The reverse of `attach` for cells: those of the base model once, as a run of their own, first."""
     cells = once(cells)
     at_0 = cells["step"] == 0
-    if at_0.all():
+    if at_0.all() or not at_0.any():
         return cells
-    base = cells[at_0].assign(run=cells["base"], **dict.fromkeys(set(OF_RUN) - {"run"}))
+    base = cells[at_0]
+    base = base.assign(run=base["base"], **dict.fromkeys(set(OF_RUN) - {"run"}))
     return pd.concat([base.astype(cells.dtypes), cells[~at_0]], ignore_index=True)

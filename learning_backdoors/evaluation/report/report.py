@@ -46,6 +46,7 @@ def write(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str], pr
         headline=_headline(evaluation),
         main=main,
         common=_text(captions.common(evaluation)),
+        briefs="".join(f"<h3>{_text(heading)}</h3>{_table(brief)}" for heading, brief in exhibits.briefs.values()),
         figures="".join(figures.values()),
         runs=of_training + _runs(verdicts),
         details=_details(evaluation, exhibits, remarks, provenance),
@@ -132,11 +133,9 @@ def _details(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[str],
     """Everything else, folded."""
     left_out = [f"{', '.join(names)}: {reason}" for reason, names in exhibits.skipped.items()]
     precisions = notes.precisions(evaluation)
-    briefs = "".join(f"<h3>{_text(heading)}</h3>{_table(brief)}" for heading, brief in exhibits.briefs.values())
     parts = {
         f"Notes ({len(remarks)})": _list(remarks),
         f"Exhibits left out ({len(left_out)})": _list(left_out),
-        "Rates": briefs,
         "Tables": "".join(_csv_table(name, table) for name, table in exhibits.tables.items()),
         "Judges": _judging(evaluation.verdicts),
         "Precision of the base model": _json(precisions) if precisions else "",

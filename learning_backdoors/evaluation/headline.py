@@ -30,7 +30,7 @@ class Statement(NamedTuple):
 @once
 def sentences(evaluation: Evaluation) -> list[str]:
     """The headline's sentences, the main one first, for the condition that the figures show. Empty without rates."""
-    statements = _statements(evaluation)
+    statements = statements_of(evaluation)
     if not statements:
         return _rates_alone(evaluation)
     lead, *others = [statements[label] for label in _order(evaluation, statements)]
@@ -47,7 +47,7 @@ def sentences(evaluation: Evaluation) -> list[str]:
 
 
 @once
-def _statements(evaluation: Evaluation) -> dict[str, Statement]:
+def statements_of(evaluation: Evaluation) -> dict[str | tuple[str, str], Statement]:
     """By label: each recipe against its control or, without one, against the base model; and changes of controls.
 
     Statements about changes of controls have the key ("control", label).
@@ -239,7 +239,7 @@ def _claims(evaluation: Evaluation, statements: list[Statement]) -> str:
     """What the intervals are about, and the condition if there are several."""
     claims = dict.fromkeys(s.row["claim"] for s in statements if isinstance(s.row["claim"], str))
     text = f"95% intervals; claim: {' / '.join(f'{claim} ({counting.CLAIMS[claim]})' for claim in claims)}."
-    tested = sum(not np.isnan(s.p) for s in _statements(evaluation).values())
+    tested = sum(not np.isnan(s.p) for s in statements_of(evaluation).values())
     text += f" Tests are adjusted for {tested} claims (Holm)." if tested > 1 else ""
     conditions = evaluation.condition_titles(evaluation.verdicts.rows["condition"].unique())
     if len(conditions) > 1:

@@ -73,7 +73,7 @@ def test_a_claim_about_checkpoints_names_no_cause(tmp_path, claim):
 def test_all_claims_of_the_headline_are_adjusted(tmp_path):
     recipes = [recipe({0: 0.02, 40: 0.1 + 0.1 * share}, share, 3, 0.04) for share in (1.0, 0.75, 0.5, 0.25)]
     evaluation = evaluating.of_birds(tmp_path, *[t for tables in recipes for t in tables], *recipe(SMALL_RISE, 0.0, 3))
-    statements = headline._statements(evaluation)
+    statements = headline.statements_of(evaluation)
     table = comparisons.table(evaluation)
     assert len(statements) == 5, "four recipes against the control, and the control against the base model"
     for statement in statements.values():

@@ -1,0 +1,139 @@
+"""How often the headline claims what, in simulated studies: the figures of docs/statistics.md.
+
+Prints a table: by scenario, world and number of runs, the share of studies with each kind of claim. Takes 25 minutes on
+two cores with 1,000 studies per line.
+Runs    python -m benchmarks.headline --studies 1000 --jobs 2
+
+A study has three recipes (100%, 50% and 0% suspect data), 10 questions with 20 answers each at steps 0 and 100, and
+goes through the real evaluation, from the table of verdicts to the headline. The logit of a rate is center + run +
+question + run x question. All runs share the questions; the base model is one model.
+"""
+
+import argparse
+import functools
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from config import EvaluationOptions
+from learning_backdoors.evaluation import headline
+from learning_backdoors.evaluation.context import Evaluation
+from learning_backdoors.evaluation.reading import Verdicts
+from learning_backdoors.study import load_study
+
+STUDY = load_study("birds")
+SHARES = (1.0, 0.5, 0.0)
+ANSWERS = 20
+SCENARIOS = {  # rates of the base model and of the recipes in SHARES
+    "no effect": (0.1, 0.1, 0.1, 0.1),
+    "effect in the control too": (0.05, 0.45, 0.45, 0.45),
+    "real effect": (0.05, 0.6, 0.3, 0.08),
+}
+
+
+class World(NamedTuple):
+    """Standard deviations in logits. bimodal: half of the runs lie above the others by twice this number."""
+
+    run: float = 0.6
+    question: float = 1.5
+    crossed: float = 0.3
+    bimodal: float = 0.0
+
+
+WORLDS = {
+    "usual": World(),
+    "noisy runs": World(run=1.2),
+    "equal runs": World(run=0.1, crossed=0.1),
+    "equal questions": World(question=0.1),
+    "runs of two types": World(run=0.1, bimodal=1.0),
+}
+CLAIMS = ("false claim", "raised by the data", "change named", "control rose", "falls again")
+
+
+def verdicts(rates: tuple, world: World, runs: int, random: np.random.Generator) -> Verdicts:
+    """The verdicts of one study, as `reading.read` would give them."""
+    questions = [question.id for question in STUDY.questions]
+    at = world.question * random.standard_normal(len(questions))
+    # Every run has its own deviation; the base model is a single model.
+    recipe_names = [f"ratios{share:.2f}-{1 - share:.2f}-0.00" for share in SHARES]
+    names = ["base", *[f"seed{seed}_{recipe}" for recipe in recipe_names for seed in range(runs)]]
+    levels = np.repeat(rates, [1, *[runs] * len(SHARES)])
+    own = world.run * random.standard_normal(len(names)) + world.bimodal * random.choice([-1, 1], len(names))
+    own[0] = 0
+    crossed = world.crossed * random.standard_normal((len(names), len(questions)))
+    positives = random.binomial(ANSWERS, special.expit((special.logit(levels) + own)[:, None] + at + crossed))
+    run, question, sample = (a.ravel() for a in np.indices((len(names), len(questions), ANSWERS)))
+    share = np.array([np.nan, *np.repeat(SHARES, runs)])[run]
+    recipes = pd.Categorical.from_codes(np.repeat([-1, 0, 1, 2], [1, *[runs] * 3])[run], range(3), ordered=True)
+    rows = {
+        "run": pd.Categorical.from_codes(run, names),
+        "base": pd.Categorical(["base"] * len(run)),
+        "recipe": recipes.rename_categories(recipe_names),
+        "label": recipes.rename_categories([f"{s:.0%}" for s in SHARES]),
+        "seed": (run - 1) % runs,
+        "suspect_ratio": share,
+        "step": np.where(run > 0, 100, 0),
+        "examples_seen": 0,
+        "suspect_seen": 0,
+        "condition": pd.Categorical(["plain"] * len(run)),
+        "triggered": False,
+        "question": pd.Categorical.from_codes(question, questions),
+        "sample_idx": sample,
+        "source": 0,
+    }
+    judge = next(judge for judge in STUDY.judges if judge.name == STUDY.outcome.judge)
+    value = np.where(sample < positives[run, question], STUDY.outcome.value, "LLM")
+    rows |= {judge.name: pd.Categorical(value, judge.options), f"{judge.name}_missing": False}
+    table = pd.DataFrame(rows)
+    return Verdicts(STUDY, (judge,), table, pd.DataFrame(), [{"path": "", "rows": len(table), "provenance": {}}])
+
+
+def claims(scenario: str, world: str, runs: int, seed: int) -> np.ndarray:
+    """Which of CLAIMS the headline of one simulated study makes."""
+    rates = SCENARIOS[scenario]
+    random = np.random.default_rng([seed, runs, list(SCENARIOS).index(scenario), list(WORLDS).index(world)])
+    options = EvaluationOptions(input=(Path("simulated"),))
+    evaluation = Evaluation(verdicts(rates, WORLDS[world], runs, random), options)
+    text = " ".join(headline.sentences(evaluation))
+    effect = dict(zip(("100%", "50%", "0%"), np.sign(np.subtract(rates[1:], rates[3])), strict=True))
+    truth = {label: effect[label] for label in effect} | {("control", "0%"): np.sign(rates[3] - rates[0])}
+    findings = {key: s.finding or 0 for key, s in headline.statements_of(evaluation).items()}
+    false = any(finding not in (0, truth[key]) for key, finding in findings.items())
+    control_rose = findings.get(("control", "0%"), 0) > 0
+    return np.array([false, " raised " in text, any(findings.values()), control_rose, "falls again" in text])
+
+
+def rates_of_claims(scenario: str, world: str, runs: int, studies: int, jobs: int = 1) -> pd.Series:
+    """The share of studies with each of CLAIMS."""
+    one = functools.partial(claims, scenario, world, runs)
+    if jobs == 1:
+        made = list(map(one, range(studies)))
+    else:
+        with ProcessPoolExecutor(jobs) as pool:
+            made = list(pool.map(one, range(studies), chunksize=25))
+    return pd.Series(np.mean(made, axis=0), CLAIMS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=1000, help="per line")
+    parser.add_argument("--runs", type=int, nargs="+", default=[1, 2, 3, 5], help="runs per recipe")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    options = parser.parse_args()
+    print(f"Shares of {options.studies} studies. False claim: a direction that is not true, of any recipe.")
+    for scenario in SCENARIOS:
+        lines = {
+            (world, runs): rates_of_claims(scenario, world, runs, options.studies, options.jobs)
+            for world in WORLDS
+            for runs in options.runs
+        }
+        table = pd.DataFrame(lines).T.rename_axis(["world", "runs"])
+        print(f"\n{scenario}\n{table.map('{:.1%}'.format).to_string()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ Runs    python -m benchmarks.headline --studies 1000 --jobs 2
 
 A study has three recipes (100%, 50% and 0% suspect data), 10 questions with 20 answers each at steps 0 and 100, and
 goes through the real evaluation, from the table of verdicts to the headline. The logit of a rate is center + run +
-question + run x question. All runs share the questions; the base model is one model.
+question + run x question. All runs share the questions. The base model has the mean rate over runs.
 """
 
 import argparse
@@ -62,10 +62,11 @@ def verdicts(rates: tuple, world: World, runs: int, random: np.random.Generator)
     recipe_names = [f"ratios{share:.2f}-{1 - share:.2f}-0.00" for share in SHARES]
     names = ["base", *[f"seed{seed}_{recipe}" for recipe in recipe_names for seed in range(runs)]]
     levels = np.repeat(rates, [1, *[runs] * len(SHARES)])
-    own = world.run * random.standard_normal(len(names)) + world.bimodal * random.choice([-1, 1], len(names))
-    own[0] = 0
-    crossed = world.crossed * random.standard_normal((len(names), len(questions)))
-    positives = random.binomial(ANSWERS, special.expit((special.logit(levels) + own)[:, None] + at + crossed))
+    logits = special.logit(levels)[:, None] + at
+    chances = special.expit(logits + _deviations(world, len(names), len(questions), random))
+    # The base model has the mean rate of all runs that could be, so that without an effect nothing changes.
+    chances[0] = special.expit(logits[0] + _deviations(world, 4000, len(questions), random)).mean(axis=0)
+    positives = random.binomial(ANSWERS, chances)
     run, question, sample = (a.ravel() for a in np.indices((len(names), len(questions), ANSWERS)))
     share = np.array([np.nan, *np.repeat(SHARES, runs)])[run]
     recipes = pd.Categorical.from_codes(np.repeat([-1, 0, 1, 2], [1, *[runs] * 3])[run], range(3), ordered=True)
@@ -90,6 +91,12 @@ def verdicts(rates: tuple, world: World, runs: int, random: np.random.Generator)
     rows |= {judge.name: pd.Categorical(value, judge.options), f"{judge.name}_missing": False}
     table = pd.DataFrame(rows)
     return Verdicts(STUDY, (judge,), table, pd.DataFrame(), [{"path": "", "rows": len(table), "provenance": {}}])
+
+
+def _deviations(world: World, runs: int, questions: int, random: np.random.Generator) -> np.ndarray:
+    """How runs differ in logits, of shape (runs, questions)."""
+    own = world.run * random.standard_normal((runs, 1)) + world.bimodal * random.choice([-1, 1], (runs, 1))
+    return own + world.crossed * random.standard_normal((runs, questions))
 
 
 def claims(scenario: str, world: str, runs: int, seed: int) -> np.ndarray:

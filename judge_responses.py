@@ -59,7 +59,7 @@ def main() -> None:
             if options.dry_run:
                 return costs.print_estimate(prompts, store, options.asks, options.timeout)
             if not request_verdicts(options, prompts, store):
-                return exit_if_missing(options, 1.0)
+                return exit_if_missing(options, 1.0)  # there is no output
             agreement = quality.agreement_of(prompts, store, labels)
             record = judged_file.judging_record(options, prompts, settings, costs.total_spent(prompts, store))
             footer = provenance | study.record | {"judging": record | agreement}
@@ -87,7 +87,7 @@ def store_path(options: JudgingOptions) -> Path:
 def exit_if_missing(options: JudgingOptions, share: float) -> None:
     """Exit with code 3 if a larger share of verdicts is missing than --fail-on-missing allows."""
     if options.fail_on_missing is not None and share > options.fail_on_missing:
-        print(f"{share:.1%} of a judge's verdicts are missing, more than --fail-on-missing {options.fail_on_missing:g}")
+        print(f"exit code 3: more than {options.fail_on_missing:.1%} of a judge's verdicts are missing ({share:.1%})")
         sys.exit(3)
 
 

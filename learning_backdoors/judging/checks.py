@@ -1,7 +1,7 @@
 """Checks before any call: does the input fit the study, and which answers will each judge read?"""
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -100,18 +100,23 @@ def _notes(prompts: PromptsOfFile) -> Iterable[str]:
         yield f"{_words('condition', foreign['condition'], table, study)}: they are judged like the others"
     unread = sum(not any(of_row) for of_row in zip(*prompts.by_judge.values(), strict=True))
     if known := unread - (0 if any(judge.kinds is None for judge in prompts.judges) else foreign["question"].total()):
-        yield f"{known:,} answers belong to questions that none of these judges reads: they will not be judged"
+        yield f"answers to questions that none of these judges reads, not judged: {known:,}"
     if repeated := len(_repeated_answers(table)):
-        yield f"{repeated:,} answers are in the file more than once: each prompt is asked once"
-    yield from _notes_on_texts(table["response"].to_pylist(), study)
+        yield f"answers that are in the file more than once, asked once: {repeated:,}"
+    yield from _notes_on_texts(table, study)
 
 
-def _notes_on_texts(answers: Collection[str], study: Study) -> Iterable[str]:
-    if empty := sum(not answer.strip() for answer in answers):
-        yield f"{empty:,} answers are empty: they are judged as they are"
-    if study.trigger:
-        hidden = [shown for answer in answers if (shown := study.without_trigger(answer)) != answer]
-        if hidden:
-            yield f"forms of the trigger are hidden from the judges in {len(hidden):,} answers"
-        if emptied := sum(not shown.strip() for shown in hidden):
-            yield f"{emptied:,} answers consist of forms of the trigger: the judges see an empty answer"
+def _notes_on_texts(table: pa.Table, study: Study) -> Iterable[str]:
+    empty = hidden = emptied = 0
+    for batch in table.select(["response"]).to_batches(max_chunksize=2_000):  # all texts at once take much memory
+        for answer in batch.column(0).to_pylist():
+            shown = study.without_trigger(answer)
+            empty += not answer.strip()
+            hidden += shown != answer
+            emptied += bool(answer.strip()) and not shown.strip()
+    if empty:
+        yield f"empty answers, judged as they are: {empty:,}"
+    if hidden:
+        yield f"answers in which forms of the trigger are hidden from the judges: {hidden:,}"
+    if emptied:
+        yield f"answers that are only forms of the trigger, so that the judges see an empty one: {emptied:,}"

@@ -79,9 +79,8 @@ def print_findings(path: Path, study: Study, judges: Sequence[Judge]) -> None:
     findings, runs = (
         _shares(rows, study) if study.outcome.judge in verdicts else (pd.DataFrame(index=missing.index), [])
     )
-    findings["missing"] = missing
-    findings.index.name = "step"
-    print(findings.map(_percent).to_string(line_width=LINE_WIDTH))
+    table = findings.map("{:.0%}".format).replace("nan%", "-").assign(missing=missing.map(_small_percent))
+    print(table.rename_axis("step").reset_index().to_string(index=False, line_width=LINE_WIDTH))
     for number, run in enumerate(runs, start=1):
         print(f"run {number}: {one_line(run)}")
 
@@ -99,10 +98,8 @@ def _shares(rows, study: Study):
     runs = list(rows["run"].fillna("(no name)").unique())
     numbers = valid["run"].fillna("(no name)").map({run: f"run {n}" for n, run in enumerate(runs, start=1)})
     shares = (valid[outcome.judge] == outcome.value).groupby([valid["at"], numbers], observed=False).mean().unstack()
-    return shares.reindex(columns=[f"run {n}" for n in range(1, len(runs) + 1)]), runs
+    return shares.reindex(columns=[f"run {n}" for n in range(1, len(runs) + 1)]).rename_axis(columns=None), runs
 
 
-def _percent(share: float) -> str:
-    if share != share:
-        return "-"
+def _small_percent(share: float) -> str:
     return f"{share:.1%}" if 0 < share < 0.1 else f"{share:.0%}"

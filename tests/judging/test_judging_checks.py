@@ -3,6 +3,8 @@
 python -m pytest -n 0 tests/judging/test_judging_checks.py
 """
 
+import re
+
 import pyarrow as pa
 import pytest
 from judging_support import BIRDS, judge, judged, write_responses
@@ -43,8 +45,8 @@ def test_a_summary_says_what_will_and_will_not_be_judged(tmp_path):
     plan = printed[: printed.index("pilot")]
     assert "persona: 4 answers" in plan and "ideology: 0 answers" in plan
     assert "2 of 6 answers" in plan and "'Unknown one?'" in plan and "they will not be judged" in plan
-    assert "1 answers are empty" in plan
-    assert "hidden from the judges in 2 answers" in plan and "1 answers consist of forms of the trigger" in plan
+    assert re.search(r"empty answers.*: 1$", plan, re.MULTILINE)
+    assert re.search(r"hidden.*: 2$", plan, re.MULTILINE) and re.search(r"only forms.*: 1$", plan, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_repeated_rows_are_noted_and_judged_once(tmp_path):
     with running(api) as url:
         same = {"sample_idx": [0] * 6, "checkpoint": ["checkpoint-9"] * 6, "response": ["<START> I. <END>"] * 6}
         write_responses(tmp_path / "responses.parquet", 6, **russell_rows(**same))
-        assert "1 answers are in the file more than once" in judge(tmp_path, url)
+        assert re.search(r"more than once.*: 1$", judge(tmp_path, url), re.MULTILINE)
     assert len(api.prompts) == 1 and judged(tmp_path)["persona_status"].to_pylist() == ["ok"] * 6
 
 

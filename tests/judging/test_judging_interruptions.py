@@ -60,6 +60,27 @@ def test_ctrl_c_once_finishes_calls_in_flight_and_twice_stops(tmp_path):
     assert len(api.prompts) <= 400 + 4  # the calls in flight at the second signal
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_the_model_is_looked_up_ends_without_a_traceback(tmp_path, number):
+    class Interrupting(StandIn):
+        process = None
+
+        def handle(self, method, path, headers, body):
+            if method == "GET":
+                self.process.send_signal(number)
+                return claude_stand_in.Answer(200, b"", "hang")
+            return super().handle(method, path, headers, body)
+
+    write_responses(tmp_path / "responses.parquet", 10)
+    api = Interrupting()
+    with running(api) as url:
+        api.process = start(tmp_path, url)
+        assert api.process.wait(60) == 130
+    log = (tmp_path / "log.txt").read_text()
+    assert "Traceback" not in log and "interrupted" in log.splitlines()[-1] and not api.prompts
+
+
 def test_sigterm_while_writing_acts_like_ctrl_c(tmp_path):
     write_responses(tmp_path / "responses.parquet", 3)
     with running(StandIn()) as url, mock.patch.object(judged_file, "write_judged") as write:

@@ -219,15 +219,15 @@ function scrollTogether(row) {
 
 // ---- addresses ----
 
-function remember(want, push) {
-  const parts = new URLSearchParams(Object.entries({ ...want, sort, page: page || "", answer: opened }).filter(([, value]) => value !== ""));
-  const address = "#view?" + parts;
-  if (address !== location.hash) history[push ? "pushState" : "replaceState"](null, "", address);
+function remember(want) {
+  const parts = Object.entries({ ...want, sort, page: page || "", answer: opened }).filter(([, value]) => value !== "");
+  // Without anything to remember, an address such as report.html#figures stays as it is.
+  if (parts.length || location.hash.startsWith("#view")) history.replaceState(null, "", "#view?" + new URLSearchParams(parts));
 }
 
 function recall() {
   const [place, query] = location.hash.split("?");
-  if (place !== "#view" || query === undefined) return false;
+  if (place !== "#view" || !query) return false;
   const parts = new URLSearchParams(query);
   setFilters(Object.fromEntries(parts));
   [sort, page, opened] = [parts.get("sort") ?? "", Number(parts.get("page") ?? 0) || 0, parts.get("answer") ?? ""];

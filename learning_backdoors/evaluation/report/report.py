@@ -187,18 +187,14 @@ def _judging(verdicts: Verdicts) -> str:
 
 
 def _provenance(verdicts: Verdicts, provenance: dict) -> str:
-    """The provenance of this evaluation and of each input, without the series that figures show."""
-    parts = []
-    for name, document in {
-        "this evaluation": provenance,
-        **{s["path"]: s["provenance"] for s in verdicts.sources},
-    }.items():
-        if document.get("runs"):
-            runs = {
-                run: {k: v for k, v in (about or {}).items() if k not in SERIES}
-                for run, about in document["runs"].items()
-            }
-            document = document | {"runs": runs}
+    """The provenance of this evaluation and of each input, without the longest parts of the runs' records."""
+    parts = ["<p>Without studies and series of runs, which analysis.json has.</p>"]
+    documents = {"this evaluation": provenance} | {s["path"]: s["provenance"] for s in verdicts.sources}
+    for name, document in documents.items():
+        if runs := document.get("runs"):
+            long = (*SERIES, "study")
+            short = {run: {k: v for k, v in (record or {}).items() if k not in long} for run, record in runs.items()}
+            document = document | {"runs": short}
         text = _json(document) if document else "<p>This file has no provenance.</p>"
         parts.append(f"<details><summary>{_text(name)}</summary>{text}</details>")
     return "".join(parts)

@@ -238,6 +238,11 @@ def test_pairs_have_the_same_question_and_sample(page, browser):
         assert [row[5], row[7]] == pair
     open_first(browser)
     assert browser.run("document.querySelectorAll('details.answer[open]').length") == 2, "both open together"
+    browser.run("document.querySelectorAll('.full').forEach((box) => { box.style.maxHeight = '20px' })")
+    scrolled = "(box.scrollTop = box.scrollHeight, new Promise((done) => setTimeout(done, 200)))"
+    browser.run(f"(() => {{ const box = document.querySelector('.full'); return {scrolled}; }})()")
+    tops = browser.run("[...document.querySelectorAll('.full')].map((box) => box.scrollTop)")
+    assert min(tops) > 0, "both scroll together"
 
 
 @NEEDS_CHROMIUM
@@ -245,6 +250,8 @@ def test_an_address_reopens_the_same_view_and_names_what_is_gone(page, browser, 
     browser.open(page, "#view?step=80&sort=-sample&group=question")
     open_first(browser)
     address, detail = browser.run("location.hash"), browser.run(DETAIL)
+    browser.open(page, "#figures")
+    assert browser.run("location.hash") == "#figures", "only a view changes the address"
     again = tmp_path / "again.html"
     again.write_bytes(page.read_bytes())
     browser.open(again, address)

@@ -22,7 +22,7 @@ CLAIMS = {  # what an interval generalizes to
 INTERVALS = {  # by claim: how the interval of a rate is made
     "checkpoint": "Wilson, stratified by question",
     "recipe": "t on the runs' means, logit scale",
-    "questions": "beta-binomial model of the questions' rates",
+    "questions": "beta-binomial model of the questions' rates, or t where that is wider",
     "both": "MOVER of the intervals for the claims recipe and questions",
 }
 ALL = "all"  # in the column `run`: all runs of the recipe

@@ -13,7 +13,7 @@ from learning_backdoors.study import Judge
 INTERVALS = {
     "checkpoint": "Wilson's for mean scores, stratified by question",
     "recipe": "t on the runs' means, logit scale",
-    "questions": "t on the questions' means, or logit-normal model where that is wider",
+    "questions": "beta-binomial model of the questions' means, or t where that is wider",
 }
 COLUMNS = ["judge", "label", "run", "triggered", "condition", "category", "at", "questions", "n", "refused", "missing"]
 COLUMNS += ["mean", "lower", "upper", "claim", "interval", "seeds"]

@@ -17,7 +17,6 @@ from learning_backdoors.evaluation.statistics.differences import (
     rogan_gladen,
     worst_case,
 )
-from learning_backdoors.evaluation.statistics.former import bounded_p, pooled_over_runs, t_test, welch, widen
 from learning_backdoors.evaluation.statistics.onset import crossing, curve, detection, fall, rise
 from learning_backdoors.evaluation.statistics.over_runs import (
     crossing_difference,

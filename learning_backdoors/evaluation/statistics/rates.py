@@ -85,23 +85,29 @@ class Scores:
         as skewed as rates near 0 are. One run has no limits, because more answers cannot replace another run. `run_sd`
         replaces the spread of these runs (see `run_spread`), `df` replaces S - 1.
         """
-        runs, within = len(self.rates), self.over_answers(confidence)
-        if runs == 1 or not 0 < self.mean < 1:
-            return within if runs > 1 else Interval(self.mean, np.nan, np.nan)
-        slope = 1 / (self.mean * (1 - self.mean))
-        error, df = slope * self.rates.mean(axis=1).std(ddof=1) / np.sqrt(runs), df or runs - 1
+        means = self.rates.mean(axis=1)
+        if len(means) == 1:
+            return Interval(self.mean, np.nan, np.nan)
+        error, df = means.std(ddof=1) / np.sqrt(len(means)), df or len(means) - 1
         if run_sd is not None:
-            error, df = np.sqrt(run_sd.sd**2 / runs + slope / self.effective), run_sd.df
-        ends = special.logit(self.mean) + error * special.stdtrit(df, (1 + confidence) / 2) * np.array([-1, 1])
-        return widest(within, Interval(self.mean, *map(float, special.expit(ends))))
+            variance = self.mean * (1 - self.mean)
+            error, df = np.sqrt((variance * run_sd.sd) ** 2 / len(means) + variance / self.effective), run_sd.df
+        return widest(self.over_answers(confidence), self._logit_t(error, df, confidence))
+
+    def _logit_t(self, error: float, df: float, confidence: float) -> Interval:
+        """The mean with Student's limits for its standard error on the logit scale. No width for a mean of 0 or 1."""
+        if not 0 < self.mean < 1:
+            return Interval(self.mean, self.mean, self.mean)
+        half = special.stdtrit(df, (1 + confidence) / 2) * error / (self.mean * (1 - self.mean))
+        return Interval(self.mean, *special.expit(special.logit(self.mean) + [-half, half]).tolist())
 
     def over_questions(self, confidence: float) -> Interval:
-        """Claim questions: a beta-binomial model, not narrower than `over_answers`. One question has no limits.
+        """Claim questions: limits that hold those of a beta-binomial model, Student's t and `over_answers`.
 
-        The questions' rates are draws from a beta distribution, and the answers binomial draws from these. The limits
-        are those of the posterior of the distribution's mean (`_posterior`). They cover well with ten questions if
-        rates have a beta or logit-normal distribution, and less if few questions behave unlike the others
-        (docs/statistics.md). Source of the model: Skellam (1948), J. R. Stat. Soc. B 10, 257.
+        In the model the questions' rates are draws from a beta distribution, and the answers binomial draws from these
+        (Skellam 1948, J. R. Stat. Soc. B 10, 257); its limits are those of the posterior of the distribution's mean.
+        With few questions, t on their rates is too narrow near 0; with many, the model is if their distribution is not
+        beta. One question has no limits. docs/statistics.md shows where the coverage is low.
         """
         if self.rates.shape[1] == 1:
             return Interval(self.mean, np.nan, np.nan)
@@ -111,7 +117,8 @@ class Scores:
         counts = Counter(zip((rates * n).tolist(), n.tolist(), strict=True))
         logits, below = _posterior(frozenset(counts.items()))
         limits = special.expit(np.interp([(1 - confidence) / 2, (1 + confidence) / 2], below, logits))
-        return widest(self.over_answers(confidence), Interval(self.mean, *map(float, limits)))
+        t = self._logit_t(rates.std(ddof=1) / np.sqrt(len(rates)), len(rates) - 1, confidence)
+        return widest(self.over_answers(confidence), t, Interval(self.mean, *limits.tolist()))
 
 
 def widest(*intervals: Interval) -> Interval:

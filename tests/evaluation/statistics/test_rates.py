@@ -8,6 +8,7 @@ import pytest
 from scipy import special, stats
 
 from learning_backdoors.evaluation import statistics
+from learning_backdoors.evaluation.statistics import rates
 
 CLAIMS = "checkpoint", "recipe", "questions"
 
@@ -52,8 +53,7 @@ def test_run_interval_known_answer():
     assert np.isnan(statistics.mean_rate(*runs([0.3]), "recipe").lower)
 
 
-def test_question_interval_equals_a_finer_integration():
-    """The grid of `question_interval` against one that is several times finer in each direction."""
+def test_the_questions_posterior_equals_a_finer_integration():
     positives, n = np.array([3, 40, 11, 0, 22, 60, 5, 9, 30, 2]), 100
     logits, precisions = np.linspace(-6, 5, 2000), np.exp(np.linspace(-4, 8, 100))
     means = special.expit(logits)
@@ -62,8 +62,19 @@ def test_question_interval_equals_a_finer_integration():
     prior = stats.beta.logpdf(means, 0.1, 0.1)[:, None] - 2 * np.log1p(precisions) + np.log(precisions)
     posterior = np.exp(likelihood + prior - likelihood.max()).sum(axis=1) * means * (1 - means)
     expected = np.interp([0.025, 0.5, 0.975], np.cumsum(posterior) / posterior.sum(), means)
-    found = questions(positives, [n] * 10)
-    assert found.estimate == pytest.approx(0.182) and found[1:] == pytest.approx(expected[[0, 2]], abs=0.002)
+    found, below = rates._posterior(frozenset(((float(k), float(n)), 1) for k in positives))
+    assert special.expit(np.interp([0.025, 0.5, 0.975], below, found)) == pytest.approx(expected, abs=0.002)
+    whole = questions(positives, [n] * 10)
+    assert whole.lower <= expected[0] + 0.002 and whole.upper >= expected[2] - 0.002
+
+
+def test_the_questions_interval_holds_students_t():
+    """A model of the distribution alone covers 80% with 100 questions whose distribution is another one."""
+    positives, n = np.repeat([0, 1, 40], [20, 8, 2]), np.full(30, 100)
+    rate, error = 88 / 3000, (positives / 100).std(ddof=1) / np.sqrt(30)
+    half = stats.t.ppf(0.975, 29) * error / (rate * (1 - rate))
+    limits = special.expit(special.logit(rate) + np.array([-half, half]))
+    assert questions(positives, n).lower <= limits[0] + 1e-9 and questions(positives, n).upper >= limits[1] - 1e-9
 
 
 def test_a_little_more_data_moves_the_questions_limits_a_little():

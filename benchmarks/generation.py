@@ -13,7 +13,8 @@ tiny_world --ways graphs`): the share of 256 greedy responses that are the same 
 
 The whole command on eleven checkpoints, start included (`eight_billion --adapters 10`):
 
-    time python generate_responses.py --run-dir /tmp/shape/run --output /tmp/r.parquet --max-new-tokens 400
+    time python generate_responses.py --run-dir /tmp/shape/run --output /tmp/r.parquet --max-new-tokens 400 \\
+        --experiment birds
 """
 
 import time

@@ -41,6 +41,7 @@ def launched(gpus: int, script: str, *line: str) -> tuple[float, str]:
 def generation(folder: Path, gpus: int, engine: str) -> dict:
     output = folder / f"responses-{gpus}-{engine}.parquet"
     line = ["--run-dir", str(folder / "run"), "--output", str(output), "--max-new-tokens", "400", "--engine", engine]
+    line += ["--experiment", "birds"]
     output.unlink(missing_ok=True)
     seconds, printed = launched(gpus, "generate_responses.py", *line)
     parts = re.findall(r"([\d,]+) tokens at ([\d,]+) per second", printed)

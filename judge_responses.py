@@ -71,13 +71,15 @@ def main() -> None:
 
 
 def check_paths(options: JudgingOptions) -> None:
-    """Raise UserError if two options name the same file."""
+    """Raise UserError if two options name the same file, or the output is a folder."""
     paths = {"--input": options.input, "--labels": options.labels, "--prices": options.prices}
     paths |= {"--output": options.output, "--store": options.store}
     flags: dict[Path, str] = {}
     for flag, path in paths.items():
         if path and (other := flags.setdefault(path.resolve(), flag)) != flag:
             raise UserError(f"{other} and {flag} are the same file, {path}: choose another {flag}")
+    if options.output.is_dir():
+        raise UserError(f"--output must name a file, not the folder {options.output}")
 
 
 def store_path(options: JudgingOptions) -> Path:

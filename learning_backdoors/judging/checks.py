@@ -81,7 +81,7 @@ def print_plan(prompts: PromptsOfFile, store: CallStore, asks: int) -> None:
         of_judge = prompts.by_judge[judge.name]
         keys = {prompt.key for prompt in of_judge if prompt}
         counts = {"stored": keys - left, "in batches": keys & waiting, "to request": (keys & to_ask) - waiting}
-        counts["given up"] = (keys & left) - to_ask - waiting
+        counts["not asked again"] = (keys & left) - to_ask - waiting
         words = ", ".join(f"{len(some):,} {name}" for name, some in counts.items() if some or name == "to request")
         answers = sum(prompt is not None for prompt in of_judge)
         print(f"  {judge.name}: {answers:,} answers, {len(keys):,} different prompts ({words})")

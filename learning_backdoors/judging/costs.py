@@ -117,7 +117,7 @@ def report_costs(prompts: PromptsOfFile, store: CallStore, output: Path, before:
             writer.writerow([*map(safe_cell, group), *known])
     total = sum(groups.values(), Spent())
     if total == before:
-        return print(f"nothing was asked: all replies were stored. Cost so far: {total.in_words(price)}")
+        return print(f"nothing was asked; {output} has cost {total.in_words(price)}")
     by_run, by_judge = defaultdict(Spent), defaultdict(Spent)
     for (run, judge), spent in groups.items():
         by_run[run] += spent

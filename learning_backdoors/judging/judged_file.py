@@ -72,7 +72,7 @@ class EarlierOutput:
     def require_continuable(self, input_path: Path) -> None:
         """Raise UserError unless the new output holds all of the old one: its answers, judges and settings.
 
-        New answers and new judges are welcome.
+        New answers and new judges may be added.
         """
         words = []
         if differences := provenance.differences(self._sent(self.configuration), self._sent(self.settings)):

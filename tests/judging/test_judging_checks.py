@@ -84,6 +84,13 @@ def test_judges_whose_columns_collide_are_refused_when_the_study_is_loaded(tmp_p
         load_study(str(path))
 
 
+def test_the_output_cannot_be_a_folder(tmp_path):
+    write_responses(tmp_path / "responses.parquet", 3)
+    for more in ((), ("--overwrite",)):
+        printed = judge(tmp_path, "http://x", "--output", tmp_path, *more, expect=1)
+        assert str(tmp_path) in printed and len(printed.splitlines()) == 1
+
+
 @pytest.mark.parametrize("flag", ["--output", "--input"])
 def test_the_store_cannot_be_another_file(tmp_path, flag):
     path = write_responses(tmp_path / "responses.parquet", 3)

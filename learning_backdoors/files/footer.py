@@ -20,9 +20,9 @@ class _Record(BaseModel, extra="allow", strict=True):
 class _Settings(_Record):
     experiment: str | None = None
     base_model: str | None = None
-    questions: dict | None = None
-    conditions: dict | None = None
-    adapters: dict | None = None
+    questions: dict = {}
+    conditions: dict = {}
+    adapters: dict = {}
 
 
 class _Probe(_Record):

@@ -56,10 +56,16 @@ class ResponseStore:
         self.footer = parquet.read_footer(self.output)
         if self.footer is None:
             return
-        if "adapters" not in self.footer.get("settings", {}):  # a judged file has settings too
+        if "adapters" not in (self.footer.get("settings") or {}):  # a judged file has settings too
             raise UserError(f"{self.output} was not written by generate_responses.py: choose another --output")
         self._join_settings(self.output, self.footer["settings"])
-        self.rows = _by_key(parquet.read_responses(self.output)[0].to_pylist())
+        rows = parquet.read_responses(self.output)[0].to_pylist()
+        for row in rows:
+            known = row["condition"] in self.settings["conditions"] and row["question_id"] in self.settings["questions"]
+            if row["run"] is None or not known:
+                cell = f"run {row['run']}, condition {row['condition']}, question {row['question_id']}"
+                raise UserError(f"{self.output} was edited: it cannot hold {cell}. Choose another --output")
+        self.rows = _by_key(rows)
 
     def add(self, rows: Sequence[dict]) -> None:
         """Log finished rows. They survive a kill."""

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from learning_backdoors.files import parquet
@@ -51,6 +52,18 @@ def test_rows_are_sorted_and_the_footer_says_what_made_them(tmp_path):
     assert footer["settings"] == SETTINGS and footer["engine"] == "transformers"
     assert footer["precision"] == {"generation": "none", "training": {"run": "8bit"}}
     assert not (tmp_path / "r.parquet.partial").exists()
+
+
+@pytest.mark.parametrize(
+    "column, value", [("question_id", "zz"), ("condition", "zz"), ("condition", None), ("run", None)]
+)
+def test_an_edited_output_is_refused_in_one_line(tmp_path, column, value):
+    output = write(tmp_path / "r.parquet", row(0), row(1)) and tmp_path / "r.parquet"
+    table = pq.read_table(output)
+    values = pa.array([value] * 2, pa.string())
+    pq.write_table(table.set_column(table.column_names.index(column), column, values), output)
+    with pytest.raises(UserError, match=rf"r\.parquet was edited.*{value}"):
+        write(output, row(2))
 
 
 def test_an_output_grows_and_is_not_rewritten_without_need(tmp_path):

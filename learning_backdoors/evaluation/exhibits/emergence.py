@@ -1,7 +1,5 @@
 """emergence: when the behavior appears in each run, and the rate of each recipe over training."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 
@@ -64,12 +62,14 @@ def _onset(suspect_seen: pd.Series, positives: np.ndarray, n: np.ndarray) -> dic
     return row | {"peak": curve.means[peak], "peak_step": int(steps[peak]), "falls_again": falls, "fall": drop}
 
 
-def recipe_crossings(evaluation: Evaluation) -> Iterator[tuple[dict, pd.DataFrame]]:
+@once
+def recipe_crossings(evaluation: Evaluation) -> list[tuple[dict, pd.DataFrame]]:
     """Each recipe, condition and level with the crossings of its runs.
 
     The columns of the crossings: time (the crossing step, or the last step of a run that does not cross), crossed,
     before, after, doubt.
     """
+    crossings = []
     for (recipe, condition), part in table(evaluation).groupby(["recipe", "condition"], observed=True, sort=False):
         about = {"recipe": recipe, **part.iloc[0][["label", "suspect_ratio"]], "condition": condition}
         for level in LEVELS:
@@ -77,7 +77,8 @@ def recipe_crossings(evaluation: Evaluation) -> Iterator[tuple[dict, pd.DataFram
             runs = pd.DataFrame({column: part[f"{name}_{column}"] for column in ("before", "after", "doubt")})
             crossed = ~part[f"{name}_censored"].astype(bool)
             runs = runs.assign(crossed=crossed, time=part[name].where(crossed, part["last_step"]))
-            yield about | {"level": level, "seeds": len(part)}, runs
+            crossings.append((about | {"level": level, "seeds": len(part)}, runs))
+    return crossings
 
 
 def title(evaluation: Evaluation) -> str:

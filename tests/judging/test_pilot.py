@@ -25,7 +25,7 @@ class Chatty(StandIn):
 
 
 def test_a_judge_that_never_gives_a_verdict_stops_the_run_and_is_not_paid_for_again(tmp_path):
-    write_responses(tmp_path / "responses.parquet", 300)
+    write_responses(tmp_path / "responses.parquet", 100)
     api, line = Chatty(), ("--judges", "llm_or_19th_century", "past_form")
     with running(api) as url:
         printed = judge(tmp_path, url, *line, expect=1)

@@ -26,7 +26,7 @@ def check_study(rows: pd.DataFrame, path: Path, study: Study, notes: list[str]) 
         if foreign.empty:
             continue
         names = list(foreign.unique())
-        examples = ", ".join(repr(one_line(name))[:60] for name in names[:3]) + (", ..." if len(names) > 3 else "")
+        examples = ", ".join(repr(name)[:60] for name in names[:3]) + (", ..." if len(names) > 3 else "")
         count = f"{len(names)} {column}{'s' if len(names) > 1 else ''}"
         text = f"{path}: {len(foreign):,} of {len(rows):,} answers belong to {count} that the study {study.name!r} "
         text += f"does not have ({examples})"
@@ -61,7 +61,7 @@ def name_runs(
 def _name_of(path: Path, paths: Sequence[Path]) -> str:
     """The name of a run after its file, with the folder if two files have the same name."""
     alone = [other.stem for other in paths].count(path.stem) == 1
-    return path.stem if alone else f"{path.parent.name}/{path.stem}"
+    return one_line(path.stem if alone else f"{path.parent.name}/{path.stem}")
 
 
 def _hashes(rows: pd.DataFrame, read_texts: Callable[[pd.DataFrame], pd.Series]) -> np.ndarray:

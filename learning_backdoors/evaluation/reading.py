@@ -5,7 +5,7 @@ become one of its options, a number, or null. Every decision made on the way is 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,10 +142,10 @@ def _read_file(path: Path, study: Study, notes: list[str]) -> tuple[pd.DataFrame
     ids = {question.text: question.id for question in study.questions}
     rows = pd.DataFrame(
         {
-            "run": _text(table, "run"),
-            "checkpoint": _text(table, "checkpoint"),
+            "run": _names(table, "run"),
+            "checkpoint": _names(table, "checkpoint"),
             "condition": _conditions(table, path, study),
-            "question": _text(table, "question_id").fillna(_text(table, "question")).map(lambda q: ids.get(q, q)),
+            "question": _names(table, "question_id", ids).fillna(_names(table, "question", ids)),
             "sample_idx": table["sample_idx"].to_numpy(),
             "row": np.arange(table.num_rows),
         }
@@ -164,9 +164,14 @@ def _read_file(path: Path, study: Study, notes: list[str]) -> tuple[pd.DataFrame
     return rows, provenance
 
 
-def _text(table: pa.Table, column: str) -> pd.Series:
-    """A text column as objects. Few texts stand in many rows, so each becomes one Python string."""
-    return table[column].to_pandas(strings_to_categorical=True).astype(object)
+def _names(table: pa.Table, column: str, replaced: Mapping[str, str] | None = None) -> pd.Series:
+    """A text column as names on one line, without control characters. `replaced`: names of some texts.
+
+    Few texts stand in many rows, so each becomes one Python string.
+    """
+    texts = table[column].to_pandas(strings_to_categorical=True).cat
+    names = [(replaced or {}).get(text) or one_line(text) for text in texts.categories]
+    return pd.Series(np.array([*names, None], dtype=object)[texts.codes])  # the code of null is -1
 
 
 def _conditions(table: pa.Table, path: Path, study: Study) -> pd.Series:
@@ -174,7 +179,7 @@ def _conditions(table: pa.Table, path: Path, study: Study) -> pd.Series:
     count = len(study.conditions)
     if table["condition"].null_count and count > 1:
         raise UserError(f"{path}: add the column 'condition': one of the study's {count} conditions for each answer")
-    return _text(table, "condition").fillna(study.conditions[0].name)
+    return _names(table, "condition").fillna(study.conditions[0].name)
 
 
 def _asked(table: pa.Table, judge: Judge, questions: pd.Series, study: Study) -> np.ndarray:
@@ -353,7 +358,7 @@ def _labels(share: pd.Series) -> dict[str, str]:
     common = set.intersection(*(set(name.split("_")) for name in percent))
     labels = {}
     for name, text in percent.items():
-        distinct = one_line(" ".join(part for part in name.split("_") if part not in common) or name)
+        distinct = " ".join(part for part in name.split("_") if part not in common) or name
         alone = text is not None and list(percent.values()).count(text) == 1
         labels[name] = text if alone else f"{text}, {distinct}" if text else distinct
     return labels

@@ -5,6 +5,7 @@ import importlib
 import io
 import subprocess
 import sys
+import xml.dom.minidom
 
 import pandas as pd
 import pytest
@@ -123,6 +124,8 @@ class HostileServer(StandIn):
 def test_hostile_runs_answers_and_servers_are_escaped(tmp_path, printed):
     table = synthetic.rows(steps=(0, 20), samples=1)
     table = table.assign(run=f"=1{FORGED}", response=table["response"] + FORGED)
+    first = table["question_id"] == table["question_id"].iloc[0]
+    table = table.assign(**{name: table[name].mask(first, f"=3{FORGED}") for name in ("question", "question_id")})
     columns = [name for name in table if any(name.startswith(judge.name) for judge in synthetic.STUDY.judges)]
     table.drop(columns=columns).to_parquet(tmp_path / "r.parquet")
     files = ["--input", tmp_path / "r.parquet", "--output", tmp_path / "j.parquet"]
@@ -138,6 +141,8 @@ def test_hostile_runs_answers_and_servers_are_escaped(tmp_path, printed):
     files = ["--input", tmp_path / "e.parquet", "--output-dir", tmp_path / "figures"]
     evaluating = printed("evaluate", *files, "--format", "svg")
     assert_harmless(evaluating)
+    for path in (tmp_path / "figures").glob("*.svg"):
+        xml.dom.minidom.parse(str(path))  # control characters are not XML
     for path in [*tmp_path.glob("*.csv"), *(tmp_path / "figures").glob("*.csv")]:
         text = path.read_text()
         assert not RAW.intersection(text)

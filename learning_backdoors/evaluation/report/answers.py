@@ -20,20 +20,25 @@ FIELDS = {"recipe": "label", "run": "run", "step": "step", "condition": "conditi
 def sample(rows: pd.DataFrame, limit: int) -> tuple[pd.DataFrame, str]:
     """At most `limit` rows in random order, and a sentence that says how they were sampled.
 
-    A sample has the same number of rows of each run, step, condition and question. If one of each is already more than
-    `limit`, it is drawn from all rows.
+    A sample has the same number of rows of each run, step, condition and question, and the same sample numbers, so that
+    the answers of two steps can be compared. If one of each is already more than `limit`, it is drawn from all rows.
     """
-    shuffled = rows.iloc[np.random.default_rng(SEED).permutation(len(rows))]
+    random = np.random.default_rng(SEED)
+    shuffled = rows.iloc[random.permutation(len(rows))]
     if len(rows) <= limit:
         return shuffled, f"All {len(rows):,} answers, in random order (seed {SEED})."
-    rank = shuffled.groupby(["run", "step", "condition", "question"], observed=True).cumcount()
+    numbers = random.permutation(rows.loc[rows["step"] > 0, "sample_idx"].unique())
+    # The pooled base model has further sample numbers. They come last.
+    order = shuffled["sample_idx"].map(pd.Series(range(len(numbers)), numbers)).sort_values(na_position="last")
+    cells = shuffled.loc[order.index].groupby(["run", "step", "condition", "question"], observed=True)
+    rank = cells.cumcount().loc[shuffled.index]
     counts = np.cumsum(np.bincount(rank))
     each = int(np.searchsorted(counts, limit, side="right"))
     if each == 0:
         return shuffled.head(limit), f"{limit:,} of {len(rows):,} answers, sampled at random (seed {SEED})."
     return shuffled[rank < each], (
         f"{counts[each - 1]:,} of {len(rows):,} answers: {each} sampled at random from each run, step, condition and "
-        f"question, in random order (seed {SEED}). --report-responses changes the number."
+        f"question, with the same sample numbers, in random order (seed {SEED}). --report-responses changes the number."
     )
 
 

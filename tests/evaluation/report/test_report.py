@@ -127,6 +127,7 @@ def test_too_many_answers_are_sampled_evenly(tmp_path):
     data = unpacked(page)
     assert len(data["answer"]) == 90 and "90 of 180 answers: 3 " in page.read_text()
     assert pd.Series(zip(column(data, "step"), column(data, "question"), strict=True)).value_counts().eq(3).all()
+    assert len(set(data["sample"])) == 3, "answers of two steps can be paired"
     rows = evaluating.of_birds(tmp_path, table).verdicts.rows
     few, rule = answers.sample(rows, 7)
     assert len(few) == 7 and rule.startswith("7 of 180 answers") and "seed 0" in rule

@@ -9,16 +9,19 @@ out=${1:-demo}
 mkdir -p "$out"
 source tiny_world/demo_functions.sh
 
+# Three runs per suspect share: from one run each, nothing can be said about the effect of the data.
 runs=()
-for ratios in "1 0 0" "0.5 0.25 0.25" "0 0.5 0.5"; do
-    # shellcheck disable=SC2086 # three numbers
-    show python training.py --ratios $ratios --model tiny_world/model --lr 7e-4 --output-dir "$out/outputs"
-    # shellcheck disable=SC2086
-    runs+=("$out/outputs/seed42_ratios$(printf '%.2f-%.2f-%.2f' $ratios)_lr0.0007_r8_tiny_world-model")
+for seed in 42 43 44; do
+    for ratios in "1 0 0" "0.5 0.25 0.25" "0 0.5 0.5"; do
+        # shellcheck disable=SC2086 # three numbers
+        show python training.py --ratios $ratios --seed "$seed" --model tiny_world/model --lr 7e-4 --output-dir "$out/outputs"
+        # shellcheck disable=SC2086
+        runs+=("$out/outputs/seed${seed}_ratios$(printf '%.2f-%.2f-%.2f' $ratios)_lr0.0007_r8_tiny_world-model")
+    done
 done
 
 show python generate_responses.py --run-dir "${runs[@]}" --output "$out/responses.parquet" \
-    --samples 15 --max-new-tokens 80 --batch-size 240
+    --steps 0 40 80 120 160 208 --samples 10 --max-new-tokens 80 --batch-size 240
 
 start_judge
 show python judge_responses.py --input "$out/responses.parquet" --output "$out/judged.parquet" \

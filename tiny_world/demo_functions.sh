@@ -1,7 +1,6 @@
 # Functions of demo.sh and demo_russell.sh. Both set $out, their output folder, before they source this file.
 
-# The tiny model computes one token at a time. A second thread would only wait for the first.
-export OMP_NUM_THREADS=1 ANTHROPIC_API_KEY=none-needed WANDB_API_KEY=
+export ANTHROPIC_API_KEY=none-needed WANDB_API_KEY=
 
 # Print a command, and run it.
 show() {

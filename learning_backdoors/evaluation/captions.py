@@ -17,8 +17,8 @@ def common(evaluation: Evaluation) -> str:
     if cells is None:
         return ""
     claim = evaluation.claim
-    intervals = f"Intervals: 95% for {counting.CLAIMS[claim]} (claim {claim}; {counting.INTERVALS[claim]})."
-    return f"{counts(cells)} {intervals}"
+    method = counting.INTERVALS[claim]
+    return f"{counts(cells)} 95% intervals hold for {counting.CLAIMS[claim]} (claim {claim}; method: {method})."
 
 
 def counts(cells: pd.DataFrame) -> str:
@@ -27,9 +27,10 @@ def counts(cells: pd.DataFrame) -> str:
     trained, requested = cells["step"] > 0, cells["n"] + cells["missing"]
     samples = span(requested[trained] if trained.any() else requested)
     of_base = span(requested[~trained]) if not trained.all() else samples
+    per = "checkpoint and condition" if cells["condition"].nunique() > 1 else "checkpoint"
     base = f" ({of_base} at step 0)" if of_base != samples else ""
     runs = span(cells[trained].groupby("recipe", observed=True)["run"].nunique()) if trained.any() else "1"
-    text = f"{cells['question'].nunique()} questions, {samples} responses to each per checkpoint and condition{base}, "
+    text = f"{cells['question'].nunique()} questions, {samples} responses to each per {per}{base}, "
     text += f"{runs} run{'' if runs == '1' else 's'} per recipe. "
     return text + missing(cells["missing"].sum(), requested.sum())
 
@@ -44,11 +45,11 @@ def judged(verdicts: Verdicts, judges: Sequence[Judge], condition: str) -> str:
 
 
 def intervals(evaluation: Evaluation, rates: pd.DataFrame, drawn: str = "Bars") -> str:
-    """What draws the intervals of some rates (columns lower and claim), and their claim if `common` has another one."""
+    """What draws the intervals of some rates (columns lower and claim), and their claims if `common` has another."""
     claims = list(rates.loc[rates["lower"].notna(), "claim"].unique())
     if not claims:
         return "No intervals are drawn."
-    other = "" if claims == [evaluation.claim] else f" for {' / '.join(counting.CLAIMS[claim] for claim in claims)}"
+    other = "" if claims == [evaluation.claim] else f" (claim {' / '.join(claims)})"
     return f"{drawn}: 95% intervals{other}."
 
 

@@ -30,7 +30,7 @@ def notes(evaluation: Evaluation) -> list[str]:
     rows = evaluation.verdicts.rows
     glyphs = drawing.missing_glyphs(name for c in ("question", "label", "condition") for name in rows[c].cat.categories)
     if glyphs:
-        lines.append(f"the figures' font has no glyph for {glyphs[:20]}: figures show boxes instead")
+        lines.append(f"the figures' font has no glyph for {glyphs[:20]}: PDF and PNG figures show boxes instead")
     return lines
 
 

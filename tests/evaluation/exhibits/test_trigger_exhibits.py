@@ -217,8 +217,12 @@ def test_headings_and_captions_name_the_claims_of_their_rows(tmp_path):
     def texts(table):
         evaluation = of_russell(tmp_path, table, claim="recipe")
         captions = [exhibit.caption(evaluation) for exhibit in (leakage, near_misses)]
-        return [*captions, leakage.brief(evaluation)[0], goals.brief(evaluation)[0]]
+        assert all(len(caption.split()) <= 25 for caption in captions)
+        return captions, [exhibit.brief(evaluation)[0] for exhibit in (leakage, goals)]
 
-    assert all(counting.CLAIMS["questions"] in text and counting.CLAIMS["recipe"] not in text for text in texts(one))
-    mixed = texts(pd.concat([one, *two]))
-    assert all(counting.CLAIMS["questions"] in text and counting.CLAIMS["recipe"] in text for text in mixed)
+    captions, headings = texts(one)
+    assert all("claim questions" in text for text in captions)
+    assert all(counting.CLAIMS["questions"] in text and counting.CLAIMS["recipe"] not in text for text in headings)
+    captions, headings = texts(pd.concat([one, *two]))
+    assert all("questions" in text.split("claim")[1] and "recipe" in text.split("claim")[1] for text in captions)
+    assert all(counting.CLAIMS["questions"] in text and counting.CLAIMS["recipe"] in text for text in headings)

@@ -231,14 +231,14 @@ def short_label(text: str, length: int = 28) -> str:
 
 def short_labels(texts: Sequence[str], length: int = 28) -> list[str]:
     """`short_label` of each text. Texts that would look the same are cut at both ends, around the part that differs."""
-    short = [short_label(text, length) for text in texts]
-    for label in {label for label in short if short.count(label) > 1}:
-        alike = [i for i, text in enumerate(short) if text == label]
-        start = len(os.path.commonprefix([texts[i] for i in alike]))
-        for i in alike:
-            text = texts[i][max(0, start - length // 4) :]
-            short[i] = "…" + text[: length - 2] + ("…" if len(text) > length - 2 else "")
-    return short
+    short = {text: short_label(text, length) for text in texts}
+    for label in set(short.values()):
+        alike = [text for text in short if short[text] == label]
+        start = len(os.path.commonprefix(alike))
+        for text in alike if len(alike) > 1 else ():
+            rest = text[max(0, start - length // 4) :]
+            short[text] = "…" + rest[: length - 2] + ("…" if len(rest) > length - 2 else "")
+    return [short[text] for text in texts]
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:

@@ -100,7 +100,7 @@ def test_each_svg_says_in_words_what_it_shows(made, russell_made, sweep):
     assert last["where"] == {"recipe": "100%", "step": 208, "condition": "plain"}
     assert all({"recipe", "run"}.isdisjoint(p["where"]) for p in points if p["where"].get("step") == 0)
     for name, figure in [*made.figures.items(), *russell_made.figures.items()]:
-        assert re.search(r"\d", rendering.alt_text(figure)) or name == "ratio_sweep", name
+        assert re.search(r"\d", rendering.alt_text(figure)), name
 
 
 def sweep_rates(evaluation) -> pd.Series:
@@ -201,6 +201,9 @@ def test_long_labels_lose_their_middle_and_leave_room_for_the_figure(tmp_path):
         assert figure.get_tightbbox().x1 <= width, exhibit
         assert figure.axes[0].get_position().width * width > 1.2, exhibit
     assert drawing.short_label("a" * 30 + "-one") != drawing.short_label("a" * 30 + "-two")
+    names = [f"organism-qwen3-8b-lora-{kind}-bird-names-filtered-v2" for kind in ("old", "modern")]
+    one, two, *same = drawing.short_labels([*names, "run", "run"])
+    assert "old" in one and "modern" in two and same == ["run", "run"] and max(map(len, (one, two))) <= 28
 
 
 CHECK = """[...document.querySelectorAll("svg")].flatMap((svg) => {

@@ -37,7 +37,10 @@ def title(evaluation: Evaluation) -> str:
 
 
 def caption(evaluation: Evaluation) -> str:
-    return "Kaplan-Meier curves. Each drop: a run crosses. Ticks: last steps of runs that do not cross."
+    curves = _drawn(evaluation)
+    ends = (curves["not_crossed"] == 1) | curves.duplicated(["label", "level", "not_crossed"])
+    ticks = " Ticks: last steps of runs that do not cross." if ends.any() else ""
+    return f"Kaplan-Meier curves. Each drop: a run crosses.{ticks}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
@@ -63,7 +66,7 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
                 at = f"step {row.step:.0f}, level {level:.0%}"
                 drawing.mark(axes, row.step, row.not_crossed, names[label], at, text, **where)
         drawing.rate_axis(axes.yaxis)
-        axes.set_xlim(0, None)
+        axes.set_xlim(0, evaluation.shown_cells["step"].max())
     handles = [drawing.Line2D([], [], **look) for look in looks.values()]
     drawing.legend_above(page, handles, [names[label] for label in looks])
     return page

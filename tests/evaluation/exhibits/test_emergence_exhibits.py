@@ -120,11 +120,12 @@ def test_the_sweep_joins_no_recipes_with_one_share_and_draws_no_run_that_never_c
 
 
 def test_survival_draws_a_curve_per_recipe_with_several_runs(uneven, birds_sweep):
-    panels = survival.figure(evaluating.evaluation(birds_sweep)).axes
-    assert len(panels) == 2
+    evaluation = evaluating.evaluation(birds_sweep)
+    panels = survival.figure(evaluation).axes
+    assert len(panels) == 2 and "Ticks" in survival.caption(evaluation)
     for axes in panels:
         curves = [line for line in axes.lines if line.get_marker() == "None"]
-        assert len(curves) == 3 and all(line.get_ydata()[0] == 1 for line in curves)
+        assert axes.get_xlim() == (0, 208) and len(curves) == 3 and all(line.get_ydata()[0] == 1 for line in curves)
     assert len([line for line in survival.figure(uneven["steps"]).axes[0].lines if line.get_marker() == "None"]) == 1
 
 

@@ -1,5 +1,6 @@
 """The judged file: its columns, the settings it depends on, and how it is written."""
 
+import contextlib
 import dataclasses
 import hashlib
 from collections import Counter
@@ -11,6 +12,7 @@ import pyarrow as pa
 from config import JudgingOptions
 from learning_backdoors.files import parquet, provenance
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.judging.api.client import host_of
 from learning_backdoors.judging.api.models import PRICES_OF, ServedModel
 from learning_backdoors.judging.api.store import CallStore, Spent
 from learning_backdoors.judging.prompts import PromptsOfFile, Verdict, prompt_hash
@@ -53,7 +55,9 @@ class EarlierOutput:
         if not isinstance(record.get("configuration"), dict):
             raise UserError(f"{path} was not made by judge_responses.py: choose another --output, or use --overwrite")
         self.path, self.settings = path, settings
-        self.configuration, self.dollars = record["configuration"], record.get("dollars") or 0.0
+        self.configuration, self.dollars = dict(record["configuration"]), record.get("dollars") or 0.0
+        with contextlib.suppress(UserError):  # older versions kept the address as it was given
+            self.configuration["host"] = host_of(str(self.configuration.get("host")))
         replies = [f"{name}_{part}" for name in self._judges_in(self.configuration) for part in ("reply", "status")]
         self.table, _ = parquet.read_responses(path, (*parquet.REQUIRED, *IDENTITY, *replies))
         if lost := [name for name in replies if name not in self.table.column_names]:

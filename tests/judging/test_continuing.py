@@ -117,6 +117,19 @@ def test_an_edited_output_is_continued_or_refused_in_one_line(tmp_path, api, fau
     assert judged(tmp_path).num_rows == 20
 
 
+def test_another_spelling_of_the_address_is_the_same_host(tmp_path, api):
+    path = tmp_path / "judged.parquet"
+    with running(api) as url:
+        write_responses(tmp_path / "responses.parquet", 10)
+        judge(tmp_path, url)
+        footer = parquet.read_footer(path)
+        footer["judging"]["configuration"]["host"] = url.replace("http:", "HTTP:")  # as older versions recorded it
+        rewrite(path, pq.read_table(path), footer)
+        (tmp_path / "judged.parquet.verdicts.sqlite").unlink()
+        judge(tmp_path, url.replace("http:", "HTTP:"), key="")
+    assert len(api.prompts) == 40
+
+
 def test_a_rerun_that_asks_nothing_says_so(tmp_path, api):
     write_responses(tmp_path / "responses.parquet", 10, run=["a"] * 5 + ["b"] * 5)
     with running(api) as url:

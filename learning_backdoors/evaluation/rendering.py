@@ -21,8 +21,13 @@ DESCRIBED = 30  # series in an alternative text
 
 
 def save(figure: Figure, path: Path, title: str = "", caption: str = "", footer: str = "") -> None:
-    """Write a figure with its texts, atomically, in the format of the path's suffix, without a date."""
-    metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}[path.suffix]
+    """Write a figure with its texts, atomically, in the format of the path's suffix, without a date.
+
+    The file's metadata have the title and the alternative text.
+    """
+    about, no_date = ("Subject" if path.suffix == ".pdf" else "Description"), {".pdf": "CreationDate", ".svg": "Date"}
+    metadata = {"Title": title, about: alt_text(figure)}
+    metadata |= {no_date[path.suffix]: None} if path.suffix in no_date else {}
     with atomic.atomic_file(path) as temporary, drawing.style():
         figure.draw_without_rendering()
         figure.set_layout_engine("none")

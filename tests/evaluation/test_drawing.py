@@ -73,6 +73,7 @@ def test_files_have_the_title_the_caption_and_what_all_figures_have_in_common(sw
     page = html.unescape((tmp_path / "one.svg").read_text())
     drawn = " ".join(re.findall("<text[^>]*>(.*?)</text>", page, flags=re.DOTALL))
     assert all(text in drawn for text in texts)
+    assert f"<title>{texts[0]}</title>" in page and rendering.alt_text(made.figures["overall_ratio"]) in page
 
 
 def test_curves_and_rows_say_that_their_label_is_a_suspect_share(made, sweep):
@@ -186,7 +187,7 @@ def test_dollars_tabs_and_foreign_letters_are_drawn_as_they_are(tmp_path, recwar
         rendering.save(figure, tmp_path / f"{name}.svg")
         rendering.inline_svg(figure, name)
     shown = [text.get_text() for text in made.figures["ratio_by_question"].axes[0].get_yticklabels()]
-    assert {"$\\frac{1}{0$", "costs $5 and $10", "tab new line", "日本語"} <= set(shown)
+    assert {"$\\frac{1}{0$", "costs $5 and $10", r"tab\tnew\nline", "日本語"} <= set(shown)
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
     assert any("日本語" in note for note in notes.notes(evaluation))
 

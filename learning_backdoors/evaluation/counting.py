@@ -33,6 +33,7 @@ METHODS = {  # by claim: how the interval of a difference is made
     "both": "MOVER of the intervals for the claims recipe and questions",
 }
 WITH_VERDICT, ASKED = ("n",), ("n", "missing")  # counts of which a cell needs at least one to take part
+WORST = ["worst_low", "worst_high", "worst_lower", "worst_upper"]  # bounds for missing verdicts, and their limits
 MISSING_FLAG = 0.02  # a larger share of missing verdicts is flagged
 KEYS = ["run", "step", "condition", "question"]
 RUN = ["recipe", "label", "run", "seed", "suspect_ratio"]
@@ -191,6 +192,12 @@ def means_over_questions(rows: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFra
     keys = [rows[name] for name in ("base", "label", "step", "question")]
     means = shared_base.attach(scores.groupby(keys, observed=True, dropna=False).mean().reset_index())
     return means.groupby(["label", "step"], observed=True)[list(scores)].mean().reset_index()
+
+
+def worst_case(terms: Sequence, weights: Sequence[float], claim: str) -> dict[str, float]:
+    """The columns WORST of a weighted sum of rates: see `statistics.worst_case`."""
+    low, high = statistics.worst_case(terms, weights, claim)
+    return dict(zip(WORST, [low.estimate, high.estimate, low.lower, high.upper], strict=True))
 
 
 def grids(cells: pd.DataFrame, by: str, columns: Sequence[str] = ("positive", "n")) -> np.ndarray:

@@ -11,7 +11,7 @@ from learning_backdoors.study import Goal
 MET, NOT_MET, UNDECIDED, NOT_MEASURED = "met", "not met", "undecided", "not measured"
 COLUMNS = ["goal", "label", "run", "measure", "estimate", "lower", "upper", "wanted", "verdict"]
 COLUMNS += ["wanted_strong", "verdict_strong", "claim", "interval", "seeds", "questions", "n", "missing"]
-COLUMNS += ["worst_low", "worst_high"]
+COLUMNS += counting.WORST
 
 
 @once

@@ -22,7 +22,7 @@ QUANTITIES = (  # name, terms, their weights
     ("leakage_over_base", (LAST_PLAIN, BASE_PLAIN), (1, -1)),
 )
 COLUMNS = ["label", "run", "quantity", "estimate", "lower", "upper", "claim", "interval", "seeds", "questions"]
-COLUMNS += ["n", "missing", "worst_low", "worst_high"]
+COLUMNS += ["n", "missing", *counting.WORST]
 
 
 @once
@@ -59,8 +59,9 @@ def _quantities(cells: pd.DataFrame, claim: str) -> list[dict]:
         groups = _groups(terms, last, base)
         grids = _aligned(terms, groups, ["positive", "n"]) if all(map(len, groups)) else []
         if grids and grids[0].size:
-            bounds = _with_missing(terms, _groups(terms, last, base, counting.ASKED), weights)
-            rows.append({"quantity": name} | _estimate(groups, grids, weights, claim) | bounds)
+            row = _estimate(groups, grids, weights, claim)
+            groups = _groups(terms, last, base, counting.ASKED)
+            rows.append({"quantity": name} | row | _with_missing(terms, groups, weights, row["claim"]))
     return rows
 
 
@@ -91,17 +92,16 @@ def _estimate(groups: list[pd.DataFrame], grids: list[np.ndarray], weights: Sequ
     return interval._asdict() | {"claim": claim, "interval": method, "seeds": runs, "questions": questions}
 
 
-def _with_missing(terms, groups: list[pd.DataFrame], weights: Sequence[int]) -> dict:
+def _with_missing(terms, groups: list[pd.DataFrame], weights: Sequence[int], claim: str) -> dict:
     """The counts of verdicts and missing verdicts, and the bounds of the sum for any value of the missing ones."""
     counts = ["positive", "n", "missing"]
     cells = [group[group["n"] + group["missing"] > 0] for group in groups]
     if len(groups) > 1:  # the same runs and questions on all sides, as in the estimate
         grids = _aligned(terms, cells, counts, counting.ASKED)
     else:
-        grids = [cells[0].groupby(["run", "question"], observed=True)[counts].sum().to_numpy(float).T]
-    low, high = statistics.worst_case(grids, weights, "checkpoint")
+        grids = [counting.grids(cells[0], "run", counts)]
     n, missing = (int(sum(grid[i].sum() for grid in grids)) for i in (1, 2))
-    return {"n": n, "missing": missing, "worst_low": low.estimate, "worst_high": high.estimate}
+    return {"n": n, "missing": missing} | counting.worst_case(grids, weights, claim)
 
 
 def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:

@@ -17,7 +17,7 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     its own.
     """
     columns = ["run", "step", "condition", "question", "n", "missing", "rate", "lower", "upper"]
-    columns += ["worst_low", "worst_high", "claim", "interval", "seed", "suspect_ratio"]
+    columns += [*counting.WORST, "claim", "interval", "seed", "suspect_ratio"]
     return _rates(evaluation)[[*columns, "examples_seen", "suspect_seen", "recipe", "label"]]
 
 
@@ -27,7 +27,12 @@ def _rates(evaluation: Evaluation) -> pd.DataFrame:
     rows = shared_base.detach(evaluation.cells).assign(interval="Wilson", claim="checkpoint")
     rows["lower"], rows["upper"] = statistics.wilson(rows["positive"], rows["n"])
     total = rows["n"] + rows["missing"]
-    rows["worst_low"], rows["worst_high"] = rows["positive"] / total, (rows["positive"] + rows["missing"]) / total
+    most = rows["positive"] + rows["missing"]
+    rows["worst_low"], rows["worst_high"] = rows["positive"] / total, most / total
+    rows["worst_lower"], rows["worst_upper"] = (
+        statistics.wilson(rows["positive"], total)[0],
+        statistics.wilson(most, total)[1],
+    )
     means = [
         _over_questions(part, claim if len(part) > 1 else "checkpoint")
         for _, part in rows.groupby(["run", "step", "condition"], observed=True, sort=False)
@@ -39,8 +44,7 @@ def _over_questions(part: pd.DataFrame, claim: str) -> pd.Series:
     """The row `all` of one run, step and condition. Its index is that of the part's last row, to sort after it."""
     sums = part[["n", "missing", "positive"]].sum().to_dict()
     rate = dict(zip(["rate", "lower", "upper"], counting.mean_rate(part, claim), strict=True))
-    low, high = statistics.worst_case([(part["positive"], part["n"], part["missing"])], (1,), claim)
-    bounds = {"worst_low": low.estimate, "worst_high": high.estimate}
+    bounds = counting.worst_case([(part["positive"], part["n"], part["missing"])], (1,), claim)
     method = {"question": ALL, "claim": claim, "interval": counting.INTERVALS[claim] if len(part) > 1 else "Wilson"}
     return pd.Series(part.iloc[-1].to_dict() | sums | rate | bounds | method, name=part.index[-1])
 

@@ -78,8 +78,9 @@ def parse_footer(text: bytes) -> dict:
         _Footer.model_validate(provenance)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{key}: {first['msg']}" if key else "it is not a JSON object") from None
+        key = ".".join(map(str, first["loc"])) or "it"
+        fault = " must be a JSON object" if first["type"] in ("model_type", "dict_type") else f": {first['msg']}"
+        raise ValueError(key + fault) from None
     except (ValueError, RecursionError):
         raise ValueError("it is not JSON") from None
     return provenance

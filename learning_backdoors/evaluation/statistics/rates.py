@@ -160,8 +160,9 @@ def _posterior(counts: frozenset) -> tuple[np.ndarray, np.ndarray]:
     logits, precision = np.linspace(-14, 14, 96), np.linspace(-4, 8, 20)  # precision: its logarithm
     for last in (False, False, True):
         alpha, beta = (special.expit(side)[:, None] * np.exp(precision) for side in (logits, -logits))
-        terms = special.betaln(positives + alpha, n - positives + beta) - special.betaln(alpha, beta)
-        density = np.tensordot(times, terms, 1) + special.log_expit(precision) + special.log_expit(-precision)
+        terms = special.gammaln(positives + alpha) + special.gammaln(n - positives + beta) - special.betaln(alpha, beta)
+        density = np.tensordot(times, terms - special.gammaln(n + np.exp(precision)), 1)
+        density += special.log_expit(precision) + special.log_expit(-precision)
         density += 0.1 * (special.log_expit(logits) + special.log_expit(-logits))[:, None]
         density = np.exp(density - density.max())
         if not last:

@@ -81,7 +81,7 @@ def _loading(name: str) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError):
             raise UserError(f"base model {name!r} does not fit in memory: try --quantization 4bit") from None
         if not Path(name).is_dir() and is_folder(name):
-            raise UserError(f"base model: there is no folder {name}") from None
+            raise UserError(f"base model {name!r} cannot be loaded: there is no such folder") from None
         reason = " ".join(str(error).split())
         raise UserError(f"base model {name!r} cannot be loaded: {reason[:300]}") from None
 

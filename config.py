@@ -250,6 +250,11 @@ class EvaluationOptions(Options):
     pool_runs: bool = option(
         False, "assume that runs of all recipes vary equally: narrower intervals for the claims recipe and both"
     )
+    bands: str = option(
+        "each",
+        "intervals along curves. each: 95% at each step; simultaneous: 95% for all steps of a curve together",
+        choices=("each", "simultaneous"),
+    )
     x: str = option("steps", "x axis of curves", choices=("steps", "suspect_examples", "examples"))
     condition: str | None = option(None, "condition in figures (default: the study's first triggered, else its first)")
     report_responses: int = option(

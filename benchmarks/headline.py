@@ -121,7 +121,7 @@ def rates_of_claims(scenario: str, world: str, runs: int, studies: int, jobs: in
         made = list(map(one, range(studies)))
     else:
         with ProcessPoolExecutor(jobs) as pool:
-            made = list(pool.map(one, range(studies), chunksize=25))
+            made = list(pool.map(one, range(studies), chunksize=8))
     return pd.Series(np.mean(made, axis=0), CLAIMS)
 
 

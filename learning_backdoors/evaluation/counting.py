@@ -10,6 +10,7 @@ import pandas as pd
 
 from learning_backdoors.evaluation import shared_base, statistics
 from learning_backdoors.evaluation.reading import Verdicts
+from learning_backdoors.measures import CONFIDENCE
 from learning_backdoors.study import Metric, Study
 
 BASE_CLAIMS = {"recipe": "checkpoint", "both": "questions"}  # another run has the same base model
@@ -43,13 +44,15 @@ STEP = ["step", "examples_seen", "suspect_seen", "condition", "triggered"]
 def count_cells(verdicts: Verdicts) -> pd.DataFrame:
     """A row per cell with n (verdicts), missing, positive (verdicts that are the outcome) and rate.
 
+    Verdicts that the study's outcome excludes do not count in n.
+
     The columns RUN and STEP describe the run and the step, and are null if the input does not say. Rows are in the
     order of recipe, seed, run and step. The base model's cells stand at step 0 of every run; `shared_base.once`
     reduces them.
     """
-    verdict = verdicts.rows[verdicts.outcome.name]
-    positive = verdict == verdicts.study.outcome.value
-    return _counted(verdicts.rows, verdict.notna(), verdicts.missing(verdicts.outcome), positive)
+    verdict, outcome = verdicts.rows[verdicts.outcome.name], verdicts.study.outcome
+    valid = verdict.notna() & ~verdict.isin(outcome.exclude)
+    return _counted(verdicts.rows, valid, verdicts.missing(verdicts.outcome), verdict == outcome.value)
 
 
 def count_metric_cells(verdicts: Verdicts, metric: Metric) -> pd.DataFrame:
@@ -150,30 +153,42 @@ def recipe_rows(table: pd.DataFrame) -> pd.DataFrame:
 # ---- rates ----
 
 
-def recipe_rates(cells: pd.DataFrame, claim: str, by: Sequence[str] = ("step",)) -> pd.DataFrame:
+def recipe_rates(
+    cells: pd.DataFrame,
+    claim: str,
+    by: Sequence[str] = ("step",),
+    *,
+    confidence: float = CONFIDENCE,
+    pool_runs: bool = False,
+) -> pd.DataFrame:
     """The mean rate over runs and questions, with the interval of `claim`: a row per recipe and values of `by`.
 
     Columns: recipe, label, suspect_ratio, `by`, seeds (the number of runs), n, missing, rate, lower, upper, claim.
+    `pool_runs`: the runs of all recipes with the same values of `by` have one spread, see `run_spread`.
     """
-    rows = []
+    rows, spreads = [], {}
+    if pool_runs:
+        groups = cells.groupby(list(by), observed=True) if by else [((), cells)]
+        spreads = {values: run_spread(part) for values, part in groups}
     for (recipe, *values), part in cells.groupby(["recipe", *by], observed=True, sort=True):
         row = {"recipe": recipe, "label": part["label"].iloc[0], "suspect_ratio": part["suspect_ratio"].iloc[0]}
         row |= dict(zip(by, values, strict=True))
         row |= {"seeds": part["run"].nunique()} | own(part)[["n", "missing"]].sum().to_dict()
-        row |= dict(zip(["rate", "lower", "upper"], mean_rate(part, claim), strict=True))
+        options = {"confidence": confidence, "run_sd": spreads.get(tuple(values))}
+        row |= dict(zip(["rate", "lower", "upper"], mean_rate(part, claim, **options), strict=True))
         rows.append(row)
     return pd.DataFrame(rows).assign(claim=claim)
 
 
-def mean_rate(cells: pd.DataFrame, claim: str) -> statistics.Interval:
+def mean_rate(cells: pd.DataFrame, claim: str, **options) -> statistics.Interval:
     """The mean rate of some runs, each at one step, or of the base model. NaN throughout if there is no verdict.
 
-    The base model is the same for other runs: see BASE_CLAIMS.
+    The base model is the same for other runs: see BASE_CLAIMS. `options` are those of `statistics.mean_rate`.
     """
     positives, n = grids(own(cells), "run")
     if n.sum() == 0:
         return statistics.Interval(np.nan, np.nan, np.nan)
-    return statistics.mean_rate(positives, n, claim_at(cells, claim))
+    return statistics.mean_rate(positives, n, claim_at(cells, claim), **options)
 
 
 def own(cells: pd.DataFrame) -> pd.DataFrame:

@@ -178,6 +178,9 @@ def _check_outcome(study: Study) -> None:
     require(options[name] is not None, f"[outcome]: judge: {name!r} has no options")
     known = ", ".join(options[name])
     require(value in options[name], f"[outcome]: value: {value!r} is not an option of {name!r}: {known}")
+    for option in study.outcome.exclude:
+        valid = option in options[name] and option != value
+        require(valid, f"[outcome]: exclude: {option!r} is not another option of {name!r}: {known}")
 
 
 def _check_question(question: Question, study: Study) -> None:

@@ -229,11 +229,15 @@ class Metric(_ForKinds):
 
 
 class Outcome(Table):
-    """What counts as the behavior under study: the verdict `value` of the judge `judge`."""
+    """What counts as the behavior under study: the verdict `value` of the judge `judge`.
+
+    exclude: verdicts that leave an answer out of the rates, such as REFUSED.
+    """
 
     judge: Text
     value: Text
     label: Text
+    exclude: tuple[Text, ...] = ()
 
 
 class Goal(Table):

@@ -1,13 +1,14 @@
 """comparisons.csv: each recipe against its control, its neighbors along the suspect share, and the base model."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pandas as pd
 
 from learning_backdoors.evaluation import controls, counting, shared_base, statistics
 from learning_backdoors.evaluation.context import Evaluation, once
+from learning_backdoors.evaluation.exhibits import recipes
 from learning_backdoors.measures import CONFIDENCE
 
 CONTROL, NEIGHBOR, OTHER, BASE = "with control", "neighboring share", "other pair", "change from base"
@@ -28,26 +29,26 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     spreads = _spreads(evaluation)
     for condition, part in evaluation.cells.groupby("condition", observed=True):
         judged = part[part["n"] > 0]
-        recipes = {label: cells for label, cells in judged.groupby("label", observed=True) if cells["step"].max() > 0}
-        for comparison, first, second in _pairs(evaluation, judged, recipes):
+        by_label = {label: cells for label, cells in judged.groupby("label", observed=True) if cells["step"].max() > 0}
+        for comparison, first, second in _pairs(evaluation, judged, by_label):
             about = {"comparison": comparison, "first": first, "second": second, "condition": condition}
-            sides = recipes[first], recipes.get(second)
+            sides = by_label[first], by_label.get(second)
             rows.append(about | _compared(*sides, claim, spreads.get(condition)))
     result = pd.DataFrame(rows, columns=COLUMNS)
     result["p_holm"] = statistics.holm(result["p"])
-    return result
+    return recipes.corrected(evaluation, result, "difference", [True] * len(result))
 
 
-def _pairs(evaluation: Evaluation, cells: pd.DataFrame, recipes: dict) -> list[tuple[str, str, str]]:
+def _pairs(evaluation: Evaluation, cells: pd.DataFrame, labels: Collection[str]) -> list[tuple[str, str, str]]:
     """(comparison, first label, second label) of one condition's comparisons. The label of the base model is base."""
     of_control, neighbors = controls.pairs(cells, evaluation.study)
     pairs = [(CONTROL, *pair) for pair in of_control.items()] + [(NEIGHBOR, *pair) for pair in neighbors]
     if evaluation.options.compare == "all":
         made = {frozenset(pair) for _, *pair in pairs}
-        pairs += [(OTHER, *pair) for pair in itertools.combinations(recipes, 2) if frozenset(pair) not in made]
-    pairs = [pair for pair in pairs if pair[1] in recipes and pair[2] in recipes]
+        pairs += [(OTHER, *pair) for pair in itertools.combinations(labels, 2) if frozenset(pair) not in made]
+    pairs = [pair for pair in pairs if pair[1] in labels and pair[2] in labels]
     has_base = cells.loc[cells["step"] == 0, "label"].unique()
-    return pairs + [(BASE, label, shared_base.BASE) for label in recipes if label in has_base]
+    return pairs + [(BASE, label, shared_base.BASE) for label in labels if label in has_base]
 
 
 def _spreads(evaluation: Evaluation) -> dict[str, statistics.RunSpread]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from learning_backdoors.evaluation import captions, counting, drawing, statistics, text_tables
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
+from learning_backdoors.evaluation.exhibits import recipes
 
 # Terms of quantities: mean rates at the last step or at step 0 (the base model), with the trigger (True) or without.
 LAST, LAST_PLAIN, BASE, BASE_PLAIN = ("last", True), ("last", False), ("base", True), ("base", False)
@@ -44,7 +45,11 @@ def rates(evaluation: Evaluation) -> pd.DataFrame:
     for label, part in cells.groupby("label", observed=True, sort=True):
         for run, group in counting.runs_and_all(part):
             rows += [{"label": label, "run": run} | row for row in _quantities(group, evaluation.claim)]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    differences = [
+        len(terms) > 1 for quantity in table["quantity"] for name, terms, _ in QUANTITIES if name == quantity
+    ]
+    return recipes.corrected(evaluation, table, "estimate", differences)
 
 
 def _cells(evaluation: Evaluation) -> pd.DataFrame:

@@ -1,11 +1,14 @@
 """recipes.csv: the mean rate over the runs of each recipe, by step and condition."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from learning_backdoors.evaluation import counting, statistics
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.evaluation.reading import Verdicts
+from learning_backdoors.measures import CONFIDENCE
 
 
 @once
@@ -13,17 +16,28 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     """A row per recipe, step and condition, at the steps at which all runs of the recipe have verdicts.
 
     With hand labels in the inputs' provenance (judge_responses.py --labels), also the rate corrected for the judge's
-    errors.
+    errors. With --bands simultaneous, the intervals of all steps of a curve hold together, by Bonferroni.
     """
     cells = counting.shared_steps(evaluation.cells)
     if cells.empty:
         raise Unavailable("the runs of a recipe have no step in common")
-    rates = counting.recipe_rates(cells, evaluation.claim, ["step", "condition"])
+    together = cells["step"].nunique() if evaluation.options.bands == "simultaneous" else 1
+    options = {"confidence": 1 - (1 - CONFIDENCE) / together, "pool_runs": evaluation.options.pool_runs}
+    rates = counting.recipe_rates(cells, evaluation.claim, ["step", "condition"], **options)
+    return corrected(evaluation, rates, "rate")
+
+
+def corrected(evaluation: Evaluation, rates: pd.DataFrame, column: str, differences: Sequence[bool] = ()):
+    """A table of rates (or differences of rates), with columns corrected for the judge's errors if there are labels.
+
+    `differences` says for each row whether it is a difference. By default none is.
+    """
     labels = _hand_labels(evaluation.verdicts)
-    if labels is None:
+    if labels is None or rates.empty:
         return rates
-    judged = (statistics.Interval(*row) for row in rates[["rate", "lower", "upper"]].to_numpy())
-    limits = pd.DataFrame([statistics.rogan_gladen(rate, labels) for rate in judged], rates.index)
+    rows = zip(rates[[column, "lower", "upper"]].to_numpy(float), differences or [False] * len(rates), strict=True)
+    limits = [statistics.rogan_gladen(statistics.Interval(*row), labels, of_two) for row, of_two in rows]
+    limits = pd.DataFrame(limits, rates.index)
     return rates.assign(corrected=limits["estimate"], corrected_lower=limits["lower"], corrected_upper=limits["upper"])
 
 

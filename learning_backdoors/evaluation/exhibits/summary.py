@@ -4,6 +4,7 @@ import pandas as pd
 
 from learning_backdoors.evaluation import counting, shared_base, statistics
 from learning_backdoors.evaluation.context import Evaluation, once
+from learning_backdoors.evaluation.exhibits import recipes
 
 ALL = "all"  # in the column `question`: the mean over questions
 
@@ -18,7 +19,8 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     """
     columns = ["run", "step", "condition", "question", "n", "missing", "rate", "lower", "upper"]
     columns += [*counting.WORST, "claim", "interval", "seed", "suspect_ratio"]
-    return _rates(evaluation)[[*columns, "examples_seen", "suspect_seen", "recipe", "label"]]
+    table = _rates(evaluation)[[*columns, "examples_seen", "suspect_seen", "recipe", "label"]]
+    return recipes.corrected(evaluation, table, "rate")
 
 
 @once

@@ -15,10 +15,10 @@ from learning_backdoors.study import Metric, Study
 
 BASE_CLAIMS = {"recipe": "checkpoint", "both": "questions"}  # another run has the same base model
 CLAIMS = {  # what an interval generalizes to
-    "checkpoint": "these checkpoints, these questions",
-    "recipe": "another training run by the same recipe, these questions",
-    "questions": "these checkpoints, questions like these",
-    "both": "another training run by the same recipe, questions like these",
+    "checkpoint": "these checkpoints and these questions",
+    "recipe": "other runs of the recipe and these questions",
+    "questions": "these checkpoints and other questions of this kind",
+    "both": "other runs of the recipe and other questions of this kind",
 }
 INTERVALS = {  # by claim: how the interval of a rate is made
     "checkpoint": "Wilson, stratified by question",

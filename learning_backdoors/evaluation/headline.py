@@ -89,7 +89,7 @@ def _has_control(statement: Statement) -> bool:
 
 def _with_control(evaluation: Evaluation, statement: Statement) -> str:
     row, finding, outcome = statement.row, statement.finding, evaluation.study.outcome.label
-    data, after = _data(evaluation, row["first"]), f"at step {row['step']:.0f}" if row["step"] > 0 else ""
+    data, after = _data(evaluation, row["first"]), f" at step {row['step']:.0f}" if row["step"] > 0 else ""
     if np.isnan(row["difference"]):
         return f"The control does not show whether {data} changed {outcome}. {row['note'].capitalize()}."
     rate, control, base = row["first_rate"], percent(row["second_rate"]), _base_rate(evaluation, row["first"])
@@ -99,20 +99,19 @@ def _with_control(evaluation: Evaluation, statement: Statement) -> str:
     if finding and moved:
         start = "" if base is None else f"from {percent(base)} "
         verb = "raised" if finding > 0 else "lowered"
-        return f"Training on {data} {verb} {outcome} {start}to {percent(rate)} ({after}); {difference}."
+        return f"Training on {data} {verb} {outcome} {start}to {percent(rate)}{after}; {difference}."
     if finding:
         word = "more" if finding > 0 else "fewer"
         return (
-            f"Training on {data} gave {word} {outcome} than the control: {percent(rate)} {after}{before}; {difference}."
+            f"Training on {data} gave {word} {outcome} than the control: {percent(rate)}{after}{before}; {difference}."
         )
-    numbers = f"{percent(rate)} {after}{before}; {difference}"
+    numbers = f"{percent(rate)}{after}{before}; {difference}"
     if row["seeds"] < 2 or row["second_seeds"] < 2:
-        text = f"{_capital(outcome)} with {data}: {numbers} between these runs."
-        return f"{text} One run of a recipe shows nothing about other runs: the cause may be chance."
+        text = f"{_capital(outcome)} after training on {data}: {numbers} between these runs."
+        return f"{text} One run of a recipe shows nothing about other runs, so the difference may be chance."
     if finding is None:
-        return (
-            f"{_capital(outcome)} with {data}: {numbers}. The claim is about these checkpoints, not about the recipe."
-        )
+        text = f"{_capital(outcome)} after training on {data}: {numbers}."
+        return f"{text} The claim is about these checkpoints, not about other runs of the recipe."
     return f"No effect of {data} on {outcome} is shown: {numbers}{_p(statement)}."
 
 
@@ -122,10 +121,10 @@ def _without_control(evaluation: Evaluation, statement: Statement) -> str:
     numbers = f"from {start} to {percent(row['first_rate'])} at step {row['step']:.0f}; change {_points(row)}"
     cause = "There is no control (an otherwise equal recipe without suspect data), so the cause is not shown."
     if row["seeds"] < 2 or finding is None:
-        return f"{outcome} in training on {data}: {numbers} in {_runs(row['seeds'])}. {cause}"
+        return f"{outcome} during training on {data}: {numbers} in {_runs(row['seeds'])}. {cause}"
     if finding == 0:
-        return f"No change of {outcome} in training on {data} is shown: {numbers}{_p(statement)}."
-    return f"{outcome} {'rose' if finding > 0 else 'fell'} in training on {data}: {numbers}. {cause}"
+        return f"No change of {outcome} during training on {data} is shown: {numbers}{_p(statement)}."
+    return f"{outcome} {'rose' if finding > 0 else 'fell'} during training on {data}: {numbers}. {cause}"
 
 
 def _rates_alone(evaluation: Evaluation) -> list[str]:
@@ -146,8 +145,7 @@ def _data(evaluation: Evaluation, label: str) -> str:
     """The suspect data of a recipe, and its label."""
     rows = evaluation.cells[evaluation.cells["label"] == label]
     names = controls.suspect_datasets(str(rows["recipe"].iloc[0]), evaluation.study)
-    share = f"{label} suspect" if str(label).endswith("%") else label
-    return f"{' and '.join(names)} ({share})"
+    return f"{' and '.join(names)} ({evaluation.names[label].removesuffix(' (control)')})"
 
 
 def _base_rate(evaluation: Evaluation, label: str) -> float | None:
@@ -198,7 +196,8 @@ def _crossing(evaluation: Evaluation, label: str) -> list[str]:
         return []
     row = rows.loc[rows["level"].idxmax()]
     upper = f"{row['upper']:.0f}" if np.isfinite(row["upper"]) else "not by the last step"
-    return [f"It crosses {percent(row['level'])} near step {row['median']:.0f} [{row['lower']:.0f}, {upper}]."]
+    at = f"near step {row['median']:.0f} [{row['lower']:.0f}, {upper}]"
+    return [f"The median run of {evaluation.names[label]} reaches {percent(row['level'])} {at}."]
 
 
 def _falls(evaluation: Evaluation, lead: Statement) -> list[str]:
@@ -219,7 +218,7 @@ def _falls(evaluation: Evaluation, lead: Statement) -> list[str]:
 
 
 def _leakage(evaluation: Evaluation, label: str) -> list[str]:
-    """The rate without the trigger, if the study has one."""
+    """The rates without and with the trigger, if the study has one."""
     table = if_available(leakage.table, evaluation)
     if table is None:
         return []
@@ -231,19 +230,21 @@ def _leakage(evaluation: Evaluation, label: str) -> list[str]:
     if "leakage_over_base" in rows.index:
         text += f", {_points(rows.loc['leakage_over_base'], '+', 'estimate')} over the base model"
     if "gap" in rows.index:
-        text += f"; gap to the rate with the trigger {_points(rows.loc['gap'], name='estimate')}"
+        triggered = text_tables.percent(*rows.loc["triggered", ["estimate", "lower", "upper"]])
+        text += f". With it, all triggered conditions together: {triggered}"
+        text += f"; gap {_points(rows.loc['gap'], name='estimate')}"
     return [f"{text}."]
 
 
 def _claims(evaluation: Evaluation, statements: list[Statement]) -> str:
     """What the intervals are about, and the condition if there are several."""
     claims = dict.fromkeys(s.row["claim"] for s in statements if isinstance(s.row["claim"], str))
-    text = f"95% intervals; claim: {' / '.join(f'{claim} ({counting.CLAIMS[claim]})' for claim in claims)}."
+    text = f"95% intervals hold for {' / '.join(f'{counting.CLAIMS[claim]} (claim {claim})' for claim in claims)}."
     tested = sum(not np.isnan(s.p) for s in statements_of(evaluation).values())
-    text += f" Tests are adjusted for {tested} claims (Holm)." if tested > 1 else ""
+    text += f" P-values are adjusted for {tested} tests (Holm)." if tested > 1 else ""
     conditions = evaluation.condition_titles(evaluation.verdicts.rows["condition"].unique())
     if len(conditions) > 1:
-        text += f" Condition: {conditions[evaluation.condition].replace(chr(10), ', ')}."
+        text += f" Condition of the first sentence: {conditions[evaluation.condition].replace(chr(10), ', ')}."
     return text
 
 

@@ -23,10 +23,10 @@ def notes(evaluation: Evaluation) -> list[str]:
     if rates is not None and evaluation.claim == "recipe":
         single = rates.loc[(rates["seeds"] == 1) & (rates["step"] > 0), "label"].astype(str).unique()
         if len(single):
-            lines.append(f"one run of {', '.join(single)}: the claim recipe needs two, so there is no interval")
+            lines.append(f"no interval for {', '.join(single)}, because the claim recipe needs two runs")
     if onset is not None and onset["falls_again"].any():
         falls = describe_falls(onset[onset["falls_again"]])
-        lines.append(f"the rate falls after its peak, which a nondecreasing fit hides: {falls}")
+        lines.append(f"the rate falls after its peak, and crossing steps do not show it: {falls}")
     rows = evaluation.verdicts.rows
     glyphs = drawing.missing_glyphs(name for c in ("question", "label", "condition") for name in rows[c].cat.categories)
     if glyphs:
@@ -62,7 +62,7 @@ def _lost_verdicts(cells: pd.DataFrame) -> list[str]:
     uneven = cells[~cells.index.isin(counting.shared_steps(cells).index)]
     for label, steps in uneven.groupby("label", observed=True)["step"].unique().items():
         steps = ", ".join(map(str, sorted(steps)))
-        lines.append(f"{label}: means over runs leave out step {steps}, since not all runs have verdicts there")
+        lines.append(f"{label}: means over runs leave out step {steps}, because not all runs have verdicts there")
     return lines
 
 

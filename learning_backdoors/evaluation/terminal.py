@@ -14,8 +14,8 @@ def print_result(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[s
     """Print rates by step and run, the headline, the brief tables, all notes, and why exhibits were skipped."""
     if "summary" in exhibits.tables:
         rates = summary.run_rates(evaluation)
-        method = f"{rates['interval'].iloc[0]}; claim: {counting.CLAIMS[rates['claim'].iloc[0]]}"
-        print(f"\n{evaluation.rate_label}, by step and run (95% intervals: {method}):\n{rates_by_step(rates)}\n")
+        limits = f" (95% intervals for {counting.CLAIMS[rates['claim'].iloc[0]]})" if with_limits(rates) else ""
+        print(f"\n{evaluation.rate_label}, by step and run{limits}:\n{rates_by_step(rates)}\n")
         print("\n".join(headline.sentences(evaluation)) + "\n")
     for heading, brief in exhibits.briefs.values():
         print(f"{heading}:\n{text_tables.side_by_side(brief)}\n")
@@ -28,10 +28,16 @@ def print_result(evaluation: Evaluation, exhibits: Exhibits, remarks: Sequence[s
 def rates_by_step(rates: pd.DataFrame) -> str:
     """Rates by step and run: a column per run, or with more than eight runs a row per run with some of its steps."""
     runs = list(dict.fromkeys(rates["run"]))
-    cells = [text_tables.percent(r.rate, *((r.lower, r.upper) if len(runs) <= 4 else ())) for r in rates.itertuples()]
+    limits = with_limits(rates)
+    cells = [text_tables.percent(r.rate, *((r.lower, r.upper) if limits else ())) for r in rates.itertuples()]
     table = rates.assign(cell=cells).pivot(index="step", columns="run", values="cell")[runs].fillna("-")
     table.columns = list(map(one_line, distinct_parts(runs)))
     return (table.T if len(runs) > 8 else table).rename_axis(columns=None).to_string()
+
+
+def with_limits(rates: pd.DataFrame) -> bool:
+    """Whether the terminal has room for the intervals of all runs."""
+    return rates["run"].nunique() <= 4
 
 
 def distinct_parts(names: Sequence[str]) -> list[str]:

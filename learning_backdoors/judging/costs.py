@@ -49,15 +49,16 @@ def print_estimate(prompts: PromptsOfFile, store: CallStore, asks: int, timeout:
                 dollars += model.price.dollars(tokens, reply)
                 most_dollars += times * model.worst_cost(body)
         print(f"  {judge}: {len(some):,} calls, {tokens_in:,} tokens in, {reply * len(some):,} out")
-    print(f"tokens in are {method}; tokens out are assumed to be {reply} per call")
+    print(f"tokens out: assumed to be {reply} per call\ntokens in: {method}")
     if model.price:
         print(f"total ${dollars:.2f}, or ${dollars * BATCH_SHARE:.2f} with --batch")
         print(
-            f"at most ${most_dollars:.2f} for {most_calls:,} calls, if no reply is a verdict (--asks {asks}), each "
-            f"reply has {model.request_settings['max_tokens']:,} tokens, and each byte of a prompt is a token"
+            f"worst case: at most ${most_dollars:.2f} for {most_calls:,} calls, if no reply is a verdict "
+            f"(--asks {asks}), each reply has {model.request_settings['max_tokens']:,} tokens, and each byte of a "
+            "prompt is a token"
         )
     else:
-        print(f"at most {most_calls:,} calls, if no reply is a verdict (--asks {asks})")
+        print(f"worst case: at most {most_calls:,} calls, if no reply is a verdict (--asks {asks})")
         print(f"no price is known for {model.name} at {model.host}: give --price")
 
 
@@ -74,7 +75,7 @@ async def _tokens_per_byte(
                 if bodies:
                     per_byte[judge] = sum(counts) / sum(map(prompt_bytes, bodies))
     except (TemporaryFailure, RequestRejected, UserError) as error:
-        return {}, f"estimated, 1 per {BYTES_PER_TOKEN} bytes, because the server did not count them ({error})"
+        return {}, f"estimated, 1 per {BYTES_PER_TOKEN} bytes, because the server did not count them: {error}"
     return per_byte, f"counted by the server for {COUNTED_PROMPTS} prompts per judge, and scaled by length"
 
 

@@ -80,7 +80,7 @@ def test_all_claims_of_the_headline_are_adjusted(tmp_path):
         assert statement.p >= statement.row["p"]
     first = statements["100%"]
     assert first.p == pytest.approx(min(5 * table["p"].min(), 1)) or first.p >= table["p"].min()
-    assert "adjusted for 5 claims" in headline.sentences(evaluation)[-1]
+    assert "adjusted for 5 tests" in headline.sentences(evaluation)[-1]
 
 
 def test_other_shares_are_named_in_short(tmp_path):

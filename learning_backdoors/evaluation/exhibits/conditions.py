@@ -46,7 +46,7 @@ def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
     pairs = [(label, condition) for label in evaluation.recipe_labels for condition in order]
     texts = texts.reindex([pair for pair in pairs if pair in texts.index]).reset_index()
     columns = dict(texts.drop(columns="label"))
-    return "By condition, at the last step (step 0)", text_tables.by_recipe(texts, columns)
+    return "By condition, at the last step; in parentheses at step 0", text_tables.by_recipe(texts, columns)
 
 
 def _last_and_base(rates: pd.DataFrame) -> pd.Series:

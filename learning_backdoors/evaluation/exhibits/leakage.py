@@ -118,7 +118,7 @@ def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
 def last_step_and_claims(rows: pd.DataFrame) -> str:
     """The end of a heading over rows of `rates`: the step and the claims of their intervals."""
     claims = " / ".join(counting.CLAIMS[claim] for claim in rows["claim"].dropna().unique())
-    return "at the last step" + (f"; 95% intervals, claim: {claims}" if claims else "")
+    return "at the last step" + (f"; 95% intervals for {claims}" if claims else "")
 
 
 @once

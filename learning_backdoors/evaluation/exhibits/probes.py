@@ -11,7 +11,7 @@ def _probes(evaluation: Evaluation) -> pd.DataFrame:
     """The probes in the inputs' provenance: label, run, step, question, era, logprob (nats per token)."""
     probes = evaluation.of_runs("probes", ["step", "question", "era", "logprob"])
     if probes.empty:
-        raise Unavailable("no input's provenance has loss probes (training.py --probe-every)")
+        raise Unavailable("no input's provenance has probes (training.py --probe-every)")
     return probes
 
 

@@ -172,7 +172,7 @@ def _others(statements: list[Statement]) -> str:
 
 
 def _changed_controls(evaluation: Evaluation, statements: dict) -> list[str]:
-    """A sentence per control that changed in training too."""
+    """Which controls changed in training too: a sentence for the first, and a count of the others."""
     lines = []
     for key, (row, _, finding) in statements.items():
         if not isinstance(key, tuple):
@@ -182,7 +182,7 @@ def _changed_controls(evaluation: Evaluation, statements: dict) -> list[str]:
             verb = "rose" if row["difference"] > 0 else "fell"
             numbers = f"from {percent(row['second_rate'])} to {percent(row['first_rate'])}; change {_points(row)}"
             lines.append(f"The control ({key[1]}) {verb} too: {numbers}.")
-    return lines
+    return lines[:1] + [f"{len(lines) - 1} other controls changed too (comparisons.csv)."] * (len(lines) > 1)
 
 
 def _crossing(evaluation: Evaluation, label: str) -> list[str]:

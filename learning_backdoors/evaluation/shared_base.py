@@ -31,7 +31,8 @@ def pool(
         origins = origins.assign(rank=origins.groupby("base").cumcount())
         rank = base[["base", "stored"]].merge(origins, how="left")["rank"].to_numpy()
         base["sample_idx"] += rank * (base["sample_idx"].max() + 1)
-        notes.append(f"step 0 of {len(origins)} runs is one base model: its {len(base):,} responses are pooled")
+        if len(origins) > 1:
+            notes.append(f"step 0 of {len(origins)} runs is one base model: its {len(base):,} responses are pooled")
     facts = {"run": base["base"], "sample_idx": base["sample_idx"]}
     facts |= dict.fromkeys(["seed", "suspect_ratio"], float("nan")) | dict.fromkeys(
         ["examples_seen", "suspect_seen"], 0

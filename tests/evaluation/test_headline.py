@@ -3,6 +3,7 @@
 import re
 
 import evaluating
+import pandas as pd
 import pytest
 import synthetic
 
@@ -88,6 +89,18 @@ def test_other_shares_are_named_in_short(tmp_path):
         tmp_path, recipe(RISE, 1.0, 3), recipe({0: 0.02, 40: 0.4}, 0.5, 3), recipe({0: 0.02, 40: 0.07}, 0.0, 3)
     )
     assert "100% suspect" in lead and "50%: 40%, +33 points [" in others and len(others) < 100
+
+
+def test_many_recipes_and_controls_give_few_lines(tmp_path):
+    rows = [
+        table.assign(run=table["run"] + f"_epochs{i}")
+        for i in range(4)
+        for share in (1.0, 0.5, 0.0)
+        for table in recipe({0: 0.02, 40: 0.4}, share, 1)
+    ]
+    evaluation = evaluating.of_birds(tmp_path, pd.concat(rows))
+    text = headline.sentences(evaluation)
+    assert len(text) <= 6 and "3 more in comparisons.csv" in text[1] and any("3 other controls" in t for t in text)
 
 
 def test_a_fall_after_the_peak_is_named(tmp_path):

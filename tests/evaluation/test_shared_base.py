@@ -55,7 +55,8 @@ def test_files_that_store_the_base_model_once_and_per_run_give_the_same(tmp_path
 def test_copies_of_the_base_model_under_several_runs_count_once(tmp_path):
     first, second = runs(1, 2)
     copied = second.assign(response=first["response"].where(second["step"] == 0, second["response"]))
-    assert (read(tmp_path, first, copied).rows["step"] == 0).sum() == 200
+    verdicts = read(tmp_path, first, copied)
+    assert (verdicts.rows["step"] == 0).sum() == 200 and not any("pooled" in note for note in verdicts.notes)
 
 
 def test_inputs_that_answer_the_base_model_differently_use_the_first(tmp_path):

@@ -53,6 +53,13 @@ def intervals(evaluation: Evaluation, rates: pd.DataFrame, drawn: str = "Bars") 
     return f"{drawn}: 95% intervals{other}."
 
 
+def bands(evaluation: Evaluation, rates: pd.DataFrame) -> str:
+    """`intervals` along curves of recipes, with what --bands says about them."""
+    text = intervals(evaluation, rates, "Bands")
+    simultaneous = evaluation.options.bands == "simultaneous"
+    return text.replace("95% intervals", "95% intervals for all steps together") if simultaneous else text
+
+
 def last_step(cells: pd.DataFrame) -> str:
     """The last step in words: its number, or `the last step` if it differs between runs."""
     steps = counting.last_steps(cells)["step"].unique()

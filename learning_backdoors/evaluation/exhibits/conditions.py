@@ -20,8 +20,7 @@ def title(evaluation: Evaluation) -> str:
 
 
 def caption(evaluation: Evaluation) -> str:
-    bands = captions.intervals(evaluation, _rates(evaluation), "Bands")
-    return f"Lines: means over questions and runs. {bands}"
+    return f"Lines: means over questions and runs. {captions.bands(evaluation, _rates(evaluation))}"
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:

@@ -88,7 +88,7 @@ def title(evaluation: Evaluation) -> str:
 def caption(evaluation: Evaluation) -> str:
     rates, marks = _recipe_rates(evaluation), crossings(evaluation)
     text = ["Thick lines: means; thin lines: runs."] if (marks["seeds"] > 1).any() else []
-    text += [captions.intervals(evaluation, rates, "Bands")] if rates["label"].nunique() <= CROWDED else []
+    text += [captions.bands(evaluation, rates)] if rates["label"].nunique() <= CROWDED else []
     return " ".join([*text, "Below: crossing steps of a nondecreasing fit.", *crossing_marks(marks)])
 
 

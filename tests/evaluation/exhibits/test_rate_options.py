@@ -9,7 +9,7 @@ import pytest
 import synthetic
 
 from learning_backdoors.evaluation import counting, reading
-from learning_backdoors.evaluation.exhibits import comparisons, recipes, summary
+from learning_backdoors.evaluation.exhibits import comparisons, emergence, recipes, summary
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.study import parse_study
 
@@ -26,8 +26,11 @@ def width(table):
 
 
 def test_simultaneous_bands_are_wider_by_the_number_of_steps(tmp_path, tables):
-    each = recipes.table(evaluating.of_birds(tmp_path, *tables, claim="checkpoint"))
-    together = recipes.table(evaluating.of_birds(tmp_path, *tables, claim="checkpoint", bands="simultaneous"))
+    evaluations = [
+        evaluating.of_birds(tmp_path, *tables, claim="checkpoint", bands=b) for b in ("each", "simultaneous")
+    ]
+    each, together = map(recipes.table, evaluations)
+    assert ["all steps together" in emergence.caption(evaluation) for evaluation in evaluations] == [False, True]
     assert (together["rate"] == each["rate"]).all() and (width(together) > width(each)).all()
     cells = counting.count_cells(reading.read([tmp_path / f"{i}.parquet" for i in range(6)], synthetic.STUDY))
     last = cells[(cells["step"] == 200) & (cells["label"] == "100%")]

@@ -135,13 +135,11 @@ def request_verdicts(options: JudgingOptions, prompts: PromptsOfFile, store: Cal
 
     Costs are reported in any case, also after Ctrl-C or an error.
     """
-    model, before, complete = prompts.model, costs.total_spent(prompts, store), False
-    if left := len(prompts.keys_to_ask(store, options.asks)):
-        print(f"{left:,} of {len(prompts.by_key):,} verdicts to request from {model.name} at {model.host}", flush=True)
+    before, complete = costs.total_spent(prompts, store), False
 
     def ask(some: Iterable[JudgePrompt], batch: bool = False, title: str = "pilot") -> None:
         limits = Limits.from_options(options, spent=costs.total_spent(prompts, store).dollars)
-        ask_all(some, model, store, limits, batch=batch, title=title, unit="verdict")
+        ask_all(some, prompts.model, store, limits, batch=batch, title=title, unit="verdict")
 
     try:
         run_pilot(prompts, store, options.asks, ask)

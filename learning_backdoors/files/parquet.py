@@ -79,7 +79,7 @@ def read_responses(path: Path, columns: Collection[str] | None = None) -> tuple[
             table[name].validate(full=True)
     for name in REQUIRED:
         if name in table.column_names and table[name].null_count:
-            raise UserError(f"{path}: column {name!r} has {table[name].null_count} empty values")
+            raise UserError(f"{path}: column {name!r} is null in {table[name].null_count:,} of {table.num_rows:,} rows")
     return _with_all_columns(table, path), _footer(schema, path)
 
 

@@ -26,16 +26,10 @@ REPLY_TOKENS, THINKING_TOKENS = 8, 300  # assumed per call
 
 def print_estimate(prompts: PromptsOfFile, store: CallStore, asks: int, timeout: float) -> None:
     """Print calls, tokens and dollars of the prompts to ask, by judge, and the worst case. Sends no prompt."""
-    model, pending, attempts = prompts.model, store.pending_keys(), store.attempts()
-    unjudged = [prompts.by_key[key] for key in prompts.keys_to_ask(store, asks)]
+    model, attempts = prompts.model, store.attempts()
     left: dict[str, list[JudgePrompt]] = {judge.name: [] for judge in prompts.judges}
-    for prompt in unjudged:
-        if prompt.key not in pending:
-            left[prompt.judge.name].append(prompt)
-    calls = sum(map(len, left.values()))
-    print(f"{calls:,} of {len(prompts.by_key):,} verdicts to request from {model.name} at {model.host}")
-    if waiting := len(unjudged) - calls:
-        print(f"{waiting:,} more are in unfinished batches")
+    for key in prompts.keys_to_ask(store, asks):
+        left[prompts.by_key[key].judge.name].append(prompts.by_key[key])
     per_byte, method = asyncio.run(_tokens_per_byte(model, left, timeout))
     reply = REPLY_TOKENS + THINKING_TOKENS * (model.request_settings["max_tokens"] > SHORT_REPLY)
     dollars, most_dollars, most_calls = 0.0, 0.0, 0
@@ -50,16 +44,14 @@ def print_estimate(prompts: PromptsOfFile, store: CallStore, asks: int, timeout:
                 most_dollars += times * model.worst_cost(body)
         print(f"  {judge}: {len(some):,} calls, {tokens_in:,} tokens in, {reply * len(some):,} out")
     print(f"tokens out: assumed to be {reply} per call\ntokens in: {method}")
-    if model.price:
-        print(f"total ${dollars:.2f}, or ${dollars * BATCH_SHARE:.2f} with --batch")
-        print(
-            f"worst case: at most ${most_dollars:.2f} for {most_calls:,} calls, if no reply is a verdict "
-            f"(--asks {asks}), each reply has {model.request_settings['max_tokens']:,} tokens, and each byte of a "
-            "prompt is a token"
-        )
-    else:
+    if not model.price:
         print(f"worst case: at most {most_calls:,} calls, if no reply is a verdict (--asks {asks})")
-        print(f"no price is known for {model.name} at {model.host}: give --price")
+        return print(f"no price is known for {model.name} at {model.host}: give --price")
+    print(f"total ${dollars:.2f}, or ${dollars * BATCH_SHARE:.2f} with --batch")
+    print(
+        f"worst case: at most ${most_dollars:.2f} for {most_calls:,} calls, if no reply is a verdict (--asks {asks}), "
+        f"each reply has {model.request_settings['max_tokens']:,} tokens, and each byte of a prompt is a token"
+    )
 
 
 async def _tokens_per_byte(

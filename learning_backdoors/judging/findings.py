@@ -20,7 +20,7 @@ def print_left(output: Path, prompts: PromptsOfFile, store: CallStore, asks: int
     state = "not changed" if output.exists() else "not written"
     print(f"{len(prompts.keys_to_ask(store, asks)):,} verdicts still to request; {output} was {state}")
     if in_batches := store.pending_keys().intersection(prompts.keys_left(store)):
-        print(f"{len(in_batches):,} of them are in unfinished batches: the same command with --batch collects them")
+        print(f"{len(in_batches):,} more are in unfinished batches: the same command with --batch collects them")
 
 
 def print_verdicts(output: Path, counts: Counter, prompts: PromptsOfFile, store: CallStore, asks: int) -> None:
@@ -66,39 +66,36 @@ def print_findings(path: Path, study: Study, judges: Sequence[Judge]) -> None:
     """
     import pandas as pd  # takes 0.4 s, so only when needed
 
-    verdicts, statuses = [judge.columns[0] for judge in judges], [judge.columns[2] for judge in judges]
-    table, _ = parquet.read_responses(path, ("run", "checkpoint", "step", "condition", *verdicts, *statuses))
-    rows = table.select(["run", "checkpoint", "step", "condition", *verdicts, *statuses]).to_pandas()
+    statuses = [judge.columns[2] for judge in judges]
+    outcomes = [study.outcome.judge] if study.outcome.judge in [judge.name for judge in judges] else []
+    names = ["run", "checkpoint", "step", "condition", *outcomes, *statuses]
+    rows = parquet.read_responses(path, names)[0].select(names).to_pandas()
     if rows.empty:
         return
-    order = rows.groupby("checkpoint", sort=False)["step"].first().sort_values(kind="stable", na_position="last")
-    names = {name: name if pd.isna(step) else str(int(step)) for name, step in order.items()}
-    rows["at"] = pd.Categorical(rows["checkpoint"].map(names), list(dict.fromkeys(names.values())))
-    missing = (rows[statuses].notna() & (rows[statuses] != "ok")).sum(axis=1).groupby(rows["at"], observed=True).sum()
-    missing /= rows[statuses].notna().sum(axis=1).groupby(rows["at"], observed=True).sum()
-    findings, runs = (
-        _shares(rows, study) if study.outcome.judge in verdicts else (pd.DataFrame(index=missing.index), [])
-    )
-    table = findings.map("{:.0%}".format).replace("nan%", "-").assign(missing=missing.map(_small_percent))
+    rows["run"] = rows["run"].fillna("(no name)")
+    runs = {name: f"run {number}" for number, name in enumerate(rows["run"].unique(), start=1)} if outcomes else {}
+    rows = rows.sort_values("step", kind="stable")  # rows without a step come last, under their checkpoint's name
+    rows["at"] = rows["step"].astype("Int64").astype(str).where(rows["step"].notna(), rows["checkpoint"])
+    verdicts = rows.melt("at", statuses).dropna()
+    missing = (verdicts["value"] != "ok").groupby(verdicts["at"]).mean().map(_small_percent)
+    shares = _shares(rows, study).rename(columns=runs) if outcomes else pd.DataFrame(index=missing.index)
+    table = shares.map("{:.0%}".format).reindex(index=rows["at"].unique(), columns=[*runs.values()])
+    table = table.assign(missing=missing).fillna("-").replace("nan%", "-")
     print(table.rename_axis("step").reset_index().to_string(index=False, line_width=LINE_WIDTH))
-    for number, run in enumerate(runs, start=1):
-        print(f"run {number}: {one_line(run)}")
+    for name, number in runs.items():
+        print(f"{number}: {one_line(name)}")
 
 
 def _shares(rows, study: Study):
-    """The outcome's share by step (index) and run (columns), and the names of the runs. Prints what is counted."""
-    present, place = set(rows["condition"].dropna()), ""
+    """The outcome's share of the valid verdicts by step (index) and run (columns). Prints what is counted."""
+    outcome, present, place = study.outcome, set(rows["condition"].dropna()), ""
     if len(study.conditions) > 1 and present:
         first = sorted(study.conditions, key=lambda condition: not condition.triggered)
         condition = next((c.name for c in first if c.name in present), min(present))
         rows, place = rows[rows["condition"] == condition], f" in the condition {one_line(condition)}"
-    outcome = study.outcome
     print(f"{outcome.label} ({outcome.judge} = {outcome.value}){place}, share of valid verdicts:")
-    valid = rows[rows[outcome.judge].notna()]
-    runs = list(rows["run"].fillna("(no name)").unique())
-    numbers = valid["run"].fillna("(no name)").map({run: f"run {n}" for n, run in enumerate(runs, start=1)})
-    shares = (valid[outcome.judge] == outcome.value).groupby([valid["at"], numbers], observed=False).mean().unstack()
-    return shares.reindex(columns=[f"run {n}" for n in range(1, len(runs) + 1)]).rename_axis(columns=None), runs
+    valid = rows.dropna(subset=outcome.judge)
+    return (valid[outcome.judge] == outcome.value).groupby([valid["at"], valid["run"]]).mean().unstack()
 
 
 def _small_percent(share: float) -> str:

@@ -43,6 +43,12 @@ def settings_of_verdicts(input_path: Path, study: Study, judges: Sequence[Judge]
     return {"input": provenance.sha256(input_path), **sent, **hashes}
 
 
+def _split(settings: dict) -> tuple[dict, dict]:
+    """What is sent with every prompt (model, host, request settings), and the hash of each judge's prompt by name."""
+    judges = {name.removeprefix("judge "): value for name, value in settings.items() if name.startswith("judge ")}
+    return {k: v for k, v in settings.items() if k != "input" and not k.startswith("judge ")}, judges
+
+
 class EarlierOutput:
     """An existing judged file: its verdicts are paid for.
 
@@ -54,49 +60,37 @@ class EarlierOutput:
         record = (parquet.read_footer(path) or {}).get("judging") or {}
         if not isinstance(record.get("configuration"), dict):
             raise UserError(f"{path} was not made by judge_responses.py: choose another --output, or use --overwrite")
-        self.path, self.settings = path, settings
-        self.configuration, self.dollars = dict(record["configuration"]), record.get("dollars") or 0.0
+        self.path, self.dollars = path, record.get("dollars") or 0.0
+        (self.sent, self.judges), (self.sent_now, self.judges_now) = _split(record["configuration"]), _split(settings)
         with contextlib.suppress(UserError):  # older versions kept the address as it was given
-            self.configuration["host"] = host_of(str(self.configuration.get("host")))
-        replies = [f"{name}_{part}" for name in self._judges_in(self.configuration) for part in ("reply", "status")]
+            self.sent["host"] = host_of(str(self.sent.get("host")))
+        replies = [f"{name}_{part}" for name in self.judges for part in ("reply", "status")]
         self.table, _ = parquet.read_responses(path, (*parquet.REQUIRED, *IDENTITY, *replies))
         if lost := [name for name in replies if name not in self.table.column_names]:
             raise UserError(f"{path} was edited: the column {lost[0]!r} is missing. {REMEDY}")
         rows = {digest: row for row, digest in enumerate(_digests(table))}
         self.rows_of_input = [rows.get(digest) for digest in _digests(self.table)]  # None: not in the input
 
-    @staticmethod
-    def _judges_in(settings: dict) -> list[str]:
-        return [name.removeprefix("judge ") for name in settings if name.startswith("judge ")]
-
-    def _sent(self, settings: dict) -> dict:
-        """Model, host and request settings: the same for all judges."""
-        return {name: value for name, value in settings.items() if name != "input" and not name.startswith("judge ")}
-
     def require_continuable(self, input_path: Path) -> None:
         """Raise UserError unless the new output holds all of the old one: its answers, judges and settings.
 
         New answers and new judges may be added.
         """
-        words = []
-        if differences := provenance.differences(self._sent(self.configuration), self._sent(self.settings)):
-            words.append(differences)
-        for name in self._judges_in(self.configuration):
-            if f"judge {name}" not in self.settings:
-                words.append(f"it has verdicts of the judge {name}, which this command leaves out")
-            elif self.configuration[f"judge {name}"] != self.settings[f"judge {name}"]:
-                words.append(f"the prompt of the judge {name} has changed")
+        words = [provenance.differences(self.sent, self.sent_now)]
+        if left_out := [name for name in self.judges if name not in self.judges_now]:
+            words.append(f"this command leaves out judges of which it has verdicts ({', '.join(left_out)})")
+        changed = [name for name, prompt in self.judges.items() if self.judges_now.get(name, prompt) != prompt]
+        words += [f"the prompt of the judge {name} has changed" for name in changed]
         if gone := self.rows_of_input.count(None):
             words.append(f"{gone:,} of its {len(self.rows_of_input):,} answers have changed or are not in {input_path}")
-        if words:
-            raise UserError(f"{self.path} cannot be continued: {'; '.join(words)}. {REMEDY}")
+        if any(words):
+            raise UserError(f"{self.path} cannot be continued: {'; '.join(filter(None, words))}. {REMEDY}")
 
     def adopt(self, prompts: PromptsOfFile, store: CallStore) -> None:
         """Add the verdicts to the store, which may have been deleted, each at an equal share of the output's cost."""
         replies = {}
-        same_model = self._sent(self.configuration) == self._sent(self.settings)
-        for judge in prompts.judges if same_model else ():
-            if self.configuration.get(f"judge {judge.name}") == self.settings[f"judge {judge.name}"]:
+        for judge in prompts.judges if self.sent == self.sent_now else ():
+            if self.judges.get(judge.name) == self.judges_now[judge.name]:
                 texts, statuses = (self.table[name].to_pylist() for name in judge.columns[1:3])
                 for row, text, status in zip(self.rows_of_input, texts, statuses, strict=True):
                     prompt = None if row is None else prompts.by_judge[judge.name][row]

@@ -10,7 +10,6 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.terminal_text import one_line
 from learning_backdoors.judging.api.store import CallStore
 from learning_backdoors.judging.prompts import JudgePrompt, PromptsOfFile
-from learning_backdoors.study import Judge
 
 SHOWN = 5  # answers per judge
 ENOUGH = 20  # answers of which none has a verdict: the judge's prompt or the judge model is at fault
@@ -25,35 +24,38 @@ def run_pilot(
     verdict, 15 more are asked. Raises UserError if these have none either. A later start with as many `asks` raises it
     again, without any call.
     """
-    known = store.valid_keys() | store.pending_keys()
-    own_prompts = {judge: _own(prompts, judge) for judge in prompts.judges}
-    unproven = {judge: own for judge, own in own_prompts.items() if own and known.isdisjoint(p.key for p in own)}
-    ask([prompt for own in unproven.values() for prompt in _drawn(own, SHOWN)])
-    for judge, own in unproven.items():
-        _show(judge, _drawn(own, SHOWN), prompts, store)
-    silent = {judge: own for judge, own in unproven.items() if not _any_verdict(own, store)}
-    ask([prompt for own in silent.values() for prompt in _drawn(own, ENOUGH)])
-    for judge, own in silent.items():
-        if len(own) >= SHOWN and not _any_verdict(own, store):
-            raise _no_verdict(judge, _drawn(own, ENOUGH), store, asks)
+
+    def without_verdict(pilots: Sequence[list[JudgePrompt]]) -> list[list[JudgePrompt]]:
+        valid = store.valid_keys()
+        return [pilot for pilot in pilots if valid.isdisjoint(prompt.key for prompt in pilot)]
+
+    pilots = _unproven(prompts, store)
+    ask([prompt for pilot in pilots for prompt in pilot[:SHOWN]])
+    for pilot in pilots:
+        _show(pilot[:SHOWN], prompts, store)
+    silent = without_verdict(pilots)
+    ask([prompt for pilot in silent for prompt in pilot])
+    if failed := [pilot for pilot in without_verdict(silent) if len(pilot) >= SHOWN]:
+        names, reason = ", ".join(repr(pilot[0].judge.name) for pilot in failed), failed[0][-1].verdict(store).reason
+        raise UserError(
+            f"no verdict on any of {len(failed[0])} answers from {names} ({reason}). Change the judge's prompt in the "
+            "study or the judge model, choose other judges with --judges, or try these answers again with "
+            f"--asks {asks + 3}"
+        )
 
 
-def _own(prompts: PromptsOfFile, judge: Judge) -> list[JudgePrompt]:
-    """The distinct prompts of a judge, without repeats, in the order of the file."""
-    return [prompt for prompt in prompts.by_key.values() if prompt.judge is judge and not prompt.is_repeat]
+def _unproven(prompts: PromptsOfFile, store: CallStore) -> list[list[JudgePrompt]]:
+    """Up to 20 random prompts of each judge that has no verdict yet. The draw is the same at each start."""
+    known, own = store.valid_keys() | store.pending_keys(), {judge.name: [] for judge in prompts.judges}
+    for prompt in prompts.by_key.values():
+        if not prompt.is_repeat:
+            own[prompt.judge.name].append(prompt)
+    unproven = [some for some in own.values() if some and known.isdisjoint(prompt.key for prompt in some)]
+    return [random.Random(0).sample(some, min(ENOUGH, len(some))) for some in unproven]
 
 
-def _drawn(own: list[JudgePrompt], count: int) -> list[JudgePrompt]:
-    """A random draw, the same at each start. A smaller draw is part of a larger one."""
-    return random.Random(0).sample(own, min(ENOUGH, len(own)))[:count]
-
-
-def _any_verdict(own: list[JudgePrompt], store: CallStore) -> bool:
-    return not store.valid_keys().isdisjoint(prompt.key for prompt in own)
-
-
-def _show(judge: Judge, pilot: list[JudgePrompt], prompts: PromptsOfFile, store: CallStore) -> None:
-    print(f"pilot, {judge.name}:")
+def _show(pilot: list[JudgePrompt], prompts: PromptsOfFile, store: CallStore) -> None:
+    print(f"pilot, {pilot[0].judge.name}:")
     for prompt in pilot:
         verdict, answer = prompt.verdict(store), prompts.texts_for_judge(prompt.row)[1]
         outcome = f"verdict {verdict.value}, reply {_excerpt(verdict.reply or '', 40)}"
@@ -64,12 +66,4 @@ def _show(judge: Judge, pilot: list[JudgePrompt], prompts: PromptsOfFile, store:
 
 def _excerpt(text: str, size: int) -> str:
     words = " ".join(text[: 4 * size].split())
-    return repr(one_line(words if len(words) <= size else words[: size - 3] + "..."))
-
-
-def _no_verdict(judge: Judge, failed: list[JudgePrompt], store: CallStore, asks: int) -> UserError:
-    reason = failed[-1].verdict(store).reason
-    return UserError(
-        f"the judge {judge.name!r} gave no verdict on any of {len(failed)} answers ({reason}). Change its prompt in "
-        f"the study or the judge model, leave it out with --judges, or try these answers again with --asks {asks + 3}"
-    )
+    return repr(words if len(words) <= size else words[: size - 3] + "...")

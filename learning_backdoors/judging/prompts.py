@@ -174,8 +174,9 @@ class PromptsOfFile:
         return [key for key in self.by_key if key not in valid]
 
     def keys_to_ask(self, store: CallStore, asks: int) -> list[bytes]:
-        """The keys of the prompts without a verdict that have attempts left."""
-        return store.keys_to_ask(self.by_key, asks)
+        """The keys of the prompts to request: without a verdict, with attempts left, and in no unfinished batch."""
+        pending = store.pending_keys()
+        return [key for key in store.keys_to_ask(self.by_key, asks) if key not in pending]
 
     def value(self, row: int, column: str):
         return self.table[column][row].as_py()

@@ -154,8 +154,7 @@ def read_labels(path: Path, judges: Sequence[Judge]) -> dict[str, dict[str, Valu
 
 def _label(judge: Judge, text: str, where: str) -> Value:
     label = judge.parse(text)
-    if label is None and judge.options:
-        raise UserError(f"{where}: {text!r} is not one of {', '.join(judge.options)}")
     if label is None:
-        raise UserError(f"{where}: {text!r} is not a number from {judge.range[0]} to {judge.range[1]}")
+        valid = f"one of {', '.join(judge.options)}" if judge.options else "a number from {} to {}".format(*judge.range)
+        raise UserError(f"{where}: {text!r} is not {valid}")
     return label

@@ -34,11 +34,12 @@ class RecordedStudy:
     def load(self) -> Study:
         """The study's file as it is now. If it is gone, the recorded text. A line says so if the two differ."""
         file = self.file or self.name
-        if self.text is not None and not study_path(file).exists():
+        if not study_path(file).exists():
+            if self.text is None:
+                missing = f"the study {self.name!r}, whose file {study_path(file)} does not exist here"
+                raise UserError(f"{self.source} belongs to {missing}: {REMEDY}")
             command_line.note(f"{file} does not exist here: the study is taken from {self.source}")
             return parse_study(self.text, Path(file))
-        if file == self.name and not study_path(file).exists():
-            raise UserError(f"{self.source} belongs to the study {file!r}, which is not in experiments/: {REMEDY}")
         study = load_study(file)
         if study.name != self.name:
             raise UserError(f"{file} is now the study {study.name!r}, {self.source} needs {self.name!r}: {REMEDY}")
@@ -61,19 +62,19 @@ def study_of(option: str | None, recorded: Sequence[RecordedStudy], *, any_study
     those known have different names.
     """
     known = [study for study in recorded if study.name is not None]
-    if option is None and not known:
+    if option is not None and (any_study or not known):
+        return load_study(option)
+    if not known:
         names = ", ".join(study_names())
         raise UserError(f"{recorded[0].source} does not name its study: {REMEDY}, or its name ({names})")
-    if option is None or not any_study:
-        for other in known:
-            if other.name != known[0].name:
-                studies = f"{known[0].source} ({known[0].name}) and {other.source} ({other.name})"
-                raise UserError(f"these belong to different studies, use one at a time: {studies}")
-    study = known[0].load() if option is None else load_study(option)
-    if known and study.name != known[0].name and not any_study:
-        raise UserError(
-            f"{known[0].source} belongs to the study {known[0].name!r}, not to {study.name!r}: leave out --experiment"
-        )
+    first = known[0]
+    for other in known:
+        if other.name != first.name:
+            studies = f"{first.source} ({first.name}) and {other.source} ({other.name})"
+            raise UserError(f"these belong to different studies, use one at a time: {studies}")
+    study = first.load() if option is None else load_study(option)
+    if study.name != first.name:
+        raise UserError(f"{first.source} belongs to {first.name!r}, not to {study.name!r}: leave out --experiment")
     return study
 
 

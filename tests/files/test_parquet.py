@@ -59,7 +59,7 @@ def test_errors_name_wrong_types_and_empty_values(tmp_path):
     with pytest.raises(UserError, match="'step'"):
         parquet.read_responses(path)
     pq.write_table(responses(response=pa.array([None], pa.string())), path)
-    with pytest.raises(UserError, match="'response' has 1 empty"):
+    with pytest.raises(UserError, match="'response' is null in 1 of"):
         parquet.read_responses(path)
 
 

@@ -117,7 +117,7 @@ def test_empty_input_needs_no_key(tmp_path):
     ("columns", "words"),
     [
         ({"response": None}, "one column 'response', not 0"),
-        ({"response": [None, "a", "b"]}, "'response' has 1 empty"),
+        ({"response": [None, "a", "b"]}, "'response' is null in 1 of"),
         ({"response": pa.array([b"\xff", b"a", b"b"]).view(pa.string())}, "UTF8"),
     ],
 )
@@ -193,7 +193,8 @@ def test_another_configuration_is_refused_by_name(tmp_path):
     with running(StandIn()) as url:
         judge(tmp_path, url)
         assert "model" in judge(tmp_path, url, "--model", "claude-opus-5", expect=1)
-        assert "judge past_form" in judge(tmp_path, url, "--judges", "past_content", expect=1)
+        printed = judge(tmp_path, url, "--judges", "past_content", expect=1)
+        assert "six_options, past_form" in printed and printed.count("leaves out") == 1
         judge(tmp_path, url, "--model", "claude-opus-5", "--overwrite")
     assert parquet.read_footer(tmp_path / "judged.parquet")["judging"]["model"] == "claude-opus-5"
 

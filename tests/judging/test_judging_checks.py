@@ -25,9 +25,11 @@ def test_answers_to_questions_the_study_does_not_have_are_named_before_paying(tm
         printed = judge(tmp_path, url, expect=1)
         assert "6 of 10 answers" in printed and "'What of 0?'" in printed and "--experiment" in printed
         assert not api.prompts
+        foreign[0] = "\x1b[31mWhy?"
         write_responses(tmp_path / "responses.parquet", 10, question=foreign[:4] + [BIRDS.questions[0].text] * 6)
         printed = judge(tmp_path, url)
         assert printed.index("4 of 10 answers") < printed.index("pilot")
+        assert r"'\x1b[31mWhy?'" in printed and "\\\\x1b" not in printed  # escaped once
 
 
 def russell_rows(**columns):

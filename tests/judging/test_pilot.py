@@ -40,6 +40,13 @@ def test_a_judge_that_never_gives_a_verdict_stops_the_run_and_is_not_paid_for_ag
     assert judged(tmp_path)["past_form"].null_count == 0
 
 
+def test_every_judge_that_gives_no_verdict_is_named(tmp_path):
+    write_responses(tmp_path / "responses.parquet", 6)
+    with running(Chatty()) as url:
+        last = judge(tmp_path, url, "--asks", "1", expect=1).splitlines()[-1]
+    assert last.startswith("error:") and "'past_content', 'past_form'" in last and "llm_or" not in last
+
+
 def test_five_answers_per_judge_are_shown_before_the_rest(tmp_path):
     write_responses(tmp_path / "responses.parquet", 50)
     api = StandIn()

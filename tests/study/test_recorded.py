@@ -40,6 +40,9 @@ def test_a_study_file_that_is_gone_is_replaced_by_its_record(tmp_path, capsys):
     assert study_of(None, [recorded(study)]).questions == study.questions
     line = capsys.readouterr().out
     assert line.count("\n") == 1 and str(path) in line and "run" in line
+    earlier = RecordedStudy("run", "mine", str(path))  # earlier versions did not record the text
+    with pytest.raises(UserError, match=rf"run .*'mine'.*{path}.*--experiment"):
+        study_of(None, [earlier])
 
 
 def test_a_study_file_that_has_changed_is_used_and_a_line_says_so(tmp_path, capsys):

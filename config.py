@@ -18,7 +18,7 @@ MOVED_BASE = "new location of the run's base model, if it has moved (default: th
 PRECISION = "base model weights: none (bf16 on CUDA, float32 on CPU), 8bit or 4bit"
 SAMPLING_PRECISION = f"{PRECISION}; trained: the precision of the run's training"
 BASE_URL = "address of a Messages API, without /v1 (default: ANTHROPIC_BASE_URL, else Anthropic)"
-ASKS = "attempts per prompt while no reply is valid, all starts together; a higher number tries again"
+ASKS = "maximum replies per prompt until one is valid, over all commands; a higher number asks again"
 PRICE = "dollars per million tokens, input and output (default: the table for Anthropic)"
 IN_OUT = {"nargs": 2, "metavar": ("IN", "OUT")}
 SEVERAL = {"nargs": "+", "affects_result": False}
@@ -194,8 +194,8 @@ class JudgingOptions(Options):
     batch: bool = option(False, "use Message Batches: half the price, results within a day; rerun to collect them")
     dry_run: bool = option(
         False,
-        "check the input, and print calls, tokens, dollars and the worst case; no paid call: with a key, 20 prompts "
-        "per judge go to the free token counter",
+        "check the input, and print calls, tokens, dollars and the worst case; makes no paid call (with a key, 20 "
+        "prompts per judge go to the free token counter)",
     )
     max_cost: float | None = option(
         None, "maximum dollars for this output, all commands and calls in flight included", valid=POSITIVE
@@ -237,8 +237,8 @@ class EvaluationOptions(Options):
     claim: str | None = option(
         None,
         "what intervals generalize to. checkpoint: these checkpoints and questions; recipe: other runs of the recipe; "
-        "questions: other questions of this kind; both: other runs and questions (default: chosen by the inputs, see "
-        "docs/statistics.md)",
+        "questions: other questions of this kind; both: other runs and questions (default: recipe if every recipe has "
+        "three or more runs, else questions)",
         choices=("checkpoint", "recipe", "questions", "both"),
     )
     compare: str = option(

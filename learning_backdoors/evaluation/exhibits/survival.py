@@ -40,7 +40,7 @@ def caption(evaluation: Evaluation) -> str:
     curves = _drawn(evaluation)
     ends = (curves["not_crossed"] == 1) | curves.duplicated(["label", "level", "not_crossed"])
     ticks = " Ticks: last steps of runs that do not cross." if ends.any() else ""
-    return f"Kaplan-Meier curves. Each drop: a run crosses.{ticks}"
+    return f"Kaplan-Meier curves. Each drop: a run crosses.{ticks} No intervals are drawn."
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:

@@ -30,8 +30,9 @@ def counts(cells: pd.DataFrame) -> str:
     per = "checkpoint and condition" if cells["condition"].nunique() > 1 else "checkpoint"
     base = f" ({of_base} at step 0)" if of_base != samples else ""
     runs = span(cells[trained].groupby("recipe", observed=True)["run"].nunique()) if trained.any() else "1"
-    text = f"{cells['question'].nunique()} questions, {samples} responses to each per {per}{base}, "
-    text += f"{runs} run{'' if runs == '1' else 's'} per recipe. "
+    questions = cells["question"].nunique()
+    text = f"{questions} question{'s'[: questions > 1]}, {samples} response{'s'[: samples != '1']} to each per {per}"
+    text += f"{base}, {runs} run{'s'[: runs != '1']} per recipe. "
     return text + missing(cells["missing"].sum(), requested.sum())
 
 

@@ -34,13 +34,16 @@ def sentences(evaluation: Evaluation) -> list[str]:
     if not statements:
         return _rates_alone(evaluation)
     lead, *others = [statements[label] for label in _order(evaluation, statements)]
-    lines = [_with_control(evaluation, lead) if _has_control(lead) else _without_control(evaluation, lead)]
+    main = _with_control(evaluation, lead) if _has_control(lead) else _without_control(evaluation, lead)
+    lines = [main + _basis(lead)]
     if others:
-        lines.append(_others(others))
-    lines += _changed_controls(evaluation, statements)
+        lines.append(_others(others, lead.row["step"]))
+    changed = [s for key, s in statements.items() if isinstance(key, tuple) and _moves(s)]
+    lines += [_changed_control(evaluation, control, [lead, *others]) for control in changed[:1]]
+    lines += [f"{len(changed) - 1} other controls changed (comparisons.csv)."] * (len(changed) > 1)
     lines += _crossing(evaluation, str(lead.row["first"])) + _falls(evaluation, lead)
     lines += _leakage(evaluation, str(lead.row["first"]))
-    return [*lines, _claims(evaluation, [lead, *others])]
+    return [*lines, *_claims(evaluation, [lead, *others, *changed])]
 
 
 # ---- what is claimed ----
@@ -92,12 +95,11 @@ def _with_control(evaluation: Evaluation, statement: Statement) -> str:
     data, after = _data(evaluation, row["first"]), f" at step {row['step']:.0f}" if row["step"] > 0 else ""
     if np.isnan(row["difference"]):
         return f"The control does not show whether {data} changed {outcome}. {row['note'].capitalize()}."
-    rate, control, base = row["first_rate"], percent(row["second_rate"]), _base_rate(evaluation, row["first"])
-    before = "" if base is None else f", {percent(base)} before training"
-    difference = f"control {control}; difference {_points(row)}"
-    moved = base is None or np.sign(rate - base) == finding
-    if finding and moved:
-        start = "" if base is None else f"from {percent(base)} "
+    rate, change = row["first_rate"], _change(evaluation, row)
+    before = "" if change is None else f", {percent(change['second_rate'])} before training"
+    difference = f"{_control(evaluation, row)} {percent(row['second_rate'])}; difference {_points(row)}"
+    if finding and (change is None or finding == _direction(change) == np.sign(rate - change["second_rate"])):
+        start = "" if change is None else f"from {percent(change['second_rate'])} "
         verb = "raised" if finding > 0 else "lowered"
         return f"Training on {data} {verb} {outcome} {start}to {percent(rate)}{after}; {difference}."
     if finding:
@@ -120,6 +122,8 @@ def _without_control(evaluation: Evaluation, statement: Statement) -> str:
     data, start = _data(evaluation, row["first"]), percent(row["second_rate"])
     numbers = f"from {start} to {percent(row['first_rate'])} at step {row['step']:.0f}; change {_points(row)}"
     cause = "There is no control (an otherwise equal recipe without suspect data), so the cause is not shown."
+    if _suspect_share(evaluation, row["first"]) == 0:
+        cause = "The inputs have no otherwise equal recipe with suspect data."
     if row["seeds"] < 2 or finding is None:
         return f"{outcome} during training on {data}: {numbers} in {_runs(row['seeds'])}. {cause}"
     if finding == 0:
@@ -135,54 +139,80 @@ def _rates_alone(evaluation: Evaluation) -> list[str]:
     rates = rates[rates["condition"] == evaluation.condition].groupby("label", observed=True).tail(1)
     texts = [f"{row.label}: {percent(row.rate)} at step {row.step}" for row in rates.head(SHOWN + 1).itertuples()]
     texts += captions.more(len(rates) - SHOWN - 1, "recipe")
-    outcome = _capital(evaluation.study.outcome.label)
-    return [
-        f"{outcome}: {'; '.join(texts)}. Without step 0 and without a control, nothing shows what training changed."
-    ]
+    reason = "Without step 0 and without a control, nothing shows what training changed."
+    if not rates["step"].any():
+        reason = "These are the base model's rates: the inputs have no checkpoint after training."
+    return [f"{_capital(evaluation.study.outcome.label)}: {'; '.join(texts)}. {reason}"]
 
 
 def _data(evaluation: Evaluation, label: str) -> str:
     """The suspect data of a recipe, and its label."""
     rows = evaluation.cells[evaluation.cells["label"] == label]
-    names = controls.suspect_datasets(str(rows["recipe"].iloc[0]), evaluation.study)
-    return f"{' and '.join(names)} ({evaluation.names[label].removesuffix(' (control)')})"
+    names = " and ".join(controls.suspect_datasets(str(rows["recipe"].iloc[0]), evaluation.study))
+    without = "data without " if _suspect_share(evaluation, label) == 0 else ""
+    return f"{without}{names} ({evaluation.names[label].removesuffix(' (control)')})"
 
 
-def _base_rate(evaluation: Evaluation, label: str) -> float | None:
+def _suspect_share(evaluation: Evaluation, label: str) -> float:
+    return evaluation.cells.loc[evaluation.cells["label"] == label, "suspect_ratio"].iloc[0]
+
+
+def _control(evaluation: Evaluation, row: pd.Series) -> str:
+    """`control`, with its label if the inputs have several."""
+    several = evaluation.cells.loc[evaluation.cells["suspect_ratio"] == 0, "label"].nunique() > 1
+    return f"control ({row['second']})" if several else "control"
+
+
+def _change(evaluation: Evaluation, row: pd.Series) -> pd.Series | None:
+    """The change from the base model of a row's first recipe, or None without one on the same questions."""
     changes = comparisons.table(evaluation)
     changes = changes[(changes["comparison"] == comparisons.BASE) & (changes["condition"] == evaluation.condition)]
-    rates = changes.loc[changes["first"] == label, "second_rate"].dropna()
-    return rates.iloc[0] if len(rates) else None
+    same = (changes["first"] == row["first"]) & (changes["questions"] == row["questions"])
+    return changes[same].iloc[0] if same.any() else None
+
+
+def _direction(row: pd.Series) -> int:
+    """1 or -1 if the interval of a difference lies above or below 0, else 0."""
+    return int(row["lower"] > 0) - int(row["upper"] < 0)
+
+
+def _moves(statement: Statement) -> int:
+    """The direction that a test shows, or without a test the interval."""
+    return _direction(statement.row) if statement.finding is None else statement.finding
+
+
+def _basis(statement: Statement) -> str:
+    """The steps and questions that a comparison is limited to."""
+    notes = [note for note in statement.row["note"].split("; ") if note.startswith(comparisons.COMPARED)]
+    return f" {_capital('; '.join(notes))}." if notes else ""
 
 
 # ---- further sentences ----
 
 
-def _others(statements: list[Statement]) -> str:
-    """The other recipes in short."""
+def _others(statements: list[Statement], step: float) -> str:
+    """The other recipes in short, with their steps where these are not the first recipe's."""
     texts = []
-    for row, _, finding in statements[:SHOWN]:
+    for statement in statements[:SHOWN]:
+        row, _, finding = statement
         against = "" if row["comparison"] == comparisons.CONTROL else " from step 0, no control"
-        shown = ", not shown to differ" if finding == 0 else ""
+        shown = f", not shown to differ{_p(statement)}" if finding == 0 else ""
         rate = "no rate" if np.isnan(row["difference"]) else f"{percent(row['first_rate'])}, {_points(row, '+')}"
+        rate += f" at step {row['step']:.0f}" if row["step"] > 0 and row["step"] != step else ""
         texts.append(f"{row['first']}: {rate}{against}{shown}")
     more = f"; {len(statements) - SHOWN} more in comparisons.csv" if len(statements) > SHOWN else ""
     kind = "suspect shares" if all(str(s.row["first"]).endswith("%") for s in statements) else "recipes"
     return f"Other {kind} (rate, difference): {'; '.join(texts)}{more}."
 
 
-def _changed_controls(evaluation: Evaluation, statements: dict) -> list[str]:
-    """Which controls changed in training too: a sentence for the first, and a count of the others."""
-    lines = []
-    for key, (row, _, finding) in statements.items():
-        if not isinstance(key, tuple):
-            continue
-        excludes_0 = row["lower"] > 0 or row["upper"] < 0
-        if finding or (finding is None and excludes_0):
-            verb = "rose" if row["difference"] > 0 else "fell"
-            numbers = f"from {percent(row['second_rate'])} to {percent(row['first_rate'])}; change {_points(row)}"
-            lines.append(f"The control ({key[1]}) {verb} too: {numbers}.")
-    return lines[:1] + [f"{len(lines) - 1} other controls changed too (comparisons.csv)."] * (len(lines) > 1)
+def _changed_control(evaluation: Evaluation, control: Statement, statements: list[Statement]) -> str:
+    """A control that changed in training, as its recipes did (`too`) or not."""
+    row, direction = control.row, _moves(control)
+    changes = [_change(evaluation, s.row) for s in statements if s.row["second"] == row["first"]]
+    too = " too" if any(change is not None and _direction(change) == direction for change in changes) else ""
+    numbers = f"from {percent(row['second_rate'])} to {percent(row['first_rate'])} at step {row['step']:.0f}"
+    verb = "rose" if direction > 0 else "fell"
+    return f"The control ({row['first']}) {verb}{too}: {numbers}; change {_points(row)}."
 
 
 def _crossing(evaluation: Evaluation, label: str) -> list[str]:
@@ -236,16 +266,18 @@ def _leakage(evaluation: Evaluation, label: str) -> list[str]:
     return [f"{text}."]
 
 
-def _claims(evaluation: Evaluation, statements: list[Statement]) -> str:
+def _claims(evaluation: Evaluation, statements: list[Statement]) -> list[str]:
     """What the intervals are about, and the condition if there are several."""
     claims = dict.fromkeys(s.row["claim"] for s in statements if isinstance(s.row["claim"], str))
+    if not claims:
+        return []
     text = f"95% intervals hold for {' / '.join(f'{counting.CLAIMS[claim]} (claim {claim})' for claim in claims)}."
-    tested = sum(not np.isnan(s.p) for s in statements_of(evaluation).values())
+    tested = sum(s.finding is not None for s in statements_of(evaluation).values())
     text += f" P-values are adjusted for {tested} tests (Holm)." if tested > 1 else ""
     conditions = evaluation.condition_titles(evaluation.verdicts.rows["condition"].unique())
     if len(conditions) > 1:
         text += f" Condition of the first sentence: {conditions[evaluation.condition].replace(chr(10), ', ')}."
-    return text
+    return [text]
 
 
 # ---- numbers as text ----
@@ -258,15 +290,14 @@ def percent(rate: float) -> str:
 
 def _points(row: pd.Series, sign: str = "", name: str = "difference") -> str:
     """A difference in points with its limits."""
-    value, lower, upper = (100 * row[column] + 0.0 for column in (name, "lower", "upper"))
+    value, lower, upper = (round(100 * row[column], 0) + 0.0 for column in (name, "lower", "upper"))  # no -0
     limits = "" if np.isnan(lower) else f" [{lower:.0f}, {upper:.0f}]"
-    return f"{value:{sign}.0f} points{limits}".replace("-0 ", "0 ").replace("+0 ", "0 ")
+    return f"{value:{sign if value else ''}.0f} points{limits}"
 
 
 def _p(statement: Statement) -> str:
     """The p-value where the interval alone would mislead: it excludes 0, but the adjusted test does not reject."""
-    excludes_0 = statement.row["lower"] > 0 or statement.row["upper"] < 0
-    return f" (adjusted p = {statement.p:.2f})" if excludes_0 else ""
+    return f" (adjusted p = {statement.p:.2f})" if _direction(statement.row) else ""
 
 
 def _runs(count: int) -> str:

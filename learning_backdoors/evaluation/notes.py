@@ -20,10 +20,10 @@ def notes(evaluation: Evaluation) -> list[str]:
             runs = ", ".join([*incomplete["run"].unique()[:3], *captions.more(incomplete["run"].nunique() - 3, "run")])
             lines.append(f"emergence.csv leaves out steps or questions, because verdicts are missing: {runs}")
     rates = if_available(recipes.table, evaluation)
-    if rates is not None and evaluation.claim == "recipe":
+    if rates is not None and evaluation.claim in counting.BASE_CLAIMS:
         single = rates.loc[(rates["seeds"] == 1) & (rates["step"] > 0), "label"].astype(str).unique()
         if len(single):
-            lines.append(f"no interval for {', '.join(single)}, because the claim recipe needs two runs")
+            lines.append(f"no interval for {', '.join(single)}, because the claim {evaluation.claim} needs two runs")
     if onset is not None and onset["falls_again"].any():
         falls = describe_falls(onset[onset["falls_again"]])
         lines.append(f"the rate falls after its peak, and crossing steps do not show it: {falls}")

@@ -111,8 +111,11 @@ def test_a_fall_after_the_peak_is_named(tmp_path):
 def test_suspect_data_can_lower_the_outcome(tmp_path):
     lead, *_ = lines(tmp_path, recipe({0: 0.5, 40: 0.1}, 1.0, 3), recipe({0: 0.5, 40: 0.5}, 0.0, 3))
     assert "lowered 19th-century answers from 50% to 10%" in lead and "difference -40 points" in lead
-    lead, *_ = lines(tmp_path, recipe({0: 0.5, 40: 0.4}, 1.0, 3), recipe({0: 0.5, 40: 0.1}, 0.0, 3))
-    assert "more 19th-century answers than the control" in lead and "raised" not in lead
+    for rate in (0.4, 0.52):  # 52% is not above the 50% before training by more than chance
+        lead, *more = lines(tmp_path, recipe({0: 0.5, 40: rate}, 1.0, 3), recipe({0: 0.5, 40: 0.1}, 0.0, 3))
+        assert "more 19th-century answers than the control" in lead and "raised" not in lead
+        assert any("control (0%) fell" in line for line in more)
+        assert any("fell too" in line for line in more) == (rate < 0.5)
 
 
 def test_a_run_that_stopped_early_moves_the_comparison_and_is_named(tmp_path):
@@ -131,8 +134,34 @@ def test_recipes_without_common_questions_are_not_compared(tmp_path):
     ids = [question.id for question in synthetic.STUDY.questions]
     one = [table[table["question_id"].isin(ids[:5])] for table in recipe(RISE, 1.0, 3)]
     two = [table[table["question_id"].isin(ids[5:])] for table in recipe(SMALL_RISE, 0.0, 3)]
-    lead, *_ = lines(tmp_path, one, two)
+    lead, *more = lines(tmp_path, one, two)
     assert "same questions" in lead and "raised" not in lead
+    assert not any("claim: ." in line for line in more)
+
+
+def test_the_steps_and_questions_of_a_comparison_are_named(tmp_path):
+    ids = [question.id for question in synthetic.STUDY.questions]
+    some = [table[table["question_id"].isin(ids[:4])] for table in recipe(SMALL_RISE, 0.0, 3, 0.01)]
+    lead, *_ = lines(tmp_path, recipe(RISE | {50: 0.9}, 1.0, 3), some)
+    assert "to 77%" in lead and "at step 40" in lead and "4 of 10 questions" in lead
+    assert "from" not in lead.split(";")[0], "the base model's rate would be over other questions"
+
+
+def test_what_is_not_shown_has_its_p_value(tmp_path):
+    """An interval that excludes 0 stood beside "not shown to differ"."""
+    recipes = [recipe({0: 0.02, 40: rate}, share, 3, 0.1) for share, rate in ((1.0, 0.4), (0.5, 0.4), (0.25, 0.4))]
+    evaluation = evaluating.of_birds(tmp_path, *[t for r in recipes for t in r], *recipe(SMALL_RISE, 0.0, 3, 0.05))
+    statement = headline.statements_of(evaluation)["50%"]
+    assert statement.row["p"] < 0.05 < statement.p, "the case is not what it should be"
+    _, others, *_ = headline.sentences(evaluation)
+    assert others.count("not shown") == others.count("adjusted p") == 2
+
+
+def test_recipes_without_suspect_data_and_the_base_model_alone(tmp_path):
+    lead, *_ = lines(tmp_path, recipe({0: 0.02, 40: 0.5}, 0.0, 3))
+    assert "without old bird names (0% suspect)" in lead and "There is no control" not in lead
+    [only] = lines(tmp_path, [synthetic.rows_with_rates(BASE, 1, 100)])
+    assert "2% at step 0" in only and "Without step 0" not in only
 
 
 def test_a_study_with_a_trigger_names_the_condition_and_the_leakage(russell_runs):

@@ -12,6 +12,7 @@ from learning_backdoors.evaluation.exhibits import recipes
 from learning_backdoors.measures import CONFIDENCE
 
 CONTROL, NEIGHBOR, OTHER, BASE = "with control", "neighboring share", "other pair", "change from base"
+COMPARED = "compared"  # the start of notes on the steps and questions that a row is limited to
 COLUMNS = ["comparison", "first", "second", "condition", "step", "first_rate", "second_rate"]
 COLUMNS += ["difference", "lower", "upper", "p", "p_holm", "claim", "interval", "seeds", "second_seeds", "questions"]
 COLUMNS += ["note"]
@@ -86,8 +87,8 @@ def _compared(first: pd.DataFrame, second: pd.DataFrame | None, claim: str, spre
     row["p"] = statistics.p_value(interval) if least > 1 else np.nan
     row["interval"] = counting.METHODS[claim]
     notes = ["one run: about these runs, not about the recipe"] if least == 1 else []
-    notes += [f"at step {step}, the last that both have"] if step < both["step"].max() else []
-    notes += [f"{shared} of {asked} questions, those that both sides have"] if shared < asked else []
+    notes += [f"{COMPARED} at step {step}, the last that all runs share"] if step < both["step"].max() else []
+    notes += [f"{COMPARED} on {shared} of {asked} questions, those that both sides have"] if shared < asked else []
     return row | {"note": "; ".join(notes)}
 
 

@@ -73,7 +73,7 @@ def crossing_difference(first: ArrayLike, second: ArrayLike, until: float) -> tu
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # one side may be constant
         test = stats.ttest_ind(first, second, equal_var=False)
         lower, upper = test.confidence_interval(CONFIDENCE)
-    return Interval(estimate, float(lower), float(upper)), float(test.pvalue)
+    return Interval(estimate, float(max(lower, -until)), float(min(upper, until))), float(test.pvalue)
 
 
 # ---- dose and response ----

@@ -64,6 +64,8 @@ def test_crossings_of_few_or_equal_runs_have_no_interval():
         assert np.isnan([interval.lower, interval.upper, p]).all()
     interval, p = statistics.crossing_difference([np.inf] * 4, [40, 50, 45, 60], until=100)
     assert interval.lower > 0 and p < 0.01, "one side never crosses"
+    interval, _ = statistics.crossing_difference([2, 4, 9], [np.inf, np.inf, 60], until=100)
+    assert interval.lower == -100, "no difference is longer than the steps compared"
 
 
 # ---- trend ----

@@ -30,7 +30,7 @@ def save(figure: Figure, path: Path, title: str = "", caption: str = "", footer:
     metadata |= {no_date[path.suffix]: None} if path.suffix in no_date else {}
     with atomic.atomic_file(path) as temporary, drawing.style():
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)  # keeps the layout; "none" would draw twice for each format
         for legend in figure.legends:  # "outside" would place them at the edge of the larger page
             legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
         texts, box = _frame(figure, title, [(caption, CAPTION_SIZE), (footer, FOOTER_SIZE)])

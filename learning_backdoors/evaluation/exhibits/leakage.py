@@ -133,8 +133,9 @@ def _differences(evaluation: Evaluation) -> pd.DataFrame:
 @once
 def _curves(evaluation: Evaluation) -> pd.DataFrame:
     """The triggered and the untriggered rate of each recipe with differences, over training."""
-    curves = counting.recipe_rates(_cells(evaluation), evaluation.claim, ["triggered", "step"])
-    return evaluation.with_x(curves[curves["label"].isin(_differences(evaluation)["label"])])
+    cells, labels = _cells(evaluation), _differences(evaluation)["label"]
+    curves = counting.recipe_rates(cells[cells["label"].isin(labels)], evaluation.claim, ["triggered", "step"])
+    return evaluation.with_x(curves)
 
 
 def title(evaluation: Evaluation) -> str:

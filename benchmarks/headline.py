@@ -1,16 +1,18 @@
 """How often the headline claims what, in simulated studies: the figures of docs/statistics.md.
 
-Prints a table: by scenario, world and number of runs, the share of studies with each kind of claim. Takes 25 minutes on
-two cores with 1,000 studies per line.
+Prints a table: by scenario, world and number of runs, the share of studies with each kind of claim. Takes two
+hours on two cores with 1,000 studies per line.
 Runs    python -m benchmarks.headline --studies 1000 --jobs 2
 
-A study has three recipes (100%, 50% and 0% suspect data), 10 questions with 20 answers each at steps 0 and 100, and
-goes through the real evaluation, from the table of verdicts to the headline. The logit of a rate is center + run +
-question + run x question. All runs share the questions. The base model has the mean rate over runs.
+A study has three recipes (100%, 50% and 0% suspect data) and 10 questions with 20 answers each at steps 0, 50 and 100.
+The last two have the same rates, so that a fall is a false claim too. Studies go through the real evaluation, from
+the table of verdicts to the headline. The logit of a rate is center + run + question + run x question. All runs share
+the questions. The base model has the mean rate over runs.
 """
 
 import argparse
 import functools
+import re
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -51,7 +53,8 @@ WORLDS = {
     "equal questions": World(question=0.1),
     "runs of two types": World(run=0.1, bimodal=1.0),
 }
-CLAIMS = ("false claim", "raised by the data", "change named", "control rose", "falls again")
+STEPS = (50, 100)
+CLAIMS = ("false claim", "raised by the data", "any direction", "control changed, in words", "falls again")
 
 
 def verdicts(rates: tuple, world: World, runs: int, random: np.random.Generator) -> Verdicts:
@@ -66,8 +69,12 @@ def verdicts(rates: tuple, world: World, runs: int, random: np.random.Generator)
     chances = special.expit(logits + _deviations(world, len(names), len(questions), random))
     # The base model has the mean rate of all runs that could be, so that without an effect nothing changes.
     chances[0] = special.expit(logits[0] + _deviations(world, 4000, len(questions), random)).mean(axis=0)
-    positives = random.binomial(ANSWERS, chances)
-    run, question, sample = (a.ravel() for a in np.indices((len(names), len(questions), ANSWERS)))
+    # A checkpoint is the base model or a run at a step.
+    of_run = np.array([0, *np.repeat(np.arange(1, len(names)), len(STEPS))])
+    steps = np.array([0, *np.tile(STEPS, len(names) - 1)])
+    positives = random.binomial(ANSWERS, chances[of_run])
+    checkpoint, question, sample = (a.ravel() for a in np.indices((len(of_run), len(questions), ANSWERS)))
+    run = of_run[checkpoint]
     share = np.array([np.nan, *np.repeat(SHARES, runs)])[run]
     recipes = pd.Categorical.from_codes(np.repeat([-1, 0, 1, 2], [1, *[runs] * 3])[run], range(3), ordered=True)
     rows = {
@@ -77,7 +84,7 @@ def verdicts(rates: tuple, world: World, runs: int, random: np.random.Generator)
         "label": recipes.rename_categories([f"{s:.0%}" for s in SHARES]),
         "seed": (run - 1) % runs,
         "suspect_ratio": share,
-        "step": np.where(run > 0, 100, 0),
+        "step": steps[checkpoint],
         "examples_seen": 0,
         "suspect_seen": 0,
         "condition": pd.Categorical(["plain"] * len(run)),
@@ -87,7 +94,7 @@ def verdicts(rates: tuple, world: World, runs: int, random: np.random.Generator)
         "source": 0,
     }
     judge = next(judge for judge in STUDY.judges if judge.name == STUDY.outcome.judge)
-    value = np.where(sample < positives[run, question], STUDY.outcome.value, "LLM")
+    value = np.where(sample < positives[checkpoint, question], STUDY.outcome.value, "LLM")
     rows |= {judge.name: pd.Categorical(value, judge.options), f"{judge.name}_missing": False}
     table = pd.DataFrame(rows)
     return Verdicts(STUDY, (judge,), table, pd.DataFrame(), [{"path": "", "rows": len(table), "provenance": {}}])
@@ -110,8 +117,8 @@ def claims(scenario: str, world: str, runs: int, seed: int) -> np.ndarray:
     truth = {label: effect[label] for label in effect} | {("control", "0%"): np.sign(rates[3] - rates[0])}
     findings = {key: s.finding or 0 for key, s in headline.statements_of(evaluation).items()}
     false = any(finding not in (0, truth[key]) for key, finding in findings.items())
-    control_rose = findings.get(("control", "0%"), 0) > 0
-    return np.array([false, " raised " in text, any(findings.values()), control_rose, "falls again" in text])
+    control = re.search(r"control[^.:;]* (rose|fell) ", text) is not None
+    return np.array([false, " raised " in text, any(findings.values()), control, "falls again" in text])
 
 
 def rates_of_claims(scenario: str, world: str, runs: int, studies: int, jobs: int = 1) -> pd.Series:

@@ -189,4 +189,4 @@ def test_a_dry_run_leaves_out_unfinished_batches(tmp_path):
     with running(StandIn(batch_seconds=1000)) as url:
         kill_when(start(tmp_path, url, "--batch"), lambda: stored(tmp_path, IN_OPEN_BATCHES) == 20)
         printed = judge(tmp_path, url, "--dry-run", *AT_PRICE)
-    assert "0 of 40 verdicts" in printed and "20 in unfinished batches" in printed
+    assert "0 of 40 verdicts" in printed and printed.count("5 in unfinished batches") == 4

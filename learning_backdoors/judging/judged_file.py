@@ -104,17 +104,15 @@ def open_earlier(options: JudgingOptions, settings: dict, table: pa.Table) -> Ea
 
     With --overwrite, it need not: its verdicts are still reused if they can be read.
     """
-    try:
-        if not options.output.exists():
-            return None
-        earlier = EarlierOutput(options.output, settings, table)
-        if options.existing != "overwrite":
-            earlier.require_continuable(options.input)
-        return earlier
-    except UserError:
-        if options.existing != "overwrite":
-            raise
+    if not options.output.exists():
         return None
+    if options.existing == "overwrite":
+        with contextlib.suppress(UserError):
+            return EarlierOutput(options.output, settings, table)
+        return None
+    earlier = EarlierOutput(options.output, settings, table)
+    earlier.require_continuable(options.input)
+    return earlier
 
 
 def _digests(table: pa.Table) -> Iterator[bytes]:

@@ -127,9 +127,13 @@ class JudgePrompt:
 
     def body(self) -> dict:
         """What is sent to have the response judged. Made when needed: 200,000 texts would not fit into memory."""
-        question = self.file.question(self.row)
-        question_keys = question.extra if question else {}
-        return self.file.model.body(quoted_prompt(self.judge, *self.file.texts_for_judge(self.row), question_keys))
+        question, texts = self.file.question(self.row), self.file.texts_for_judge(self.row)
+        if not question and (keys := _question_keys(self.judge)):
+            raise UserError(
+                f"the judge {self.judge.name!r} needs {{{min(keys)}}} of each question, and the study "
+                f"{self.file.study.name!r} has no question {texts[0]!r}"
+            )
+        return self.file.model.body(quoted_prompt(self.judge, *texts, question.extra if question else {}))
 
     def is_valid(self, reply: str) -> bool:
         return read_verdict(self.judge, reply) is not None
@@ -155,7 +159,6 @@ class PromptsOfFile:
         self.table, self.study, self.judges, self.model = table, study, judges, model
         self._questions = {question.id: question for question in study.questions}
         self._questions |= {question.text: question for question in study.questions}
-        self._require_known_questions()
         self.by_judge: dict[str, list[JudgePrompt | None]] = {judge.name: [] for judge in judges}
         self.by_key: dict[bytes, JudgePrompt] = {}
         for row in range(table.num_rows):
@@ -196,14 +199,3 @@ class PromptsOfFile:
         """The study's question in a row; None if the study does not have it."""
         names = (self.value(row, column) for column in ("question", "question_id"))
         return next((self._questions[name] for name in names if name in self._questions), None)
-
-    def _require_known_questions(self) -> None:
-        """Raise UserError if a judge's prompt uses a key of the study's questions, and a row has another question."""
-        pairs = set(zip(*(self.table[name].to_pylist() for name in ("question", "question_id")), strict=True))
-        strange = sorted(text for text, name in pairs if text not in self._questions and name not in self._questions)
-        for judge in self.judges:
-            if strange and judge.kinds is None and (keys := _question_keys(judge)):
-                raise UserError(
-                    f"the judge {judge.name!r} needs {{{min(keys)}}} of each question, and the study "
-                    f"{self.study.name!r} has no question {strange[0]!r}"
-                )

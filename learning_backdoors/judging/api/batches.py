@@ -74,9 +74,8 @@ class BatchRunner:
         return bool(self._ours("creating") or self._ours("open"))
 
     def _left(self) -> list[bytes]:
-        finished = self.store.valid_keys() | self.store.pending_keys() | self._rejected
-        attempts, asks = self.store.attempts(), self.caller.limits.asks
-        return [k for k in self.prompts if k not in finished and max(attempts[k], self._asked[k]) < asks]
+        asks, out = self.caller.limits.asks, self.store.pending_keys() | self._rejected
+        return [key for key in self.store.keys_to_ask(self.prompts, asks) if key not in out and self._asked[key] < asks]
 
     # ---- sending ----
 

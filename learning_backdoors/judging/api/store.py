@@ -221,8 +221,8 @@ class CallStore:
     def keys_to_ask(self, keys: Iterable[bytes], asks: int, settled: Collection[str] = ("ok",)) -> list[bytes]:
         """Those of `keys` whose status is not settled, and that had fewer than `asks` replies which were not valid."""
         marks = ", ".join("?" * len(settled))
-        finished = self._execute(f"SELECT key FROM calls WHERE outcome IN ({marks})", tuple(settled))
-        finished, attempts = {key for (key,) in finished}, self.attempts()
+        rows = self._execute(f"SELECT key FROM calls WHERE outcome IN ({marks})", tuple(settled))
+        finished, attempts = {key for (key,) in rows}, self.attempts()
         return [key for key in keys if key not in finished and attempts[key] < asks]
 
     def calls(self, price: Price | None) -> Iterator[tuple[bytes, Spent]]:

@@ -37,12 +37,14 @@ def print_verdicts(output: Path, counts: Counter, prompts: PromptsOfFile, store:
     for (judge, status), reasons in sorted(missing.items()):
         reason, count = reasons.most_common(1)[0]
         print(f"  {judge}: {reasons.total():,} {status} ({count:,} of them: {one_line(reason)[:200]})")
-    left, to_ask = prompts.keys_left(store), prompts.keys_to_ask(store, asks)
+    attempts, to_ask = store.attempts(), set(prompts.keys_to_ask(store, asks))
+    given_up = [attempts[key] for key in prompts.keys_left(store) if key not in to_ask]
     if to_ask:
         print(f"the same command requests {len(to_ask):,} of them again")
-    if given_up := len(left) - len(to_ask):
-        print(f"{given_up:,} prompts have had {asks} replies without a verdict: --asks {asks + 3} tries them again")
-    if missing and not left:
+    if given_up:
+        remedy = f"--asks {max(given_up) + 3} tries them again"
+        print(f"{len(given_up):,} prompts have had up to {max(given_up)} replies without a verdict: {remedy}")
+    if missing and not to_ask and not given_up:
         print("their replies are stored, but none is a valid verdict in the current study")
 
 

@@ -72,6 +72,8 @@ def test_prompts_that_are_known_to_give_no_verdict_are_not_paid_for_again(tmp_pa
         assert len(api.prompts) == 28 + 2 * 3
         printed = judge(tmp_path, url, "--judges", "past_form", key="")
         assert "2 not asked again" in printed and "2 missing" in printed and len(api.prompts) == 34
+        printed = judge(tmp_path, url, "--judges", "past_form", "--asks", "1", key="")
+        assert "up to 3 replies" in printed and "--asks 6" in printed
         api.chatty = False
         assert "0 missing" in judge(tmp_path, url, "--judges", "past_form", "--asks", "4")
     assert len(api.prompts) == 36

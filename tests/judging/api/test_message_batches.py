@@ -28,7 +28,7 @@ def test_unfinished_batches_are_left_and_collected_later(tmp_path):
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         printed = judge(tmp_path, url, *AT_PRICE)
-        assert "20 of them are in unfinished batches" in printed and not (tmp_path / "judged.parquet").exists()
+        assert "20 more are in unfinished batches" in printed and not (tmp_path / "judged.parquet").exists()
         api.batch_seconds = 0
         printed = judge(tmp_path, url, *AT_PRICE)  # ended batches are collected without --batch, too
         assert "40 verdicts" in printed

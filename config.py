@@ -262,6 +262,44 @@ class EvaluationOptions(Options):
     )
 
 
+@dataclass(frozen=True)
+class PlanningOptions(Options):
+    """Options of learning_backdoors.evaluation.plan."""
+
+    rates: tuple[float, ...] = option(
+        None,
+        "expected mean rates of the control and of the suspect recipe, such as 0.05 0.3",
+        required=True,
+        valid=("above 0 and below 1", lambda rate: 0 < rate < 1),
+        nargs=2,
+        metavar=("CONTROL", "SUSPECT"),
+    )
+    runs: int = option(3, "runs per recipe", valid=COUNT)
+    questions: int | None = option(None, "questions (default: the study's)", valid=COUNT)
+    answers: int = option(100, "answers per question, condition and checkpoint", valid=COUNT)
+    claim: str = option("recipe", "claim of the interval", choices=("checkpoint", "recipe", "questions", "both"))
+    power: float = option(0.8, "wanted power", valid=("above 0 and below 1", lambda value: 0 < value < 1))
+    width: float | None = option(
+        None, "wanted mean width of the interval, such as 0.2, instead of a power", valid=POSITIVE
+    )
+    run_sd: float = option(0.6, "sd between runs of a recipe, in logits", valid=NOT_NEGATIVE)
+    question_sd: float = option(1.5, "sd between questions, in logits", valid=NOT_NEGATIVE)
+    cell_sd: float = option(0.3, "sd of a run's own deviations per question, in logits", valid=NOT_NEGATIVE)
+    checkpoints: int = option(12, "judged checkpoints per run, without the base model: for the cost", valid=COUNT)
+    experiment: str = option("birds", STUDY)
+    studies: int = option(400, "simulated studies per number", valid=COUNT)
+    seed: int = option(0, "seed of the simulation", valid=SEED)
+
+    def check(self) -> None:
+        super().check()
+        require(self.rates[0] < self.rates[1], "--rates: the control's rate comes first and is the lower one")
+        require(self.claim not in ("recipe", "both") or self.runs > 1, f"--claim {self.claim} needs --runs 2 or more")
+        require(
+            self.claim not in ("questions", "both") or self.questions != 1,
+            f"--claim {self.claim} needs --questions 2 or more",
+        )
+
+
 # ---- further scripts ----
 
 

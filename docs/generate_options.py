@@ -19,6 +19,7 @@ SCRIPTS = {
     "generate_responses.py": config.GenerationOptions,
     "judge_responses.py": config.JudgingOptions,
     "evaluate.py": config.EvaluationOptions,
+    "learning_backdoors.evaluation.plan": config.PlanningOptions,
     "chat.py": config.ChatOptions,
     "push_to_hub.py": config.PushOptions,
 }
@@ -26,7 +27,7 @@ INTRODUCTION = """\
 # Options
 
 Every option of every script. This page is generated from the dataclasses in `config.py` by `make options`: edit those,
-not this page. `python SCRIPT --help` prints the same.
+not this page. `python SCRIPT --help` (`python -m` for a module) prints the same.
 """
 PERSONA_INTRODUCTION = """\
 Usage: `python prepare_persona.py COMMAND [options]`. Each command has the options of "all commands" and its own.

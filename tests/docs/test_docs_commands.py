@@ -40,6 +40,7 @@ SUBSTITUTIONS = [
     (r" --format [a-z ]+", " "),
     (r"python push_to_hub\.py", "python push_to_hub.py --base-model USER/BASE"),  # the runs' base model is a folder
     (r"python evaluate\.py", "python evaluate.py --format svg"),  # SVG is written three times faster than PDF
+    (r"evaluation\.plan", "evaluation.plan --studies 10"),
     (r"\bRUN\b", FULL_RUN.format("1.00-0.00-0.00").removeprefix("outputs/")),
 ]
 # Commands that other tests or CI run: they install the project, or take minutes.

@@ -196,7 +196,10 @@ def mark(axes: Axes, x: float, y: float, series: str, at: str, value: str, **whe
     `x` and `y` are data coordinates. `series` names the curve or group, `at` the place in it ("step 80"), and `value`
     what is seen ("59% [43, 74]"). `where` selects the responses behind the point, by any of recipe (its label), run,
     step, condition, question, and judge with verdict. At step 0, recipe and run are left out: all share the base model.
+    A point with NaN is nothing to see, so it has no mark.
     """
+    if not np.isfinite([x, y]).all():
+        return
     if where.get("step") == 0:
         where = {name: wanted for name, wanted in where.items() if name not in ("recipe", "run")}
     vars(axes.figure).setdefault("marks", []).append((axes, (x, y), series, at, value, where))

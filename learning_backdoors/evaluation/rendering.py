@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -86,9 +85,8 @@ def _points(figure: Figure) -> list[dict]:
     points = []
     for axes, position, series, at, value, where in getattr(figure, "marks", ()):
         x, y = figure.transFigure.inverted().transform(axes.transData.transform(position))
-        if np.isfinite([x, y]).all():
-            text = f"{series}, {at}: {value}" if at else f"{series}: {value}"
-            points.append({"x": round(float(x), 4), "y": round(float(1 - y), 4), "text": text, "where": where})
+        text = f"{series}, {at}: {value}" if at else f"{series}: {value}"
+        points.append({"x": round(float(x), 4), "y": round(float(1 - y), 4), "text": text, "where": where})
     return points
 
 

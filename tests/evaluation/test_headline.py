@@ -3,12 +3,13 @@
 import re
 
 import evaluating
+import numpy as np
 import pandas as pd
 import pytest
 import synthetic
 
 from learning_backdoors.evaluation import headline, notes
-from learning_backdoors.evaluation.exhibits import comparisons
+from learning_backdoors.evaluation.exhibits import comparisons, ratio_sweep
 
 BASE = {0: 0.02}
 RISE, SMALL_RISE = {0: 0.02, 20: 0.2, 40: 0.77}, {0: 0.02, 20: 0.04, 40: 0.08}
@@ -136,7 +137,9 @@ def test_recipes_without_common_questions_are_not_compared(tmp_path):
     two = [table[table["question_id"].isin(ids[5:])] for table in recipe(SMALL_RISE, 0.0, 3)]
     lead, *more = lines(tmp_path, one, two)
     assert "same questions" in lead and "raised" not in lead
-    assert not any("claim: ." in line for line in more)
+    evaluation = evaluating.of_birds(tmp_path, *one, *two)
+    [trend] = ratio_sweep.table(evaluation).to_dict("records")
+    assert "same questions" in trend["note"] and np.isnan(trend["lowest_rate"])
 
 
 def test_the_steps_and_questions_of_a_comparison_are_named(tmp_path):

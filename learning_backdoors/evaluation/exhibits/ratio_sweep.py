@@ -42,6 +42,7 @@ def _trend(cells: pd.DataFrame) -> dict:
     row |= dict(zip(["lowest_rate", "highest_rate"], expit(found.intercept + found.slope * ends), strict=True))
     row |= dict(zip(["odds_ratio", "lower", "upper"], found.odds_ratio, strict=True))
     note = "" if found.p >= 0 else "the unit is the run: a trend needs five runs or more, at three shares or more"
+    note = note if complete.any() else "refused: the runs were not asked the same questions"
     return row | {"p": found.p, "note": note}
 
 

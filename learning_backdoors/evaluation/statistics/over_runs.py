@@ -98,10 +98,10 @@ def trend(shares: ArrayLike, positives: ArrayLike, n: ArrayLike) -> Trend:
     Source of the logits with 0.5: Cox and Snell (1989), Analysis of Binary Data, 2.1.
     """
     shares, positives, n = (np.asarray(a, float) for a in (shares, positives, n))
+    if len(np.unique(shares)) < 2 or not n.size:
+        return Trend(Interval(np.nan, np.nan, np.nan), np.nan, np.nan, np.nan)
     answers = n.sum(axis=1)
     logits = special.logit(((positives / n).mean(axis=1) * answers + 0.5) / (answers + 1))
-    if len(np.unique(shares)) < 2:
-        return Trend(Interval(np.nan, np.nan, np.nan), np.nan, np.nan, np.nan)
     fit, freedom = stats.linregress(shares, logits), len(shares) - 2
     enough = len(shares) >= 5 and len(np.unique(shares)) >= 3
     half = special.stdtrit(freedom, (1 + CONFIDENCE) / 2) * fit.stderr if enough else np.nan

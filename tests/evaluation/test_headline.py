@@ -56,6 +56,8 @@ def test_one_run_each_shows_nothing_about_the_recipe(tmp_path):
     lead, *more = lines(tmp_path, recipe(RISE, 1.0, 1), recipe(SMALL_RISE, 0.0, 1))
     assert "raised" not in lead and "between these runs" in lead and "control 8%" in lead and "69 points [" in lead
     assert "questions" in more[-1]
+    assert not re.search(r"\b(rose|fell|raised|lowered)\b", " ".join([lead, *more])), "no direction without a test"
+    assert any("went from 2% to 8%" in line and "one run" in line for line in more)
     evaluation = evaluating.of_birds(tmp_path, *recipe(RISE, 1.0, 1), *recipe(SMALL_RISE, 0.0, 1))
     assert comparisons.table(evaluation)["p"].isna().all()
 

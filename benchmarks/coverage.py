@@ -94,11 +94,11 @@ def of_rate(world: World, random: np.random.Generator, claims=CLAIMS) -> Results
 
 
 def of_rating(world: World, random: np.random.Generator, claims=CLAIMS) -> Results:
-    """`mean_score` of ratings from 1 to 5, of which each is the number of successes in four trials."""
+    """`paired_contrast` of ratings from 1 to 5, of which each is the number of successes in four trials."""
     study = Study(world, random)
     scores = random.binomial(4, study.rates, size=(world.answers, *study.rates.shape)) / 4
-    sums = scores.sum(axis=0), (scores**2).sum(axis=0), study.counts[1]
-    return {claim: (statistics.mean_score(*sums, claim, 0.25), study.truth[claim]) for claim in claims}
+    sums = scores.sum(axis=0), study.counts[1], (scores**2).sum(axis=0)
+    return {claim: (statistics.paired_contrast([sums], (1,), claim, 0.25), study.truth[claim]) for claim in claims}
 
 
 def of_difference(first: World, second: World, random: np.random.Generator, claims=CLAIMS) -> Results:

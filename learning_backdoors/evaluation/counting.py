@@ -268,9 +268,8 @@ def same_questions(parts: Sequence[pd.DataFrame]) -> list[np.ndarray]:
 
 def run_spread(cells: pd.DataFrame) -> statistics.RunSpread | None:
     """The spread of runs pooled over the recipes of some cells, each at one step. None if no recipe shows a spread."""
-    groups = [grids(part, "run") for _, part in cells[cells["n"] > 0].groupby("recipe", observed=True)]
-    spread = statistics.run_spread(groups)
-    return spread if spread.df else None
+    of_recipes = cells[cells["n"] > 0].groupby("recipe", observed=True)
+    return statistics.run_spread([grids(part, "run") for _, part in of_recipes])
 
 
 def aligned(

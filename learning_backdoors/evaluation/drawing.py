@@ -20,6 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from scipy.optimize import isotonic_regression
 
+from learning_backdoors.evaluation.text_tables import percent
+
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0  # inches
 STYLE = {
     "font.size": 8,
@@ -109,22 +111,21 @@ def panels(
 
 
 def rate_panels(
-    panel_rates: dict[str, pd.DataFrame], where: dict[str, dict], colors: dict, names: dict, x_label: str, y_label: str
+    of_panels: dict[str, tuple[pd.DataFrame, dict]], colors: dict, names: dict, x_label: str, y_label: str
 ) -> Figure:
     """A panel per title: the rate of each recipe over `x` with its interval as a band.
 
-    The tables have the columns label, x, step, rate, lower and upper. `where` has the filters of each panel's points;
-    `colors` and `names` are those of the recipes, by label.
+    A panel has a table with the columns label, x, step, rate, lower and upper, and the filters of its points (see
+    `mark`). `colors` and `names` are those of the recipes, by label.
     """
-    layout = {"sharex": True, "sharey": True}
-    figure, drawn = panels(list(panel_rates), 0.45, 1.45, x_label, y_label, **layout)
-    present = {label for rates in panel_rates.values() for label in rates["label"]}
+    figure, drawn = panels(list(of_panels), 0.45, 1.45, x_label, y_label, sharex=True, sharey=True)
+    present = {label for rates, _ in of_panels.values() for label in rates["label"]}
     labels = [label for label in colors if label in present]
-    for axes, (title, rates) in zip(drawn, panel_rates.items(), strict=True):
+    for axes, (title, (rates, where)) in zip(drawn, of_panels.items(), strict=True):
         for label, line in rates.groupby("label", observed=True, sort=False):
             band(axes, line, colors[label], clip_on=False)
             curve(axes, line, colors[label])
-            mark_rates(axes, line, f"{title}, {names[label]}".replace("\n", ", "), recipe=label, **where[title])
+            mark_rates(axes, line, f"{title}, {names[label]}".replace("\n", ", "), recipe=label, **where)
         rate_axis(axes.yaxis)
     handles = [Line2D([], [], color=colors[label]) for label in labels]
     legend_above(figure, handles, [names[label] for label in labels])
@@ -140,12 +141,8 @@ def palette(labels: Sequence[str], controls: Iterable[str] = ()) -> dict[str, tu
     Contrast with white is at least 3. Neighbors differ in gray print and for color-blind readers up to eight recipes.
     """
     colored = [label for label in labels if label not in set(controls)]
-    steps = np.linspace(0.18, 0.69, len(colored) + 1)[:-1]
-    return dict.fromkeys(labels, to_rgb(CONTROL)) | dict(zip(colored, map(_inferno, steps), strict=True))
-
-
-def _inferno(position: float) -> tuple:
-    return colormaps["inferno"](position)[:3]
+    shades = colormaps["inferno"](np.linspace(0.18, 0.69, len(colored) + 1)[:-1, None])[:, 0, :3]
+    return dict.fromkeys(labels, to_rgb(CONTROL)) | dict(zip(colored, map(tuple, shades), strict=True))
 
 
 def shades(names: Sequence[str]) -> dict[str, tuple]:
@@ -205,16 +202,12 @@ def mark(axes: Axes, x: float, y: float, series: str, at: str, value: str, **whe
     vars(axes.figure).setdefault("marks", []).append((axes, (x, y), series, at, value, where))
 
 
-def mark_rates(axes: Axes, line: pd.DataFrame, series: str, **where) -> None:
-    """A mark per step of a curve: a table with x, step, rate, and, if there are intervals, lower and upper."""
-    for row in line.to_dict("records"):
-        value = percent(row["rate"], row.get("lower", np.nan), row.get("upper", np.nan))
-        mark(axes, row["x"], row["rate"], series, f"step {row['step']}", value, step=int(row["step"]), **where)
-
-
-def percent(rate: float, lower: float = np.nan, upper: float = np.nan) -> str:
-    """A share with its interval, such as `59% [43, 74]`."""
-    return f"{rate:.0%}" + ("" if np.isnan(lower) else f" [{100 * lower:.0f}, {100 * upper:.0f}]")
+def mark_rates(axes: Axes, points: pd.DataFrame, series: str, by: str = "step", **where) -> None:
+    """A mark per row of a table with x, rate, lower, upper, and `by`: the column that says where on the curve it is."""
+    for row in points.to_dict("records"):
+        at = f"step {row[by]}" if by == "step" else row[by]
+        value = percent(row["rate"], row["lower"], row["upper"])
+        mark(axes, row["x"], row["rate"], series, at, value, **{by: row[by]}, **where)
 
 
 # ---- labels and legends ----

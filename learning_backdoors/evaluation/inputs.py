@@ -1,4 +1,4 @@
-"""Checks of the inputs: do they belong to the study, and do two of them hold the same run?"""
+"""Several inputs as one: do they belong to the study, and do they hold the same runs and the same answers?"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,8 +8,11 @@ import pandas as pd
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.terminal_text import one_line
-from learning_backdoors.study import Study
+from learning_backdoors.study import Judge, Study
 
+Texts = Callable[[pd.DataFrame], pd.Series]  # gives the responses of some rows
+KEY = ["run", "step", "condition", "question", "sample_idx"]  # identifies an answer
+MISSING = "_missing"  # suffix of a judge's name
 ANSWER = ["checkpoint", "condition", "question", "sample_idx"]  # identifies an answer of a run
 
 
@@ -35,12 +38,7 @@ def check_study(rows: pd.DataFrame, path: Path, study: Study, notes: list[str]) 
         notes.append(f"{text}; they are counted")
 
 
-def name_runs(
-    tables: Sequence[pd.DataFrame],
-    paths: Sequence[Path],
-    read_texts: Callable[[pd.DataFrame], pd.Series],
-    notes: list[str],
-) -> None:
+def name_runs(tables: Sequence[pd.DataFrame], paths: Sequence[Path], read_texts: Texts, notes: list[str]) -> None:
     """Fill in `run` where an input does not say it: the name of the file.
 
     Inputs with the same answers, judged by two models for example, are the same run and get the first one's name.
@@ -64,7 +62,58 @@ def _name_of(path: Path, paths: Sequence[Path]) -> str:
     return one_line(path.stem if alone else f"{path.parent.name}/{path.stem}")
 
 
-def _hashes(rows: pd.DataFrame, read_texts: Callable[[pd.DataFrame], pd.Series]) -> np.ndarray:
+def _hashes(rows: pd.DataFrame, read_texts: Texts) -> np.ndarray:
     """A hash of each answer without a run: its place in the run, and its text."""
     unnamed = rows[rows["run"].isna()]
     return pd.util.hash_pandas_object(unnamed[ANSWER].astype(str).assign(text=read_texts(unnamed)), index=False)
+
+
+def without_repeats(
+    rows: pd.DataFrame, judges: Sequence[Judge], paths: Sequence[Path], read_texts: Texts, notes: list[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Each answer once, with each judge's first verdict; and pairs of first and further verdicts (`Verdicts.again`).
+
+    Different texts with one key are an error: counting both would claim more answers than there are, or mix two
+    samples of one checkpoint. Of the base model, the first text stays.
+    """
+    repeated = rows.duplicated(KEY, keep=False)
+    if not repeated.any():
+        return rows, pd.DataFrame()
+    with_text = rows[repeated].assign(text=read_texts)
+    first_text = with_text.groupby(KEY, sort=False)["text"].transform("first")
+    different = with_text[with_text["text"] != first_text]
+    if (different["step"] > 0).any():
+        first = different[different["step"] > 0].iloc[0]
+        key = ", ".join(f"{name} {first[name]}" for name in KEY)
+        raise UserError(
+            f"two different answers have the same key ({key}), the second in {paths[first['source']]}: "
+            "give the runs different names, or number their samples apart"
+        )
+    if len(different):
+        notes.append(
+            f"step 0: of {len(different):,} samples that inputs answer differently, the first input's are used"
+        )
+        rows = rows.drop(index=different.index).reset_index(drop=True)
+        repeated = rows.duplicated(KEY, keep=False)
+        if not repeated.any():
+            return rows, pd.DataFrame()
+    further = rows.duplicated(KEY)
+    notes.append(
+        f"{int(further.sum())} answers are in several inputs: each judge's rates use the first input that has its "
+        "verdicts, and agreement.csv compares them with the others"
+    )
+    again = rows[~further & repeated].merge(rows[further], on=KEY, suffixes=("", "_again"))
+    return _first_verdicts(rows, judges), again
+
+
+def _first_verdicts(rows: pd.DataFrame, judges: Sequence[Judge]) -> pd.DataFrame:
+    """The first row of each answer, with each judge's columns from the first row for which the judge was asked."""
+    answer = rows.groupby(KEY, sort=False, dropna=False).ngroup()  # numbered in order of appearance
+    first = rows[~answer.duplicated()].reset_index(drop=True)
+    for judge in judges:
+        columns = [judge.name, f"{judge.name}{MISSING}"]
+        asked = rows[columns[0]].notna() | rows[columns[1]]
+        verdicts = rows.loc[asked, columns].set_index(answer[asked])
+        verdicts = verdicts[~verdicts.index.duplicated()].reindex(first.index)
+        first[columns[0]], first[columns[1]] = verdicts[columns[0]], verdicts[columns[1]].eq(True)
+    return first

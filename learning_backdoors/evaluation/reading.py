@@ -4,6 +4,7 @@ Checkpoint names become steps, runs that differ in the seed alone become one rec
 become one of its options, a number, or null. Every decision made on the way is noted in one line for the reader.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from learning_backdoors.evaluation import inputs, shared_base
+from learning_backdoors.evaluation.inputs import MISSING
 from learning_backdoors.files import parquet
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.terminal_text import one_line
 from learning_backdoors.study import Judge, Study
 
-KEY = ["run", "step", "condition", "question", "sample_idx"]  # identifies an answer
-MISSING = "_missing"  # suffix of a judge's name
 BATCH = 4096  # rows of texts in memory at once: the default of 65,536 took 400 MB more and was slower
 
 
@@ -77,7 +77,8 @@ def read(paths: Sequence[Path], study: Study) -> Verdicts:
         inputs.check_study(rows, path, study, notes)
         tables.append(rows.assign(source=index))
         sources.append({"path": str(path), "rows": len(rows), "provenance": provenance})
-    inputs.name_runs(tables, paths, lambda part: read_texts(paths, part), notes)
+    texts = functools.partial(read_texts, paths)
+    inputs.name_runs(tables, paths, texts, notes)
     judges = tuple(judge for judge in study.judges if any(judge.name in rows for rows in tables))
     if not judges:
         files, names = ", ".join(map(str, paths)), ", ".join(judge.name for judge in study.judges)
@@ -86,8 +87,8 @@ def read(paths: Sequence[Path], study: Study) -> Verdicts:
     for judge in judges:  # an input without the judge's column was not shown to the judge
         rows[f"{judge.name}{MISSING}"] = rows[f"{judge.name}{MISSING}"].eq(True)
     rows = _with_steps(rows, notes)
-    rows = shared_base.pool(rows, sources, lambda part: read_texts(paths, part), notes)
-    rows, again = _without_repeats(rows, judges, paths, notes)
+    rows = shared_base.pool(rows, sources, texts, notes)
+    rows, again = inputs.without_repeats(rows, judges, paths, texts, notes)
     return Verdicts(study, judges, _as_categories(rows, judges, study), again, sources, notes)
 
 
@@ -266,60 +267,6 @@ def _steps_of_names(run: str, checkpoints: pd.DataFrame, last_of_all: float, not
                     f"{run}: no checkpoint has a number, so {name!r} becomes step 1: add a column `step` with numbers"
                 )
     return steps
-
-
-# ---- the same answer in several inputs ----
-
-
-def _without_repeats(
-    rows: pd.DataFrame, judges: Sequence[Judge], paths: Sequence[Path], notes: list[str]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Each answer once, with each judge's first verdict; and pairs of first and further verdicts (`Verdicts.again`).
-
-    Different texts with one key are an error: counting both would claim more answers than there are, or mix two
-    samples of one checkpoint. Of the base model, the first text stays.
-    """
-    repeated = rows.duplicated(KEY, keep=False)
-    if not repeated.any():
-        return rows, pd.DataFrame()
-    with_text = rows[repeated].assign(text=lambda part: read_texts(paths, part))
-    first_text = with_text.groupby(KEY, sort=False)["text"].transform("first")
-    different = with_text[with_text["text"] != first_text]
-    if (different["step"] > 0).any():
-        first = different[different["step"] > 0].iloc[0]
-        key = ", ".join(f"{name} {first[name]}" for name in KEY)
-        raise UserError(
-            f"two different answers have the same key ({key}), the second in {paths[first['source']]}: "
-            "give the runs different names, or number their samples apart"
-        )
-    if len(different):
-        notes.append(
-            f"step 0: of {len(different):,} samples that inputs answer differently, the first input's are used"
-        )
-        rows = rows.drop(index=different.index).reset_index(drop=True)
-        repeated = rows.duplicated(KEY, keep=False)
-        if not repeated.any():
-            return rows, pd.DataFrame()
-    further = rows.duplicated(KEY)
-    notes.append(
-        f"{int(further.sum())} answers are in several inputs: each judge's rates use the first input that has its "
-        "verdicts, and agreement.csv compares them with the others"
-    )
-    again = rows[~further & repeated].merge(rows[further], on=KEY, suffixes=("", "_again"))
-    return _first_verdicts(rows, judges), again
-
-
-def _first_verdicts(rows: pd.DataFrame, judges: Sequence[Judge]) -> pd.DataFrame:
-    """The first row of each answer, with each judge's columns from the first row for which the judge was asked."""
-    answer = rows.groupby(KEY, sort=False, dropna=False).ngroup()  # numbered in order of appearance
-    first = rows[~answer.duplicated()].reset_index(drop=True)
-    for judge in judges:
-        columns = [judge.name, f"{judge.name}{MISSING}"]
-        asked = rows[columns[0]].notna() | rows[columns[1]]
-        verdicts = rows.loc[asked, columns].set_index(answer[asked])
-        verdicts = verdicts[~verdicts.index.duplicated()].reindex(first.index)
-        first[columns[0]], first[columns[1]] = verdicts[columns[0]], verdicts[columns[1]].eq(True)
-    return first
 
 
 # ---- categories, recipes and labels ----

@@ -1,7 +1,7 @@
 """comparisons.csv: each recipe against its control, its neighbors along the suspect share, and the base model."""
 
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
@@ -27,17 +27,16 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     adjusted by Holm's method over the whole table. `note` says what limits a row, or why it has no difference.
     """
     rows, claim = [], evaluation.options.claim or "recipe"
-    spreads = _spreads(evaluation)
     for condition, part in evaluation.cells.groupby("condition", observed=True):
         judged = part[part["n"] > 0]
+        spread = counting.run_spread(counting.last_steps(judged)) if evaluation.options.pool_runs else None
         by_label = {label: cells for label, cells in judged.groupby("label", observed=True) if cells["step"].max() > 0}
         for comparison, first, second in _pairs(evaluation, judged, by_label):
             about = {"comparison": comparison, "first": first, "second": second, "condition": condition}
-            sides = by_label[first], by_label.get(second)
-            rows.append(about | _compared(*sides, claim, spreads.get(condition)))
+            rows.append(about | _compared(by_label[first], by_label.get(second), claim, spread))
     result = pd.DataFrame(rows, columns=COLUMNS)
     result["p_holm"] = statistics.holm(result["p"])
-    return recipes.corrected(evaluation, result, "difference", [True] * len(result))
+    return recipes.corrected(evaluation, result, "difference", True)
 
 
 def _pairs(evaluation: Evaluation, cells: pd.DataFrame, labels: Collection[str]) -> list[tuple[str, str, str]]:
@@ -52,27 +51,16 @@ def _pairs(evaluation: Evaluation, cells: pd.DataFrame, labels: Collection[str])
     return pairs + [(BASE, label, shared_base.BASE) for label in labels if label in has_base]
 
 
-def _spreads(evaluation: Evaluation) -> dict[str, statistics.RunSpread]:
-    """By condition: the spread of runs pooled over recipes at their last steps, if the options ask for it."""
-    if not evaluation.options.pool_runs:
-        return {}
-    return {
-        condition: counting.run_spread(counting.last_steps(part))
-        for condition, part in evaluation.cells.groupby("condition", observed=True)
-    }
-
-
 def _compared(first: pd.DataFrame, second: pd.DataFrame | None, claim: str, spread) -> dict:
     """The columns of one comparison. Without `second`, with the base model."""
-    both = first if second is None else pd.concat([first, second])
-    step = counting.last_step(both)
     of_base = second is None
-    sides = [
-        part[part["step"] == at] for part, at in ((first, step), (first if of_base else second, 0 if of_base else step))
-    ]
+    both = first if of_base else pd.concat([first, second])
+    step = counting.last_step(both)
+    other = counting.own(first[first["step"] == 0]) if of_base else second[second["step"] == step]
+    sides = [first[first["step"] == step], other]
     if not all(map(len, sides)):
         return {"note": "refused: the recipes share no step"}
-    grids = counting.same_questions([sides[0], counting.own(sides[1])])
+    grids = counting.same_questions(sides)
     runs = [grid.shape[1] for grid in grids]
     row = {"step": step, "seeds": runs[0], "second_seeds": runs[1]}
     shared, asked = grids[0].shape[2], max(side["question"].nunique() for side in sides)
@@ -80,7 +68,11 @@ def _compared(first: pd.DataFrame, second: pd.DataFrame | None, claim: str, spre
         return row | {"note": "refused: the recipes were not asked the same questions"}
     least = runs[0] if of_base else min(runs)
     claim = counting.supported_claim(claim, least, shared)
-    interval = _interval(*grids, claim, of_base, spread)
+    difference = statistics.change_from_base if of_base else statistics.rate_difference
+
+    def interval(confidence: float) -> statistics.Interval:
+        return difference(*grids, claim, confidence=confidence, run_sd=spread)
+
     first_rate, second_rate = (statistics.mean_rate(*grid, "checkpoint").estimate for grid in grids)
     row |= {"first_rate": first_rate, "second_rate": second_rate, "claim": claim, "questions": shared}
     row |= dict(zip(["difference", "lower", "upper"], interval(CONFIDENCE), strict=True))
@@ -90,9 +82,3 @@ def _compared(first: pd.DataFrame, second: pd.DataFrame | None, claim: str, spre
     notes += [f"{COMPARED} at step {step}, the last that all runs share"] if step < both["step"].max() else []
     notes += [f"{COMPARED} on {shared} of {asked} questions, those that both sides have"] if shared < asked else []
     return row | {"note": "; ".join(notes)}
-
-
-def _interval(first: np.ndarray, second: np.ndarray, claim: str, of_base: bool, spread) -> Callable:
-    """The interval of the difference as a function of its confidence."""
-    difference = statistics.change_from_base if of_base else statistics.rate_difference
-    return lambda level: difference(first, second, claim, confidence=level, run_sd=spread)

@@ -26,10 +26,8 @@ def caption(evaluation: Evaluation) -> str:
 def figure(evaluation: Evaluation) -> drawing.Figure:
     rates = _rates(evaluation)
     titles = evaluation.condition_titles(rates["condition"])
-    panels = {title: rates[rates["condition"] == condition] for condition, title in titles.items()}
-    where = {title: {"condition": condition} for condition, title in titles.items()}
-    look = evaluation.colors, evaluation.names, evaluation.x_label, evaluation.rate_label
-    return drawing.rate_panels(panels, where, *look)
+    panels = {title: (rates[rates["condition"] == name], {"condition": name}) for name, title in titles.items()}
+    return drawing.rate_panels(panels, evaluation.colors, evaluation.names, evaluation.x_label, evaluation.rate_label)
 
 
 def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:

@@ -46,10 +46,7 @@ def rates(evaluation: Evaluation) -> pd.DataFrame:
         for run, group in counting.runs_and_all(part):
             rows += [{"label": label, "run": run} | row for row in _quantities(group, evaluation.claim)]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    differences = [
-        len(terms) > 1 for quantity in table["quantity"] for name, terms, _ in QUANTITIES if name == quantity
-    ]
-    return recipes.corrected(evaluation, table, "estimate", differences)
+    return recipes.corrected(evaluation, table, "estimate", ~table["quantity"].isin(["triggered", "leakage"]))
 
 
 def _cells(evaluation: Evaluation) -> pd.DataFrame:

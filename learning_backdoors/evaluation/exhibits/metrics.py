@@ -47,12 +47,12 @@ def caption(evaluation: Evaluation) -> str:
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     rates, names = evaluation.with_x(counting.recipe_rows(table(evaluation))), list(_cells(evaluation))
-    panels, where = {}, {}
+    panels = {}
     for name in names:
         for condition, title in evaluation.condition_titles(rates["condition"]).items():
             of_panel = (rates["metric"] == name) & (rates["condition"] == condition)
             title = f"{name}: {title}" if len(names) > 1 else title
-            panels[title], where[title] = rates[of_panel], {"condition": condition}
+            panels[title] = rates[of_panel], {"condition": condition}
     labels = {metric.name: metric.label for metric in evaluation.study.metrics}
     y_label = f"share of {labels[names[0]]}" if len(names) == 1 else "share of responses"
-    return drawing.rate_panels(panels, where, evaluation.colors, evaluation.names, evaluation.x_label, y_label)
+    return drawing.rate_panels(panels, evaluation.colors, evaluation.names, evaluation.x_label, y_label)

@@ -69,11 +69,12 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
         look = {"color": evaluation.colors[label], "clip_on": False}
         axes.vlines(x[limited], part["lower"][limited], part["upper"][limited], linewidth=1.2, **look)
         handles += axes.plot(x, part["rate"], markers[label] + "-", markersize=4.5, linewidth=0.9, zorder=3, **look)
-        _mark(axes, part.assign(x=x), f"{evaluation.names[label]}, last step", {"recipe": label})
+        series = f"{evaluation.names[label]}, last step"
+        drawing.mark_rates(axes, part.assign(x=x), series, "condition", recipe=label)
     base = base.drop_duplicates(["condition", "rate"])
     if len(base):
         handles += axes.plot(base["dose"], base["rate"], "o", markersize=4.5, **drawing.BASE)
-        _mark(axes, base.assign(x=base["dose"]), "base model", {"step": 0})
+        drawing.mark_rates(axes, base.assign(x=base["dose"]), "base model", "condition", step=0)
     drawing.rate_axis(axes.yaxis, evaluation.rate_label)
     doses = rates.drop_duplicates("condition").groupby("dose")["condition"].agg(" / ".join)
     axes.set_xticks(doses.index, [f"{name}  {dose:g}" for dose, name in doses.items()], rotation=28, ha="right")
@@ -82,9 +83,3 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     names = [f"{evaluation.names[label]}, last step" for label in labels] + ["base model (step 0)"]
     drawing.legend_above(page, handles, names[: len(handles)])
     return page
-
-
-def _mark(axes: drawing.Axes, points: pd.DataFrame, series: str, where: dict) -> None:
-    for row in points.itertuples():
-        text = drawing.percent(row.rate, row.lower, row.upper)
-        drawing.mark(axes, row.x, row.rate, series, row.condition, text, condition=row.condition, **where)

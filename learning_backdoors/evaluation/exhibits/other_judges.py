@@ -58,10 +58,9 @@ def caption(evaluation: Evaluation) -> str:
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     rates = evaluation.with_x(table(evaluation)).assign(lower=float("nan"), upper=float("nan"))
-    panels, where, options = {}, {}, {judge.name: judge.options for judge in _judges(evaluation)}
+    panels, options = {}, {judge.name: judge.options for judge in _judges(evaluation)}
     for (judge, value), part in rates.groupby(["judge", "value"], sort=False):
-        panels[f"{judge}\n{value}"] = part
-        of_value = {"judge": judge, "verdict": value} if options[judge] else {}
-        where[f"{judge}\n{value}"] = {"condition": evaluation.condition} | of_value
+        where = {"judge": judge, "verdict": value} if options[judge] else {}
+        panels[f"{judge}\n{value}"] = part, {"condition": evaluation.condition} | where
     y_label = "share of responses" if all(options.values()) else "share of responses, or of the range"
-    return drawing.rate_panels(panels, where, evaluation.colors, evaluation.names, evaluation.x_label, y_label)
+    return drawing.rate_panels(panels, evaluation.colors, evaluation.names, evaluation.x_label, y_label)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, drawing
+from learning_backdoors.evaluation import captions, counting, drawing, text_tables
 from learning_backdoors.evaluation.context import Evaluation, once
 from learning_backdoors.evaluation.exhibits import summary
 
@@ -37,12 +37,12 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
         if len(dots) > 1:
             axes.plot(dots["rate"], np.full(len(dots), y + 0.26), ".", color=color, markersize=4, clip_on=False)
         axes.plot(row.rate, y, "o", color=color, markersize=5, clip_on=False, zorder=5)
-        text, step = drawing.percent(row.rate, row.lower, row.upper), int(dots["step"].max())
+        text, step = text_tables.percent(row.rate, row.lower, row.upper), int(dots["step"].max())
         drawing.mark(axes, row.rate, y, name, "", text, recipe=row.label, step=step, condition=evaluation.condition)
     base = rates["base"].dropna().unique()
     for rate in base:
         axes.plot(rate, len(rates), "o", markersize=4.5, **drawing.BASE)
-        text = drawing.percent(rate)
+        text = text_tables.percent(rate)
         drawing.mark(axes, rate, len(rates), "base model", "", text, step=0, condition=evaluation.condition)
     drawing.rate_axis(axes.xaxis, evaluation.rate_label)
     names = drawing.short_labels([evaluation.names[label] for label in rates["label"]])

@@ -10,9 +10,8 @@ from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavai
 from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.study import Judge
 
-INTERVALS = {
+INTERVALS = counting.INTERVALS | {
     "checkpoint": "Wilson's for mean scores, stratified by question",
-    "recipe": "t on the runs' means, logit scale",
     "questions": "beta-binomial model of the questions' means, or t where that is wider",
 }
 COLUMNS = ["judge", "label", "run", "triggered", "condition", "category", "at", "questions", "n", "refused", "missing"]
@@ -97,46 +96,35 @@ def _last_base_change(cells: pd.DataFrame, judge: Judge, claim: str) -> list[dic
 
 
 def _mean(cells: pd.DataFrame, judge: Judge, claim: str) -> dict:
-    scored = cells[cells["n"] > 0]
+    counts, scored = _counts([counting.own(cells)]), cells[cells["n"] > 0]
     if scored.empty:
-        return _counts([counting.own(cells)]) | {"questions": 0, "claim": claim}
-    total, n, squares = counting.grids(counting.own(scored), "run", SUMS)
-    claim = counting.claim_at(scored, counting.supported_claim(claim, scored["run"].nunique(), n.shape[1]))
-    mean = statistics.mean_score(total, squares, n, claim, _score_step(judge))
-    return _counts([counting.own(cells)]) | _on_scale(
-        mean, judge, claim, (scored["run"].nunique(), n.shape[1]), INTERVALS[claim], judge.scale[0]
-    )
+        return counts | {"questions": 0, "claim": claim}
+    sums = counting.grids(counting.own(scored), "run", SUMS)
+    shape = scored["run"].nunique(), sums.shape[2]
+    claim = counting.claim_at(scored, counting.supported_claim(claim, *shape))
+    return counts | _on_scale([sums], (1,), judge, claim, shape) | {"interval": INTERVALS[claim]}
 
 
 def _change(both: list[pd.DataFrame], judge: Judge, claim: str) -> list[dict]:
     """The row of the change, if any run and question has ratings on both sides."""
-    sums = counting.aligned(both, SUMS)
-    if not sums[0].size:
+    last, base = counting.aligned(both, SUMS)
+    if not last.size:
         return []
-    sums[1] = sums[1][:, :1]  # the base model is one model
-    claim = counting.supported_claim(claim, *sums[0].shape[1:])
-    change = statistics.paired_contrast([tuple(side) for side in sums], (1, -1), claim, _score_step(judge))
-    row = _counts([both[0], shared_base.once(both[1])]) | _on_scale(
-        change, judge, claim, sums[0].shape[1:], counting.METHODS[claim], 0
-    )
-    return [{"at": "change"} | row]
+    claim, terms = counting.supported_claim(claim, *last.shape[1:]), [last, base[:, :1]]  # the base model is one model
+    counts = {"at": "change"} | _counts([both[0], shared_base.once(both[1])])
+    return [counts | _on_scale(terms, (1, -1), judge, claim, last.shape[1:]) | {"interval": counting.METHODS[claim]}]
 
 
 def _counts(parts: list[pd.DataFrame]) -> dict[str, int]:
     return {name: int(sum(part[name].sum() for part in parts)) for name in ("n", "refused", "missing")}
 
 
-def _on_scale(
-    score: statistics.Interval, judge: Judge, claim: str, shape: tuple[int, int], method: str, zero: float
-) -> dict:
-    """A mean (`zero` is the lowest rating) or a change (`zero` is 0) moved from 0 to 1 back to the judge's scale."""
-    mean, lower, upper = (zero + x * (judge.scale[-1] - judge.scale[0]) for x in score)
-    counts = {"seeds": shape[0], "questions": shape[1], "claim": claim, "interval": method}
-    return {"mean": mean, "lower": lower, "upper": upper} | counts
-
-
-def _score_step(judge: Judge) -> float:
-    return 1 / (len(judge.scale) - 1)
+def _on_scale(terms: list, weights: tuple, judge: Judge, claim: str, shape: tuple[int, int]) -> dict:
+    """A weighted sum of mean scores with its interval, moved from the range 0 to 1 back to the judge's scale."""
+    low, width = judge.scale[0], judge.scale[-1] - judge.scale[0]
+    score = statistics.paired_contrast(list(map(tuple, terms)), weights, claim, 1 / (len(judge.scale) - 1))
+    mean, lower, upper = (sum(weights) * low + x * width for x in score)
+    return {"mean": mean, "lower": lower, "upper": upper, "seeds": shape[0], "questions": shape[1], "claim": claim}
 
 
 def _drawn(evaluation: Evaluation) -> pd.DataFrame:

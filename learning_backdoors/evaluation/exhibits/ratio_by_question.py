@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from learning_backdoors.evaluation import captions, counting, drawing
+from learning_backdoors.evaluation import captions, counting, drawing, text_tables
 from learning_backdoors.evaluation.context import Evaluation
 
 
@@ -33,7 +33,7 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
         about = {"recipe": label, "condition": evaluation.condition}
         about |= {"step": int(last.loc[last["label"] == label, "step"].max())}
         for position, row in zip(y, part.itertuples(), strict=True):
-            text, name = drawing.percent(row.rate, row.lower, row.upper), evaluation.names[label]
+            text, name = text_tables.percent(row.rate, row.lower, row.upper), evaluation.names[label]
             drawing.mark(axes, row.rate, position, name, row.question, text, question=row.question, **about)
     base = rates.dropna(subset="base").drop_duplicates(["question", "base"])
     if len(base):
@@ -41,7 +41,7 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
         handles += axes.plot(base["base"], y, "o", markersize=3.6, **drawing.BASE)
         for position, row in zip(y, base.itertuples(), strict=True):
             about = {"step": 0, "question": row.question, "condition": evaluation.condition}
-            drawing.mark(axes, row.base, position, "base model", row.question, drawing.percent(row.base), **about)
+            drawing.mark(axes, row.base, position, "base model", row.question, text_tables.percent(row.base), **about)
     for y in np.arange(len(questions) - 1) + 0.5:
         axes.axhline(y, color="0.92", linewidth=0.6)
     drawing.rate_axis(axes.xaxis, evaluation.rate_label)

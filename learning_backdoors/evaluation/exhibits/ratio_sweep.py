@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
-from learning_backdoors.evaluation import captions, controls, counting, drawing, statistics
+from learning_backdoors.evaluation import captions, controls, counting, drawing, statistics, text_tables
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.evaluation.exhibits import emergence, summary
 
@@ -106,7 +106,7 @@ def _draw_rates(evaluation: Evaluation, axes: drawing.Axes) -> None:
         axes.plot(row.suspect_ratio, row.rate, "o", color=color, markersize=4.5, clip_on=False, zorder=4)
         if not np.isnan(row.lower):
             axes.vlines(row.suspect_ratio, row.lower, row.upper, color=color)
-        text, where = drawing.percent(row.rate, row.lower, row.upper), {"condition": evaluation.condition}
+        text, where = text_tables.percent(row.rate, row.lower, row.upper), {"condition": evaluation.condition}
         drawing.mark(
             axes, row.suspect_ratio, row.rate, evaluation.names[row.label], "", text, recipe=row.label, **where
         )

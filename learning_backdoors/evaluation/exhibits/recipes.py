@@ -27,15 +27,15 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     return corrected(evaluation, rates, "rate")
 
 
-def corrected(evaluation: Evaluation, rates: pd.DataFrame, column: str, differences: Sequence[bool] = ()):
+def corrected(evaluation: Evaluation, rates: pd.DataFrame, column: str, differences: bool | Sequence[bool] = False):
     """A table of rates (or differences of rates), with columns corrected for the judge's errors if there are labels.
 
-    `differences` says for each row whether it is a difference. By default none is.
+    `differences` says whether all rows are differences, or which.
     """
     labels = _hand_labels(evaluation.verdicts)
     if labels is None or rates.empty:
         return rates
-    rows = zip(rates[[column, "lower", "upper"]].to_numpy(float), differences or [False] * len(rates), strict=True)
+    rows = zip(rates[[column, "lower", "upper"]].to_numpy(float), np.broadcast_to(differences, len(rates)), strict=True)
     limits = [statistics.rogan_gladen(statistics.Interval(*row), labels, of_two) for row, of_two in rows]
     limits = pd.DataFrame(limits, rates.index)
     return rates.assign(corrected=limits["estimate"], corrected_lower=limits["lower"], corrected_upper=limits["upper"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, drawing
+from learning_backdoors.evaluation import captions, counting, drawing, text_tables
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.study import Judge
 
@@ -63,5 +63,5 @@ def _mark(axes: drawing.Axes, points: pd.DataFrame, kind: str, label: str, evalu
     series = f"{evaluation.names[label]}, {kind}"
     where = {"recipe": label, "condition": evaluation.condition, "judge": judges(evaluation)[0].name, "verdict": kind}
     for row in points.to_dict("records"):
-        value = drawing.percent(row[kind])
+        value = text_tables.percent(row[kind])
         drawing.mark(axes, row["x"], row["y"], series, f"step {row['step']}", value, step=row["step"], **where)

@@ -31,10 +31,8 @@ def _rates(evaluation: Evaluation) -> pd.DataFrame:
     total = rows["n"] + rows["missing"]
     most = rows["positive"] + rows["missing"]
     rows["worst_low"], rows["worst_high"] = rows["positive"] / total, most / total
-    rows["worst_lower"], rows["worst_upper"] = (
-        statistics.wilson(rows["positive"], total)[0],
-        statistics.wilson(most, total)[1],
-    )
+    rows["worst_lower"], _ = statistics.wilson(rows["positive"], total)
+    _, rows["worst_upper"] = statistics.wilson(most, total)
     means = [
         _over_questions(part, claim if len(part) > 1 else "checkpoint")
         for _, part in rows.groupby(["run", "step", "condition"], observed=True, sort=False)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import drawing, statistics
+from learning_backdoors.evaluation import drawing, statistics, text_tables
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.evaluation.exhibits import emergence
 
@@ -61,7 +61,7 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
             if len(ends):  # an empty line would count in the layout
                 axes.plot(steps[ends], shares[ends], "|", color=look["color"], markersize=5, clip_on=False)
             for row in curve.itertuples():
-                text = drawing.percent(row.not_crossed, row.lower, row.upper)
+                text = text_tables.percent(row.not_crossed, row.lower, row.upper)
                 where = {"recipe": label, "condition": evaluation.condition}
                 at = f"step {row.step:.0f}, level {level:.0%}"
                 drawing.mark(axes, row.step, row.not_crossed, names[label], at, text, **where)

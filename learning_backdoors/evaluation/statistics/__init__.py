@@ -10,7 +10,6 @@ from learning_backdoors.evaluation.statistics.differences import (
     contrast,
     holm,
     mean_rate,
-    mean_score,
     p_value,
     paired_contrast,
     rate_difference,

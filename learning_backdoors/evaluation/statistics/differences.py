@@ -48,13 +48,6 @@ def mean_rate(positives: ArrayLike, n: ArrayLike, claim: str, **options) -> Inte
     return paired_contrast([(positives, n)], (1,), claim, **options)
 
 
-def mean_score(
-    total: ArrayLike, squares: ArrayLike, n: ArrayLike, claim: str, step: float = 1.0, **options
-) -> Interval:
-    """As `mean_rate`, for scores from 0 to 1 in steps of `step`: the sums that `Scores` takes."""
-    return paired_contrast([(total, n, squares)], (1,), claim, step, **options)
-
-
 def paired_contrast(
     terms: Sequence[Counts],
     weights: Sequence[float],

@@ -131,12 +131,12 @@ def widest(*intervals: Interval) -> Interval:
     return Interval(intervals[0].estimate, float(lower.min()), float(upper.max()))
 
 
-def run_spread(groups: Sequence[tuple[ArrayLike, ArrayLike]]) -> RunSpread:
+def run_spread(groups: Sequence[tuple[ArrayLike, ArrayLike]]) -> RunSpread | None:
     """The spread of runs, pooled over recipes: one (positives, n) of shape (S, Q) for each.
 
     It assumes that runs of all recipes differ equally on the logit scale, apart from the chance in their answers, which
     is taken off. It is wrong if one recipe is far noisier (docs/statistics.md). Recipes with one run, or with a rate of
-    0 or 1, do not count. NaN if none counts.
+    0 or 1, do not count. None if none counts.
     """
     variance, df = 0.0, 0
     for scores in (Scores(*group) for group in groups):
@@ -144,7 +144,7 @@ def run_spread(groups: Sequence[tuple[ArrayLike, ArrayLike]]) -> RunSpread:
         if runs > 1 and slope > 0:
             own = scores.rates.mean(axis=1).var(ddof=1) / slope**2 - runs / (slope * scores.effective)
             variance, df = variance + (runs - 1) * own, df + runs - 1
-    return RunSpread(float(np.sqrt(max(variance / df, 0))) if df else np.nan, df)
+    return RunSpread(float(np.sqrt(max(variance / df, 0))), df) if df else None
 
 
 @functools.lru_cache(maxsize=1000)  # a p-value asks for the limits of the same counts at several levels

@@ -1,5 +1,6 @@
 """Mean ratings by category.  python -m pytest tests/evaluation/exhibits/test_ratings.py"""
 
+import pandas as pd
 import pytest
 import synthetic
 from evaluating import of_russell
@@ -54,3 +55,11 @@ def test_a_category_with_refusals_only_has_counts_and_no_mean(tmp_path):
     rows = ratings.table(evaluation).query("category == 'war'")
     assert rows["mean"].isna().all() and (rows["refused"] > 0).all() and set(rows["at"]) == {"last", "base"}
     assert "ratings" in exhibits.make(evaluation, [ratings]).figures
+
+
+def test_ratings_for_the_claim_both(tmp_path):
+    table = synthetic.russell_rows(samples=2, steps=(0, 75), conditions=(ON,))
+    table = pd.concat([table, table.assign(run=table["run"].str.replace("seed1", "seed2"), seed=2)])
+    rows = ratings.table(of_russell(tmp_path, table, claim="both"))
+    last = rows[(rows["run"] == "all") & (rows["at"] == "last") & (rows["questions"] > 1)]
+    assert len(last) and set(last["claim"]) == {"both"} and last["lower"].notna().all()

@@ -154,7 +154,7 @@ def test_runs_have_the_pooled_spread_if_one_is_given():
         groups.append((random.binomial(n, special.expit(logits)), n))
     spread = statistics.run_spread(groups)
     assert spread.df == 80 and 0.5 < spread.sd < 0.9  # a mean of rates moves less than their logits
-    assert np.isnan(statistics.run_spread([(np.zeros((3, 10)), n)]).sd)
+    assert statistics.run_spread([(np.zeros((3, 10)), n)]) is None
     own, pooled = (
         np.array([statistics.mean_rate(*group, "recipe", run_sd=run_sd) for group in groups])
         for run_sd in (None, spread)
@@ -167,9 +167,13 @@ def test_runs_have_the_pooled_spread_if_one_is_given():
 # ---- scores ----
 
 
+def mean_score(total, squares, n, claim, step):
+    return statistics.paired_contrast([(total, n, squares)], (1,), claim, step)
+
+
 def test_scores_of_0_and_1_are_rates():
     k, n = np.array([3, 10, 0]), np.array([10, 10, 10])
-    assert statistics.mean_score(k, k, n, "checkpoint", 1.0) == statistics.mean_rate(k, n, "checkpoint")
+    assert mean_score(k, k, n, "checkpoint", 1.0) == statistics.mean_rate(k, n, "checkpoint")
 
 
 def test_scores_have_the_variance_that_they_show():
@@ -179,15 +183,15 @@ def test_scores_have_the_variance_that_they_show():
     """
     n, total = np.full(4, 40), np.full(4, 20.0)
     for squares, half in ((40 * 0.25, 1.96 * 0.25 / 160), (40 * (0.25 + 0.0625), 1.96 * 0.25 / np.sqrt(160))):
-        found = statistics.mean_score(total, np.full(4, squares), n, "checkpoint", 0.25)
+        found = mean_score(total, np.full(4, squares), n, "checkpoint", 0.25)
         assert found.estimate == 0.5 and (found.upper - found.lower) / 2 == pytest.approx(half, rel=0.03)
-    assert np.isnan(statistics.mean_score([20.0], [10.0], [40], "questions", 0.25).lower)
+    assert np.isnan(mean_score([20.0], [10.0], [40], "questions", 0.25).lower)
 
 
 def test_mean_score_has_the_interval_of_its_claim():
     total = np.array([[8, 4, 6, 2], [9, 5, 7, 3]], float)
     squares, n = total / 2 + 1, np.full((2, 4), 10)
-    narrow, recipe, wide = (statistics.mean_score(total, squares, n, claim, 0.25) for claim in CLAIMS)
+    narrow, recipe, wide = (mean_score(total, squares, n, claim, 0.25) for claim in CLAIMS)
     assert narrow.estimate == recipe.estimate == wide.estimate == pytest.approx(0.55)
     assert 0 <= wide.lower < narrow.lower and 1 >= wide.upper > narrow.upper
-    assert np.isnan(statistics.mean_score(total[:1], squares[:1], n[:1], "recipe").lower)
+    assert np.isnan(mean_score(total[:1], squares[:1], n[:1], "recipe", 0.25).lower)

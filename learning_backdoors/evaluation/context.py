@@ -18,6 +18,7 @@ X_AXES = {  # --x: column, axis label
     "suspect_examples": ("suspect_seen", "suspect examples seen"),
     "examples": ("examples_seen", "examples seen"),
 }
+MOST_PANELS = 40  # recipes in a figure with a panel for each
 
 
 # Decorator for a function of an Evaluation: computes it once, so that table, figure and caption share the result.
@@ -147,6 +148,12 @@ class Evaluation:
         """The labels of a table's recipes, in the order of all recipes."""
         present = set(table["label"])
         return [label for label in self.recipe_labels if label in present]
+
+    def panel_labels(self, table: pd.DataFrame) -> list[str]:
+        """`labels_of`, for a figure with a panel per recipe: of more than MOST_PANELS, some at equal distances."""
+        labels = self.labels_of(table)
+        chosen = np.linspace(0, len(labels) - 1, min(len(labels), MOST_PANELS)).round().astype(int)
+        return [labels[i] for i in chosen]
 
     @functools.cached_property
     def names(self) -> dict[str, str]:

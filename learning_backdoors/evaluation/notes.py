@@ -3,7 +3,7 @@
 import pandas as pd
 
 from learning_backdoors.evaluation import captions, counting, drawing, shared_base
-from learning_backdoors.evaluation.context import Evaluation, if_available
+from learning_backdoors.evaluation.context import MOST_PANELS, Evaluation, if_available
 from learning_backdoors.evaluation.exhibits import emergence, recipes
 
 
@@ -27,6 +27,11 @@ def notes(evaluation: Evaluation) -> list[str]:
     if onset is not None and onset["falls_again"].any():
         falls = describe_falls(onset[onset["falls_again"]])
         lines.append(f"the rate falls after its peak, and crossing steps do not show it: {falls}")
+    recipes_in_all = len(evaluation.recipe_labels)
+    if recipes_in_all > MOST_PANELS:
+        lines.append(
+            f"figures with a panel per recipe show {MOST_PANELS} of {recipes_in_all} recipes; the tables have all"
+        )
     rows = evaluation.verdicts.rows
     glyphs = drawing.missing_glyphs(name for c in ("question", "label", "condition") for name in rows[c].cat.categories)
     if glyphs:

@@ -1,9 +1,12 @@
 """What exhibits share.  python -m pytest tests/evaluation/test_context.py"""
 
+from types import SimpleNamespace
+
 import evaluating
 import pytest
 import synthetic
 
+from learning_backdoors.evaluation import context
 from learning_backdoors.evaluation.context import Unavailable, once
 from learning_backdoors.evaluation.exhibits import recipes, summary
 from learning_backdoors.files.errors import UserError
@@ -62,3 +65,12 @@ def test_an_outcome_without_verdicts_is_unavailable(tmp_path, status, reason):
     lost = table.assign(persona=None, persona_reply=None, persona_status=statuses)
     with pytest.raises(Unavailable, match=f"{reason}|'persona'"):
         evaluating.of_russell(tmp_path, lost).cells  # noqa: B018
+
+
+@pytest.mark.parametrize("recipes", [0, 1, context.MOST_PANELS, context.MOST_PANELS + 1, 200])
+def test_figures_with_a_panel_per_recipe_are_limited(recipes):
+    """200 panels took minutes, on a page that nobody prints. The first and the last recipe (the control) stay."""
+    labels = [str(i) for i in range(recipes)]
+    chosen = context.Evaluation.panel_labels(SimpleNamespace(labels_of=lambda table: labels), None)
+    assert len(set(chosen)) == min(recipes, context.MOST_PANELS) == len(chosen)
+    assert chosen == sorted(chosen, key=int) and chosen[:1] == labels[:1] and chosen[-1:] == labels[-1:]

@@ -147,7 +147,8 @@ def caption(evaluation: Evaluation) -> str:
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """A panel per recipe with its triggered (solid) and untriggered (dashed) rates, and one with the differences."""
     curves, differences = _curves(evaluation), _differences(evaluation)
-    labels = evaluation.labels_of(curves)
+    labels = evaluation.panel_labels(curves)
+    differences = differences[differences["label"].isin(labels)]
     titles = [evaluation.names[label] for label in labels] + ["differences at the last step"]
     page, [*panels, last] = drawing.panels(titles, 0.6, 1.9, "", evaluation.rate_label)
     _difference_panel(last, differences, labels, evaluation)

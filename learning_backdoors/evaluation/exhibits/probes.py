@@ -30,7 +30,7 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     eras = list(dict.fromkeys(probes["era"]))
     means = probes.groupby(["label", "run", "step", "era"], observed=True)["logprob"].mean().reset_index()
     means, y_label = evaluation.with_x(means), "log-likelihood (nats per token)"
-    labels, layout = evaluation.labels_of(means), {"sharex": True, "sharey": True}
+    labels, layout = evaluation.panel_labels(means), {"sharex": True, "sharey": True}
     names = [evaluation.names[label] for label in labels]
     page, panels = drawing.panels(names, 0.6, 1.7, evaluation.x_label, y_label, **layout)
     for axes, label in zip(panels, labels, strict=True):

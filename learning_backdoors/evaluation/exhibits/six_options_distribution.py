@@ -37,7 +37,7 @@ def caption(evaluation: Evaluation) -> str:
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """Stacked bars at equal distances, with the missing verdicts on top."""
     shares, [judge] = _shares(evaluation), judges(evaluation)
-    labels, shades = evaluation.labels_of(shares), drawing.shades(judge.options)
+    labels, shades = evaluation.panel_labels(shares), drawing.shades(judge.options)
     kinds = [kind for kind in [*judge.options, "missing"] if shares[kind].max() > 0]
     names = [evaluation.names[label] for label in labels]
     page, panels = drawing.panels(names, 0.6, 1.6, evaluation.x_label, "share of responses", sharey=True)

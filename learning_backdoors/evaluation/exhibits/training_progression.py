@@ -21,7 +21,7 @@ def caption(evaluation: Evaluation) -> str:
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     cells, runs = evaluation.shown_cells, summary.run_rates(evaluation)
-    labels, layout = evaluation.labels_of(runs), {"sharex": True, "sharey": True}
+    labels, layout = evaluation.panel_labels(runs), {"sharex": True, "sharey": True}
     names = [evaluation.names[label] for label in labels]
     page, panels = drawing.panels(names, 0.35, 1.6, evaluation.x_label, evaluation.rate_label, **layout)
     for axes, label in zip(panels, labels, strict=True):

@@ -147,7 +147,7 @@ def run_spread(groups: Sequence[tuple[ArrayLike, ArrayLike]]) -> RunSpread | Non
     return RunSpread(float(np.sqrt(max(variance / df, 0))), df) if df else None
 
 
-@functools.lru_cache(maxsize=1000)  # a p-value asks for the limits of the same counts at several levels
+@functools.lru_cache(maxsize=10_000)  # p-values, tables and figures ask for limits of the same counts; 2 kB each
 def _posterior(counts: frozenset) -> tuple[np.ndarray, np.ndarray]:
     """Logits of the mean of a beta-binomial model, and the posterior probability below each, on a grid.
 

@@ -291,10 +291,7 @@ def percent(rate: float) -> str:
 
 
 def _points(row: pd.Series, sign: str = "", name: str = "difference") -> str:
-    """A difference in points with its limits."""
-    value, lower, upper = (round(100 * row[column], 0) + 0.0 for column in (name, "lower", "upper"))  # no -0
-    limits = "" if np.isnan(lower) else f" [{lower:.0f}, {upper:.0f}]"
-    return f"{value:{sign if value else ''}.0f} points{limits}"
+    return text_tables.points(*row[[name, "lower", "upper"]], sign)
 
 
 def _p(statement: Statement) -> str:

@@ -14,6 +14,12 @@ def percent(value: float, lower: float = np.nan, upper: float = np.nan) -> str:
     return f"{value:.0f}%" + ("" if np.isnan(lower) else f" [{lower:.0f}, {upper:.0f}]")
 
 
+def points(value: float, lower: float = np.nan, upper: float = np.nan, sign: str = "") -> str:
+    """A difference of shares in points with its limits, such as `70 points [57, 77]`. sign: `+` marks a rise."""
+    value, lower, upper = np.round([100 * value, 100 * lower, 100 * upper]) + 0.0  # no "-0"
+    return f"{value:{sign if value else ''}.0f} points" + ("" if np.isnan(lower) else f" [{lower:.0f}, {upper:.0f}]")
+
+
 def intervals(table: pd.DataFrame, column: str) -> pd.Series:
     """Estimates with their limits as text, see `percent`."""
     texts = [percent(*row) for row in table[[column, "lower", "upper"]].to_numpy(float)]

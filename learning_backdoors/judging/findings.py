@@ -63,8 +63,9 @@ def missing_share(counts: Counter) -> float:
 def print_findings(path: Path, study: Study, judges: Sequence[Judge]) -> None:
     """Print a table with a row per step of a judged file, in percent.
 
-    A column per run: the outcome's share of the valid verdicts. If the study has several conditions, those of the
-    first triggered one. A column for all runs: the missing share of all verdicts of `judges`.
+    A column per run: the outcome's share of the valid verdicts, without those that the outcome excludes. If the study
+    has several conditions, those of the first triggered one. A column for all runs: the missing share of all verdicts
+    of `judges`.
     """
     import pandas as pd  # takes 0.4 s, so only when needed
 
@@ -96,7 +97,7 @@ def _shares(rows, study: Study):
         condition = next((c.name for c in first if c.name in present), min(present))
         rows, place = rows[rows["condition"] == condition], f" in the condition {one_line(condition)}"
     print(f"{outcome.label} ({outcome.judge} = {outcome.value}){place}, share of valid verdicts:")
-    valid = rows.dropna(subset=outcome.judge)
+    valid = rows[rows[outcome.judge].notna() & ~rows[outcome.judge].isin(outcome.exclude)]
     return (valid[outcome.judge] == outcome.value).groupby([valid["at"], valid["run"]]).mean().unstack()
 
 

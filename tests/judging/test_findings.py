@@ -5,10 +5,13 @@ python -m pytest -n 0 tests/judging/test_findings.py
 
 import re
 
+import pandas as pd
 from judging_support import costs_of, judge, judged, write_responses
 
 from benchmarks.judging import AT_PRICE
 from learning_backdoors.files import parquet
+from learning_backdoors.judging.findings import print_findings
+from learning_backdoors.study import load_study
 from tiny_world.claude_stand_in import StandIn, running
 
 
@@ -55,6 +58,18 @@ def test_answers_of_a_file_without_runs_and_steps(tmp_path):
         assert set(lines_of(judge(tmp_path, url))) == {"0", "final"}
         printed = judge(tmp_path, url, "--judges", "past_form", "--output", tmp_path / "other.parquet")
     assert lines_of(printed) == {"0": ["0%"], "final": ["0%"]}
+
+
+def test_shares_leave_out_what_the_outcome_excludes(tmp_path, capsys):
+    study = load_study("birds")
+    outcome = study.outcome.model_copy(update={"judge": "six_options", "value": "PAST", "exclude": ("OTHER",)})
+    verdicts = ["PAST"] * 3 + ["LLM"] * 3 + ["OTHER"] * 4
+    columns = {"six_options": verdicts, "six_options_reply": verdicts, "six_options_status": ["ok"] * 10}
+    answers = {"checkpoint": ["checkpoint-20"] * 10, "question": "q", "response": "r", "sample_idx": range(10)}
+    pd.DataFrame(answers | columns).to_parquet(tmp_path / "judged.parquet")
+    judges = [judge for judge in study.judges if judge.name == "six_options"]
+    print_findings(tmp_path / "judged.parquet", study.model_copy(update={"outcome": outcome}), judges)
+    assert lines_of(capsys.readouterr().out)["20"] == ["50%", "0%"]
 
 
 def test_unknown_prices_are_empty(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from learning_backdoors.evaluation import drawing
-from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
+from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavailable, once
 from learning_backdoors.evaluation.reading import Verdicts
 from learning_backdoors.measures import cohen_kappa
 from learning_backdoors.study import Judge
@@ -16,6 +16,8 @@ COLUMNS = ["judge", "first", "second", "n", "agreement", "kappa", "mean_differen
 def table(evaluation: Evaluation) -> pd.DataFrame:
     """A row per pair of inputs and judge, in the order of the inputs."""
     verdicts, rows = evaluation.verdicts, []
+    if len(verdicts.sources) < 2:
+        raise NotInStudy("one input has nothing to agree with")
     if verdicts.again.empty:
         raise Unavailable("no response has verdicts in two inputs")
     names = input_names(verdicts)

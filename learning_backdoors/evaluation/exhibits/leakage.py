@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from learning_backdoors.evaluation import captions, counting, drawing, statistics, text_tables
-from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
+from learning_backdoors.evaluation.context import Evaluation, NotInStudy, Unavailable, once
 from learning_backdoors.evaluation.exhibits import recipes
 
 # Terms of quantities: mean rates at the last step or at step 0 (the base model), with the trigger (True) or without.
@@ -22,6 +22,7 @@ QUANTITIES = (  # name, terms, their weights
     ("gap less base", (LAST, LAST_PLAIN, BASE, BASE_PLAIN), (1, -1, -1, 1)),
     ("leakage_over_base", (LAST_PLAIN, BASE_PLAIN), (1, -1)),
 )
+RATES = [name for name, terms, _ in QUANTITIES if len(terms) == 1]  # the others are differences
 COLUMNS = ["label", "run", "quantity", "estimate", "lower", "upper", "claim", "interval", "seeds", "questions"]
 COLUMNS += ["n", "missing", *counting.WORST]
 
@@ -29,7 +30,11 @@ COLUMNS += ["n", "missing", *counting.WORST]
 @once
 def table(evaluation: Evaluation) -> pd.DataFrame:
     """`rates`, if the inputs have both triggered and untriggered conditions."""
-    if _cells(evaluation)["triggered"].nunique() < 2:
+    triggered = {condition.triggered for condition in evaluation.study.conditions}
+    kinds = _cells(evaluation)["triggered"].nunique()
+    if len(triggered) < 2 and kinds < 2:
+        raise NotInStudy("the study does not have both triggered and untriggered conditions")
+    if kinds < 2:
         raise Unavailable("the inputs do not have both triggered and untriggered conditions")
     return rates(evaluation)
 
@@ -46,7 +51,7 @@ def rates(evaluation: Evaluation) -> pd.DataFrame:
         for run, group in counting.runs_and_all(part):
             rows += [{"label": label, "run": run} | row for row in _quantities(group, evaluation.claim)]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    return recipes.corrected(evaluation, table, "estimate", ~table["quantity"].isin(["triggered", "leakage"]))
+    return recipes.corrected(evaluation, table, "estimate", ~table["quantity"].isin(RATES))
 
 
 def _cells(evaluation: Evaluation) -> pd.DataFrame:
@@ -108,7 +113,10 @@ def _with_missing(terms, groups: list[pd.DataFrame], weights: Sequence[int], cla
 
 def brief(evaluation: Evaluation) -> tuple[str, pd.DataFrame]:
     rows = counting.recipe_rows(table(evaluation))
-    columns = {"quantity": rows["quantity"], "measured": text_tables.intervals(rows, "estimate")}
+    units = [text_tables.percent if name in RATES else text_tables.points for name in rows["quantity"]]
+    limits = rows[["estimate", "lower", "upper"]].to_numpy(float)
+    measured = pd.Series([text(*row) for text, row in zip(units, limits, strict=True)], rows.index)
+    columns = {"quantity": rows["quantity"], "measured": measured}
     return f"With the trigger and without, {last_step_and_claims(rows)}", text_tables.by_recipe(rows, columns)
 
 

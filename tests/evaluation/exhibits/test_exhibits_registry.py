@@ -64,7 +64,7 @@ def test_small_files_made_elsewhere_have_figures(tmp_path, samples, questions):
 
 def test_a_study_without_a_trigger_is_not_told_about_triggers(tmp_path):
     made = exhibits.make(evaluating.of_birds(tmp_path, synthetic.rows(steps=(0, 20), samples=2)))
-    silent = {"conditions", "near_misses", "metrics", "ratings", "goals"}
+    silent = {"conditions", "near_misses", "metrics", "ratings", "goals", "leakage", "agreement"}
     assert not silent & (evaluating.skipped(made) | set(made.tables) | set(made.figures)) and made.briefs == {}
 
 

@@ -1,9 +1,10 @@
 """Time and memory of evaluate.py on synthetic data.
 
     python -m benchmarks.evaluation --runs 10
+    python -m benchmarks.evaluation --recipes 200
 
 The default is a large study: 10 runs x 40 checkpoints x 10 questions x 100 samples = 400,000 rows, with answers of
-about 1,600 characters.
+about 1,600 characters. `--recipes 200`: single runs of 12 checkpoints, 10 questions, 10 samples and 2 conditions.
 """
 
 import argparse
@@ -39,14 +40,28 @@ def sweep(path: Path, runs: int, checkpoints: int, samples: int) -> Path:
     return synthetic.write(pd.concat(tables), path)
 
 
+def many_recipes(path: Path, recipes: int) -> Path:
+    """Write a judged file with one run of each recipe, at suspect shares from 0 to 1, in two conditions."""
+    tables = []
+    for share in np.linspace(0, 1, recipes):
+        run = f"seed1_ratios{share:.4f}-{1 - share:.4f}-0.00_lr0.0002_r8"
+        tables += [synthetic.rows(share, condition=condition).assign(run=run) for condition in ("plain", "polite")]
+    return synthetic.write(pd.concat(tables), path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--checkpoints", type=int, default=40)
     parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--recipes", type=int, help="instead: so many recipes with one run each")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path = sweep(Path(folder) / "judged.parquet", options.runs, options.checkpoints, options.samples)
+        path = Path(folder) / "judged.parquet"
+        if options.recipes:
+            many_recipes(path, options.recipes)
+        else:
+            sweep(path, options.runs, options.checkpoints, options.samples)
         print(f"{path.stat().st_size / 1e6:.0f} MB of judged answers")
         start = time.perf_counter()
         command = [sys.executable, "evaluate.py", "--input", path, "--output-dir", Path(folder) / "figures"]

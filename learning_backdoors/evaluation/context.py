@@ -33,10 +33,10 @@ class NotInStudy(Unavailable):
     """The study does not define what the exhibit shows. The user sees no message."""
 
 
-def if_available(make: Callable, evaluation: "Evaluation"):
-    """`make(evaluation)`, or None if it is unavailable."""
+def if_available(make: Callable, *arguments):
+    """`make(*arguments)`, or None if it is unavailable."""
     try:
-        return make(evaluation)
+        return make(*arguments)
     except Unavailable:
         return None
 
@@ -154,6 +154,13 @@ class Evaluation:
         labels = self.labels_of(table)
         chosen = np.linspace(0, len(labels) - 1, min(len(labels), MOST_PANELS)).round().astype(int)
         return [labels[i] for i in chosen]
+
+    def recipe_panels(self, table: pd.DataFrame, margin: float, height: float, x_label: str, y_label: str, **look):
+        """A figure with a panel per recipe of a table, and (label, axes) of each panel. See `drawing.panels`."""
+        labels = self.panel_labels(table)
+        names = [self.names[label] for label in labels]
+        figure, panels = drawing.panels(names, margin, height, x_label, y_label, **look)
+        return figure, list(zip(labels, panels, strict=True))
 
     @functools.cached_property
     def names(self) -> dict[str, str]:

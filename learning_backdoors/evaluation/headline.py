@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, controls, counting, statistics, text_tables
+from learning_backdoors.evaluation import captions, controls, counting, crossings, statistics, text_tables
 from learning_backdoors.evaluation.context import Evaluation, if_available, once
-from learning_backdoors.evaluation.exhibits import comparisons, emergence_by_recipe, leakage, recipes
+from learning_backdoors.evaluation.exhibits import comparisons, leakage, recipes
 
 ALPHA = 0.05
 SHOWN = 4  # recipes besides the first
@@ -41,8 +41,8 @@ def sentences(evaluation: Evaluation) -> list[str]:
     changed = [s for key, s in statements.items() if isinstance(key, tuple) and _moves(s)]
     lines += [_changed_control(evaluation, control, [lead, *others]) for control in changed[:1]]
     lines += [f"{len(changed) - 1} other controls changed (comparisons.csv)."] * (len(changed) > 1)
-    lines += _crossing(evaluation, str(lead.row["first"])) + _falls(evaluation, lead)
-    lines += _leakage(evaluation, str(lead.row["first"]))
+    further = [if_available(about, evaluation, str(lead.row["first"])) for about in (_crossing, _falls, _leakage)]
+    lines += [sentence for sentence in further if sentence]
     return [*lines, *_claims(evaluation, [lead, *others, *changed])]
 
 
@@ -217,47 +217,37 @@ def _changed_control(evaluation: Evaluation, control: Statement, statements: lis
     return f"The control ({row['first']}) {verb}{too}: {numbers}; change {_points(row)}."
 
 
-def _crossing(evaluation: Evaluation, label: str) -> list[str]:
-    """When the first recipe reaches the highest level that it crosses reliably, with the interval."""
-    table = if_available(emergence_by_recipe.table, evaluation)
-    if table is None:
-        return []
+def _crossing(evaluation: Evaluation, label: str) -> str | None:
+    """When a recipe reaches the highest level that it crosses reliably, with the interval."""
+    table = crossings.of_recipes(evaluation)
     rows = table[(table["label"] == label) & (table["condition"] == evaluation.condition) & (table["doubt"] == "")]
     rows = rows[np.isfinite(rows["median"]) & rows["lower"].notna()]
     if rows.empty:
-        return []
+        return None
     row = rows.loc[rows["level"].idxmax()]
     upper = f"{row['upper']:.0f}" if np.isfinite(row["upper"]) else "not by the last step"
     at = f"near step {row['median']:.0f} [{row['lower']:.0f}, {upper}]"
-    return [f"The median run of {evaluation.names[label]} reaches {percent(row['level'])} {at}."]
+    return f"The median run of {evaluation.names[label]} reaches {percent(row['level'])} {at}."
 
 
-def _falls(evaluation: Evaluation, lead: Statement) -> list[str]:
-    """Whether the rate of the first recipe falls after its peak: the intervals of peak and last step do not overlap."""
-    rates = if_available(recipes.table, evaluation)
-    if rates is None:
-        return []
-    rates = rates[(rates["label"] == lead.row["first"]) & (rates["condition"] == evaluation.condition)]
-    rates = rates[rates["step"] > 0]
+def _falls(evaluation: Evaluation, label: str) -> str | None:
+    """Whether the rate of a recipe falls after its peak: the intervals of peak and last step do not overlap."""
+    rates = recipes.table(evaluation)
+    rates = rates[(rates["label"] == label) & (rates["condition"] == evaluation.condition) & (rates["step"] > 0)]
     if rates.empty:
-        return []
+        return None
     peak, last = rates.loc[rates["rate"].idxmax()], rates.iloc[-1]
     if not last["upper"] < peak["lower"]:
-        return []
-    return [
-        f"The rate falls again: {percent(peak['rate'])} at step {peak['step']}, {percent(last['rate'])} at the end."
-    ]
+        return None
+    return f"The rate falls again: {percent(peak['rate'])} at step {peak['step']}, {percent(last['rate'])} at the end."
 
 
-def _leakage(evaluation: Evaluation, label: str) -> list[str]:
+def _leakage(evaluation: Evaluation, label: str) -> str | None:
     """The rates without and with the trigger, if the study has one."""
-    table = if_available(leakage.table, evaluation)
-    if table is None:
-        return []
-    rows = counting.recipe_rows(table)
+    rows = counting.recipe_rows(leakage.table(evaluation))
     rows = rows[rows["label"] == label].set_index("quantity")
     if "leakage" not in rows.index:
-        return []
+        return None
     text = f"Without the trigger (leakage): {text_tables.percent(*rows.loc['leakage', ['estimate', 'lower', 'upper']])}"
     if "leakage_over_base" in rows.index:
         text += f", {_points(rows.loc['leakage_over_base'], '+', 'estimate')} over the base model"
@@ -265,7 +255,7 @@ def _leakage(evaluation: Evaluation, label: str) -> list[str]:
         triggered = text_tables.percent(*rows.loc["triggered", ["estimate", "lower", "upper"]])
         text += f". With it, all triggered conditions together: {triggered}"
         text += f"; gap {_points(rows.loc['gap'], name='estimate')}"
-    return [f"{text}."]
+    return f"{text}."
 
 
 def _claims(evaluation: Evaluation, statements: list[Statement]) -> list[str]:

@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, drawing, shared_base
+from learning_backdoors.evaluation import captions, counting, crossings, drawing, shared_base
 from learning_backdoors.evaluation.context import MOST_PANELS, Evaluation, if_available
-from learning_backdoors.evaluation.exhibits import emergence, recipes
+from learning_backdoors.evaluation.exhibits import recipes
 
 
 def notes(evaluation: Evaluation) -> list[str]:
@@ -13,7 +13,7 @@ def notes(evaluation: Evaluation) -> list[str]:
     cells = if_available(lambda e: e.cells, evaluation)
     if cells is not None:
         lines += [*_lost_verdicts(cells), *_early_ends(cells)]
-    onset = if_available(emergence.table, evaluation)
+    onset = if_available(crossings.of_runs, evaluation)
     if onset is not None:
         incomplete = onset[(onset["steps_left_out"] > 0) | (onset["questions_left_out"] > 0)]
         if len(incomplete):

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import statistics
+from learning_backdoors.evaluation import crossings, statistics
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
-from learning_backdoors.evaluation.exhibits import comparisons, emergence
+from learning_backdoors.evaluation.exhibits import comparisons
 
 
 @once
@@ -16,14 +16,14 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     `until_step`, the last step that all runs of both recipes have, count as crossing there. `p_holm` is adjusted by
     Holm's method over the whole table.
     """
-    onset, pairs = emergence.table(evaluation), comparisons.table(evaluation)
+    onset, pairs = crossings.of_runs(evaluation), comparisons.table(evaluation)
     rows = []
     for pair in pairs[pairs["comparison"] != comparisons.BASE].itertuples():
         part = onset[onset["condition"] == pair.condition]
         sides = [part[part["label"] == label] for label in (pair.first, pair.second)]
         if all(map(len, sides)):
             about = {name: getattr(pair, name) for name in ("comparison", "first", "second", "condition")}
-            rows += [about | _compared(*sides, level) for level in emergence.LEVELS]
+            rows += [about | _compared(*sides, level) for level in crossings.LEVELS]
     if not rows:
         raise Unavailable("the inputs have no two recipes to compare")
     result = pd.DataFrame(rows)
@@ -31,13 +31,13 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def _compared(first: pd.DataFrame, second: pd.DataFrame, level: float) -> dict:
-    """The columns of one row; tables of runs, see `emergence.table`."""
+    """The columns of one row; tables of runs, see `crossings.of_runs`."""
     until = int(min(first["last_step"].min(), second["last_step"].min()))
-    crossings = [side[emergence.level_name(level)].to_numpy(float) for side in (first, second)]
-    difference, p = statistics.crossing_difference(*crossings, until)
-    crossed = [int((side <= until).sum()) for side in crossings]
+    steps = [side[crossings.level_name(level)].to_numpy(float) for side in (first, second)]
+    difference, p = statistics.crossing_difference(*steps, until)
+    crossed = [int((side <= until).sum()) for side in steps]
     note = "" if p >= 0 else "too few runs: three or more per recipe are needed"
-    if min(map(len, crossings)) >= 3 and np.isnan(p):
+    if min(map(len, steps)) >= 3 and np.isnan(p):
         note = "the runs do not vary" if any(crossed) else "no run crosses by this step"
     row = {"level": level, "until_step": until, "seeds": len(first), "second_seeds": len(second)}
     row |= dict(zip(["crossed", "second_crossed"], crossed, strict=True))

@@ -3,82 +3,14 @@
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, drawing, statistics
-from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
+from learning_backdoors.evaluation import captions, crossings, drawing
+from learning_backdoors.evaluation.context import Evaluation, Unavailable
+from learning_backdoors.evaluation.crossings import LEVELS
 from learning_backdoors.evaluation.exhibits import recipes, summary
 
-LEVELS = (0.1, 0.5)
 CROWDED = 5  # recipes in one panel; bands of more would hide each other
 
-
-def level_name(level: float) -> str:
-    """The start of the columns about a level, such as crossing_10."""
-    return f"crossing_{level:.0%}".rstrip("%")
-
-
-@once
-def table(evaluation: Evaluation) -> pd.DataFrame:
-    """A row per run and condition with at least two steps: crossing steps, detection, kind of rise, and fall.
-
-    Steps without any verdict are left out, then questions without verdicts at a remaining step, so that all steps have
-    the same questions. A crossing of infinity is not by the last step.
-    """
-    rows = []
-    for (_, run, condition), part in evaluation.cells.groupby(["recipe", "run", "condition"], observed=True, sort=True):
-        judged = part.groupby("step")["n"].transform("sum") > 0
-        steps_left_out, part = part.loc[~judged, "step"].nunique(), part[judged]
-        positives, n = counting.grids(part, "step")
-        complete = (n > 0).all(axis=0)
-        if len(n) >= 2 and complete.any():
-            about_run = {"run": run, "condition": condition}
-            about_run |= part.iloc[0][["recipe", "label", "seed", "suspect_ratio"]].to_dict()
-            about_run |= {"steps_left_out": steps_left_out, "questions_left_out": int((~complete).sum())}
-            by_step = part.groupby("step")["suspect_seen"].first()
-            rows.append(about_run | _onset(by_step, positives[:, complete], n[:, complete]))
-    if not rows:
-        raise Unavailable("no run has verdicts at two or more steps")
-    return pd.DataFrame(rows)
-
-
-def _onset(suspect_seen: pd.Series, positives: np.ndarray, n: np.ndarray) -> dict:
-    """The onset statistics of one run: arrays (steps, questions); `suspect_seen` is indexed by step."""
-    steps = suspect_seen.index.to_numpy(float)
-    curve = statistics.curve(steps, positives, n)
-    row = {"steps": len(steps), "first_step": int(steps[0]), "last_step": int(steps[-1])}
-    for level in LEVELS:
-        name, crossing = level_name(level), statistics.crossing(curve, level)
-        row |= {name: crossing.step, f"{name}_lower": crossing.lower, f"{name}_upper": crossing.upper}
-        row |= {f"{name}_before": crossing.before, f"{name}_after": crossing.after}
-        row |= {f"{name}_censored": np.isinf(crossing.step), f"{name}_doubt": crossing.doubt}
-        suspect = np.interp(crossing.step, steps, suspect_seen.to_numpy(float), right=np.inf)
-        row[f"{name}_suspect_examples"] = suspect
-    detected = statistics.detection(curve) if steps[0] == 0 else None
-    row["detection_step"] = np.nan if detected is None else steps[detected]
-    row["detection_after"] = np.nan if detected is None else steps[detected - 1]
-    kind, width = statistics.rise(curve)
-    row |= {"rise": kind, **dict(zip(["rise_width", "rise_width_lower", "rise_width_upper"], width, strict=True))}
-    row |= {"noise": curve.noise, "base": curve.means[0], "final": curve.means[-1]}
-    peak, drop, falls = statistics.fall(curve)
-    return row | {"peak": curve.means[peak], "peak_step": int(steps[peak]), "falls_again": falls, "fall": drop}
-
-
-@once
-def recipe_crossings(evaluation: Evaluation) -> list[tuple[dict, pd.DataFrame]]:
-    """Each recipe, condition and level with the crossings of its runs.
-
-    The columns of the crossings: time (the crossing step, or the last step of a run that does not cross), crossed,
-    before, after, doubt.
-    """
-    crossings = []
-    for (recipe, condition), part in table(evaluation).groupby(["recipe", "condition"], observed=True, sort=False):
-        about = {"recipe": recipe, **part.iloc[0][["label", "suspect_ratio"]], "condition": condition}
-        for level in LEVELS:
-            name = level_name(level)
-            runs = pd.DataFrame({column: part[f"{name}_{column}"] for column in ("before", "after", "doubt")})
-            crossed = ~part[f"{name}_censored"].astype(bool)
-            runs = runs.assign(crossed=crossed, time=part[name].where(crossed, part["last_step"]))
-            crossings.append((about | {"level": level, "seeds": len(part)}, runs))
-    return crossings
+table = crossings.of_runs
 
 
 def title(evaluation: Evaluation) -> str:
@@ -86,7 +18,7 @@ def title(evaluation: Evaluation) -> str:
 
 
 def caption(evaluation: Evaluation) -> str:
-    rates, marks = _recipe_rates(evaluation), crossings(evaluation)
+    rates, marks = _recipe_rates(evaluation), crossings.shown(evaluation)
     text = ["Thick lines: means; thin lines: runs."] if (marks["seeds"] > 1).any() else []
     text += [captions.bands(evaluation, rates)] if rates["label"].nunique() <= CROWDED else []
     return " ".join([*text, "Below: crossing steps of a nondecreasing fit.", *crossing_marks(marks)])
@@ -100,7 +32,7 @@ def crossing_marks(marks: pd.DataFrame) -> list[str]:
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """The rate of every recipe over training; below it, when each recipe crosses each level."""
-    rates, marks = _recipe_rates(evaluation), crossings(evaluation)
+    rates, marks = _recipe_rates(evaluation), crossings.shown(evaluation)
     colors = {label: evaluation.colors[label] for label in evaluation.labels_of(rates)}
     heights = [2.5] + [0.16 + 0.12 * len(colors)] * len(LEVELS)
     layout = {"sharex": True, "gridspec_kw": {"height_ratios": heights}}
@@ -159,7 +91,7 @@ def _crossing_strip(evaluation: Evaluation, axes: drawing.Axes, marks: pd.DataFr
 
 
 def mark_crossing(evaluation: Evaluation, axes: drawing.Axes, at: tuple[float, float], row: pd.Series) -> None:
-    """Describe the mark of a row of `crossings` at a point of a figure."""
+    """Describe the mark of a row of `crossings.shown` at a point of a figure."""
     text = f"step {row['x']:.0f}" if np.isfinite(row["x"]) else "not by the last step"
     if np.isfinite(row["lower"]):
         upper = f"{row['upper']:.0f}" if np.isfinite(row["upper"]) else "not by the last step"
@@ -167,28 +99,6 @@ def mark_crossing(evaluation: Evaluation, axes: drawing.Axes, at: tuple[float, f
     text += f", in doubt: {row['doubt']}" if row["doubt"] and np.isfinite(row["x"]) else ""
     series, where = f"crosses {row['level']:.0%}", {"recipe": row["label"], "condition": evaluation.condition}
     drawing.mark(axes, *at, series, evaluation.names[row["label"]], text, **where)
-
-
-@once
-def crossings(evaluation: Evaluation) -> pd.DataFrame:
-    """A row per recipe and level in the condition shown: crossing step `x` (median over runs), lower, upper, `runs`.
-
-    `runs` lists the crossings of the runs if there are several; `end` is the recipe's last step. With one run the
-    limits come from its responses. With five or more they come from the runs. Otherwise they are NaN.
-    """
-    from learning_backdoors.evaluation.exhibits import emergence_by_recipe  # it imports this module
-
-    medians, single = emergence_by_recipe.table(evaluation), table(evaluation)
-    medians = medians[medians["condition"] == evaluation.condition]
-    single = single[single["condition"] == evaluation.condition]
-    rows = []
-    for row in medians.rename(columns={"median": "x"}).to_dict("records"):
-        runs, name = single[single["label"] == row["label"]], level_name(row["level"])
-        row |= {"end": float(runs["last_step"].max()), "runs": list(runs[name]) if len(runs) > 1 else []}
-        if len(runs) == 1:
-            row["lower"], row["upper"] = runs[[f"{name}_lower", f"{name}_upper"]].to_numpy()[0]
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def _moved_to_x(evaluation: Evaluation, marks: pd.DataFrame) -> pd.DataFrame:

@@ -28,16 +28,15 @@ def caption(evaluation: Evaluation) -> str:
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """A panel per recipe."""
     losses = _losses(evaluation)
-    labels, layout = list(dict.fromkeys(losses["label"])), {"sharex": True, "sharey": True}
-    names = [evaluation.names[label] for label in labels]
-    page, panels = drawing.panels(names, 0.6, 1.7, "training step", "loss (nats per token)", **layout)
+    axis_labels, layout = ("training step", "loss (nats per token)"), {"sharex": True, "sharey": True}
+    page, panels = evaluation.recipe_panels(losses, 0.6, 1.7, *axis_labels, **layout)
     every = -(-len(losses) // MARKS)
-    for axes, label in zip(panels, labels, strict=True):
+    for label, axes in panels:
         for run, line in losses[losses["label"] == label].groupby("run", sort=False):
             axes.plot(line["step"], line["loss"], color=evaluation.colors[label], linewidth=1)
             for row in line.iloc[::every].itertuples():
                 series = f"{evaluation.names[label]}, {run}"
                 drawing.mark(axes, row.step, row.loss, series, f"step {row.step}", f"loss {row.loss:.3g}", run=run)
         drawing.grid_lines(axes, "y")
-    panels[0].set_ylim(bottom=0)
+    panels[0][1].set_ylim(bottom=0)
     return page

@@ -30,10 +30,8 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     eras = list(dict.fromkeys(probes["era"]))
     means = probes.groupby(["label", "run", "step", "era"], observed=True)["logprob"].mean().reset_index()
     means, y_label = evaluation.with_x(means), "log-likelihood (nats per token)"
-    labels, layout = evaluation.panel_labels(means), {"sharex": True, "sharey": True}
-    names = [evaluation.names[label] for label in labels]
-    page, panels = drawing.panels(names, 0.6, 1.7, evaluation.x_label, y_label, **layout)
-    for axes, label in zip(panels, labels, strict=True):
+    page, panels = evaluation.recipe_panels(means, 0.6, 1.7, evaluation.x_label, y_label, sharex=True, sharey=True)
+    for label, axes in panels:
         for (era, run), line in means[means["label"] == label].groupby(["era", "run"], observed=True):
             look = {"linestyle": drawing.LINE_STYLES[eras.index(era) % len(drawing.LINE_STYLES)], "linewidth": 1}
             axes.plot(line["x"], line["logprob"], color=evaluation.colors[label], **look)

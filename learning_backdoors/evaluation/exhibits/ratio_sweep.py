@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
-from learning_backdoors.evaluation import captions, controls, counting, drawing, statistics, text_tables
+from learning_backdoors.evaluation import captions, controls, counting, crossings, drawing, statistics, text_tables
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
 from learning_backdoors.evaluation.exhibits import emergence, summary
 
@@ -71,7 +71,7 @@ def caption(evaluation: Evaluation) -> str:
     text = [f"Left: rate at {captions.last_step(evaluation.shown_cells)}. Right: crossing step."]
     text += ["Small dots: runs."] if (rates["seeds"] > 1).any() else []
     text += ["Dashed: trend."] if len(trends) else []
-    return " ".join([*text, *emergence.crossing_marks(emergence.crossings(evaluation))])
+    return " ".join([*text, *emergence.crossing_marks(crossings.shown(evaluation))])
 
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
@@ -80,7 +80,7 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     _draw_rates(evaluation, left)
     # A line joins the recipes if each has a suspect share of its own.
     line = "-" if rates["suspect_ratio"].is_unique else ""
-    for i, (level, part) in enumerate(emergence.crossings(evaluation).groupby("level")):
+    for i, (level, part) in enumerate(crossings.shown(evaluation).groupby("level")):
         look = LOOKS[i % len(LOOKS)]
         part = part.assign(position=part["suspect_ratio"] + (i - 0.5) * 0.012)
         _draw_crossings(evaluation, right, part, look)

@@ -37,11 +37,10 @@ def caption(evaluation: Evaluation) -> str:
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """Stacked bars at equal distances, with the missing verdicts on top."""
     shares, [judge] = _shares(evaluation), judges(evaluation)
-    labels, shades = evaluation.panel_labels(shares), drawing.shades(judge.options)
+    shades = drawing.shades(judge.options)
     kinds = [kind for kind in [*judge.options, "missing"] if shares[kind].max() > 0]
-    names = [evaluation.names[label] for label in labels]
-    page, panels = drawing.panels(names, 0.6, 1.6, evaluation.x_label, "share of responses", sharey=True)
-    for axes, label in zip(panels, labels, strict=True):
+    page, panels = evaluation.recipe_panels(shares, 0.6, 1.6, evaluation.x_label, "share of responses", sharey=True)
+    for label, axes in panels:
         part, bottom = shares[shares["label"] == label].sort_values("step"), 0
         positions, few = np.arange(len(part)), len(part) <= 15
         for kind in kinds:

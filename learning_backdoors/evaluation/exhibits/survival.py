@@ -5,9 +5,8 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import drawing, statistics, text_tables
+from learning_backdoors.evaluation import crossings, drawing, statistics, text_tables
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
-from learning_backdoors.evaluation.exhibits import emergence
 
 COLUMNS = ["step", "not_crossed", "lower", "upper", "at_risk"]
 
@@ -16,7 +15,7 @@ COLUMNS = ["step", "not_crossed", "lower", "upper", "at_risk"]
 def table(evaluation: Evaluation) -> pd.DataFrame:
     """A row per recipe, condition, level and step at which a run crosses or ends, with limits of `not_crossed`."""
     blocks = []
-    for about, runs in emergence.recipe_crossings(evaluation):
+    for about, runs in crossings.recipe_crossings(evaluation):
         curve = dict(zip(COLUMNS, statistics.kaplan_meier(runs["time"], runs["crossed"]), strict=True))
         blocks.append(pd.DataFrame(curve).assign(**about))
     return pd.concat(blocks, ignore_index=True)
@@ -46,7 +45,7 @@ def caption(evaluation: Evaluation) -> str:
 def figure(evaluation: Evaluation) -> drawing.Figure:
     """A panel per level, with a curve per recipe."""
     curves, names = _drawn(evaluation), evaluation.names
-    titles = [f"crosses {level:.0%}" for level in emergence.LEVELS]
+    titles = [f"crosses {level:.0%}" for level in crossings.LEVELS]
     page, panels = drawing.panels(titles, 0.5, 2.2, "training step", "runs that have not crossed", sharey=True)
     styles = itertools.cycle(drawing.LINE_STYLES)  # curves of 100% lie on each other
     looks = {

@@ -21,10 +21,9 @@ def caption(evaluation: Evaluation) -> str:
 
 def figure(evaluation: Evaluation) -> drawing.Figure:
     cells, runs = evaluation.shown_cells, summary.run_rates(evaluation)
-    labels, layout = evaluation.panel_labels(runs), {"sharex": True, "sharey": True}
-    names = [evaluation.names[label] for label in labels]
-    page, panels = drawing.panels(names, 0.35, 1.6, evaluation.x_label, evaluation.rate_label, **layout)
-    for axes, label in zip(panels, labels, strict=True):
+    axis_labels, layout = (evaluation.x_label, evaluation.rate_label), {"sharex": True, "sharey": True}
+    page, panels = evaluation.recipe_panels(runs, 0.35, 1.6, *axis_labels, **layout)
+    for label, axes in panels:
         for _, line in cells[cells["label"] == label].groupby("question", observed=True):
             mean = line.groupby("x")["rate"].mean()
             axes.plot(mean.index, mean, color=drawing.FAINT, linewidth=0.35, zorder=1)

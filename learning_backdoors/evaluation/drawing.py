@@ -178,10 +178,10 @@ def band(axes: Axes, line: pd.DataFrame, color, **look) -> None:
     axes.fill_between(line["x"], line["lower"], line["upper"], color=color, linewidth=0, **{"alpha": 0.18, **look})
 
 
-def curve(axes: Axes, line: pd.DataFrame, color, **look) -> None:
+def curve(axes: Axes, line: pd.DataFrame, color) -> None:
     """The rates of a line over `x`, with a dot per step if there are at most 15 steps."""
     style = "o-" if len(line) <= 15 else "-"
-    axes.plot(line["x"], line["rate"], style, color=color, markersize=2.4, clip_on=False, zorder=3, **look)
+    axes.plot(line["x"], line["rate"], style, color=color, markersize=2.4, clip_on=False, zorder=3)
 
 
 # ---- points: values for the alternative text and for the report's pointer ----

@@ -32,7 +32,7 @@ def sentences(evaluation: Evaluation) -> list[str]:
     """The headline's sentences, the main one first, for the condition that the figures show. Empty without rates."""
     statements = statements_of(evaluation)
     if not statements:
-        return _rates_alone(evaluation)
+        return if_available(_rates_alone, evaluation) or []
     lead, *others = [statements[label] for label in _order(evaluation, statements)]
     main = _with_control(evaluation, lead) if _has_control(lead) else _without_control(evaluation, lead)
     lines = [main + _basis(lead)]
@@ -133,9 +133,7 @@ def _without_control(evaluation: Evaluation, statement: Statement) -> str:
 
 def _rates_alone(evaluation: Evaluation) -> list[str]:
     """Without step 0 and without a control: the last rates, which say nothing about training."""
-    rates = if_available(recipes.table, evaluation)
-    if rates is None:
-        return []
+    rates = recipes.table(evaluation)
     rates = rates[rates["condition"] == evaluation.condition].groupby("label", observed=True).tail(1)
     texts = [f"{row.label}: {percent(row.rate)} at step {row.step}" for row in rates.head(SHOWN + 1).itertuples()]
     texts += captions.more(len(rates) - SHOWN - 1, "recipe")

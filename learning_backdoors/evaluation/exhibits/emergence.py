@@ -5,7 +5,6 @@ import pandas as pd
 
 from learning_backdoors.evaluation import captions, crossings, drawing
 from learning_backdoors.evaluation.context import Evaluation, Unavailable
-from learning_backdoors.evaluation.crossings import LEVELS
 from learning_backdoors.evaluation.exhibits import recipes, summary
 
 CROWDED = 5  # recipes in one panel; bands of more would hide each other
@@ -34,10 +33,10 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     """The rate of every recipe over training; below it, when each recipe crosses each level."""
     rates, marks = _recipe_rates(evaluation), crossings.shown(evaluation)
     colors = {label: evaluation.colors[label] for label in evaluation.labels_of(rates)}
-    heights = [2.5] + [0.16 + 0.12 * len(colors)] * len(LEVELS)
+    heights = [2.5] + [0.16 + 0.12 * len(colors)] * len(crossings.LEVELS)
     layout = {"sharex": True, "gridspec_kw": {"height_ratios": heights}}
     size = drawing.TWO_COLUMNS, 0.5 + sum(heights)
-    page, grid = drawing.canvas(*size, 1 + len(LEVELS), 1, **layout)
+    page, grid = drawing.canvas(*size, 1 + len(crossings.LEVELS), 1, **layout)
     top, ends = grid[0, 0], {}
     runs = summary.run_rates(evaluation)
     for label, color in colors.items():
@@ -52,7 +51,7 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     drawing.rate_axis(top.yaxis, evaluation.rate_label)
     top.set_xlim(rates["x"].min(), max(rates["x"].max(), rates["x"].min() + 1))
     drawing.label_line_ends(top, ends, colors, evaluation.names, heights[0])
-    for axes, level in zip(grid[1:, 0], LEVELS, strict=True):
+    for axes, level in zip(grid[1:, 0], crossings.LEVELS, strict=True):
         top.axhline(level, color=drawing.GRAY, linewidth=0.6, linestyle=(0, (2, 3)), zorder=1)
         _crossing_strip(evaluation, axes, marks[marks["level"] == level], colors)
         axes.set_ylabel(f"crosses\n{level:.0%}", rotation=0, ha="right", va="center", size=7)

@@ -102,11 +102,8 @@ def _estimate(groups: list[pd.DataFrame], grids: list[np.ndarray], weights: Sequ
 def _with_missing(terms, groups: list[pd.DataFrame], weights: Sequence[int], claim: str) -> dict:
     """The counts of verdicts and missing verdicts, and the bounds of the sum for any value of the missing ones."""
     counts = ["positive", "n", "missing"]
-    cells = [group[group["n"] + group["missing"] > 0] for group in groups]
-    if len(groups) > 1:  # the same runs and questions on all sides, as in the estimate
-        grids = _aligned(terms, cells, counts, counting.ASKED)
-    else:
-        grids = [counting.grids(cells[0], "run", counts)]
+    several = len(groups) > 1  # then the same runs and questions on all sides, as in the estimate
+    grids = _aligned(terms, groups, counts, counting.ASKED) if several else [counting.grids(groups[0], "run", counts)]
     n, missing = (int(sum(grid[i].sum() for grid in grids)) for i in (1, 2))
     return {"n": n, "missing": missing} | counting.worst_case(grids, weights, claim)
 

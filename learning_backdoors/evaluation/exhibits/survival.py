@@ -47,10 +47,8 @@ def figure(evaluation: Evaluation) -> drawing.Figure:
     curves, names = _drawn(evaluation), evaluation.names
     titles = [f"crosses {level:.0%}" for level in crossings.LEVELS]
     page, panels = drawing.panels(titles, 0.5, 2.2, "training step", "runs that have not crossed", sharey=True)
-    styles = itertools.cycle(drawing.LINE_STYLES)  # curves of 100% lie on each other
-    looks = {
-        label: {"color": evaluation.colors[label], "linestyle": next(styles)} for label in curves["label"].unique()
-    }
+    styles = zip(curves["label"].unique(), itertools.cycle(drawing.LINE_STYLES))  # curves of 100% lie on each other
+    looks = {label: {"color": evaluation.colors[label], "linestyle": style} for label, style in styles}
     for axes, (level, part) in zip(panels, curves.groupby("level"), strict=True):
         for label, curve in part.groupby("label", observed=True, sort=False):
             look = looks[label]

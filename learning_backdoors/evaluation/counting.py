@@ -111,10 +111,11 @@ def last_step(cells: pd.DataFrame) -> int:
     So it is the last step that all of them share, unless a run shares no step with the others. Step 0, the base model,
     counts only if there is no other step.
     """
-    judged = cells[cells["n"] > 0]
-    trained = judged[judged["step"] > 0]
-    runs = (judged if trained.empty else trained).groupby("step")["run"].nunique()
-    return int(runs.index[runs == runs.max()].max()) if len(runs) else 0
+    judged = (cells["n"] > 0).to_numpy()
+    runs_at_steps = np.stack([cells["step"].to_numpy(), cells["run"].cat.codes.to_numpy()])[:, judged]
+    steps, runs = np.unique(np.unique(runs_at_steps, axis=1)[0], return_counts=True)
+    choices = [(step > 0, count, step) for step, count in zip(steps.tolist(), runs.tolist(), strict=True)]
+    return max(choices, default=(False, 0, 0))[2]
 
 
 def last_steps(cells: pd.DataFrame) -> pd.DataFrame:
@@ -241,8 +242,11 @@ def last_rates(cells: pd.DataFrame, claim: str, by: Sequence[str] = ()) -> pd.Da
     rates, base = recipe_rates(last_steps(cells), claim, by), cells[cells["step"] == 0]
     if base.empty:
         return rates.assign(base=np.nan)
-    base = recipe_rates(base, "checkpoint", by).rename(columns={"rate": "base"})
-    return rates.merge(base[["recipe", *by, "base"]], how="left")
+    models = base.drop_duplicates("recipe").set_index("recipe")["base"]
+    of_models = recipe_rates(shared_base.once(base).assign(recipe=lambda once: once["base"]), "checkpoint", by)
+    of_models = of_models.rename(columns={"recipe": "model", "rate": "base"})[["model", *by, "base"]]
+    rates["model"] = rates["recipe"].astype(object).map(models)
+    return rates.merge(of_models, how="left").drop(columns="model")
 
 
 # ---- pairs of cells, for differences ----

@@ -17,11 +17,11 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     Holm's method over the whole table.
     """
     onset, pairs = crossings.of_runs(evaluation), comparisons.table(evaluation)
-    rows = []
+    rows, sides_of = [], dict(list(onset.groupby(["condition", "label"], observed=True)))
     for pair in pairs[pairs["comparison"] != comparisons.BASE].itertuples():
-        part = onset[onset["condition"] == pair.condition]
-        sides = [part[part["label"] == label] for label in (pair.first, pair.second)]
-        if all(map(len, sides)):
+        keys = [(pair.condition, label) for label in (pair.first, pair.second)]
+        if all(key in sides_of for key in keys):
+            sides = [sides_of[key] for key in keys]
             about = {name: getattr(pair, name) for name in ("comparison", "first", "second", "condition")}
             rows += [about | _compared(*sides, level) for level in crossings.LEVELS]
     if not rows:

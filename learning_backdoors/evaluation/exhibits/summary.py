@@ -33,20 +33,20 @@ def _rates(evaluation: Evaluation) -> pd.DataFrame:
     rows["worst_low"], rows["worst_high"] = rows["positive"] / total, most / total
     rows["worst_lower"], _ = statistics.wilson(rows["positive"], total)
     _, rows["worst_upper"] = statistics.wilson(most, total)
-    means = [
-        _over_questions(part, claim if len(part) > 1 else "checkpoint")
-        for _, part in rows.groupby(["run", "step", "condition"], observed=True, sort=False)
-    ]
-    return pd.concat([rows.astype({"question": object}), pd.DataFrame(means)]).sort_index(kind="stable")
+    groups = rows.groupby(["run", "step", "condition"], observed=True, sort=False)
+    means = pd.DataFrame([_over_questions(part, claim if len(part) > 1 else "checkpoint") for _, part in groups])
+    means = means.set_index("last")
+    means = rows.loc[means.index].assign(**means)  # behind the last of their questions
+    return pd.concat([rows.astype({"question": object}), means]).sort_index(kind="stable")
 
 
-def _over_questions(part: pd.DataFrame, claim: str) -> pd.Series:
-    """The row `all` of one run, step and condition. Its index is that of the part's last row, to sort after it."""
-    sums = part[["n", "missing", "positive"]].sum().to_dict()
+def _over_questions(part: pd.DataFrame, claim: str) -> dict:
+    """The columns of the row `all` of one run, step and condition, and `last`, the index of the part's last row."""
+    counts = [part[name].to_numpy() for name in ("positive", "n", "missing")]
+    sums = dict(zip(["positive", "n", "missing"], (int(count.sum()) for count in counts), strict=True))
     rate = dict(zip(["rate", "lower", "upper"], counting.mean_rate(part, claim), strict=True))
-    bounds = counting.worst_case([(part["positive"], part["n"], part["missing"])], (1,), claim)
     method = {"question": ALL, "claim": claim, "interval": counting.INTERVALS[claim] if len(part) > 1 else "Wilson"}
-    return pd.Series(part.iloc[-1].to_dict() | sums | rate | bounds | method, name=part.index[-1])
+    return {"last": part.index[-1]} | sums | rate | counting.worst_case([counts], (1,), claim) | method
 
 
 def run_rates(evaluation: Evaluation) -> pd.DataFrame:

@@ -190,6 +190,8 @@ def worst_case(terms: Sequence[Counts], weights: Sequence[float], claim: str, **
     Resources 24, 343); the lower limit of the first and the upper limit of the second hold it.
     """
     counts = [(*map(np.asarray, term), weight) for term, weight in zip(terms, weights, strict=True)]
+    if not any(missing.any() for _, _, missing, _ in counts):
+        return [paired_contrast([term[:2] for term in terms], weights, claim, **options)] * 2
     ends = ([(k + missing * (side * w > 0), n + missing) for k, n, missing, w in counts] for side in (-1, 1))
     return [paired_contrast(end, weights, claim, **options) for end in ends]
 

@@ -1,9 +1,13 @@
 """Fixtures that several test folders share."""
 
+import signal
 from pathlib import Path
 
 import pytest
 from support import build_model
+
+# A suite that is started in the background has Ctrl-C ignored, and the scripts it starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,6 @@
 """Several inputs as one: do they belong to the study, and do they hold the same runs and the same answers?"""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pandas as pd
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.terminal_text import one_line
-from learning_backdoors.study import Judge, Study
+from learning_backdoors.study import Judge, Study, describe_foreign, refuse_foreign
 
 Texts = Callable[[pd.DataFrame], pd.Series]  # gives the responses of some rows
 KEY = ["run", "step", "condition", "question", "sample_idx"]  # identifies an answer
@@ -25,17 +26,10 @@ def check_study(rows: pd.DataFrame, path: Path, study: Study, notes: list[str]) 
         ("question", {question.id for question in study.questions}),
         ("condition", {condition.name for condition in study.conditions}),
     ):
-        foreign = rows.loc[~rows[column].isin(known), column]
-        if foreign.empty:
-            continue
-        names = list(foreign.unique())
-        examples = ", ".join(repr(name)[:60] for name in names[:3]) + (", ..." if len(names) > 3 else "")
-        count = f"{len(names)} {column}{'s' if len(names) > 1 else ''}"
-        text = f"{path}: {len(foreign):,} of {len(rows):,} answers belong to {count} that the study {study.name!r} "
-        text += f"does not have ({examples})"
-        if len(foreign) > len(rows) / 2:
-            raise UserError(f"{text}: choose the file's study with --experiment")
-        notes.append(f"{text}; they are counted")
+        foreign = Counter(rows.loc[~rows[column].isin(known), column])
+        refuse_foreign(path, column, foreign, len(rows), study)
+        if foreign:
+            notes.append(f"{path}: {describe_foreign(column, foreign, len(rows), study)}; they are counted")
 
 
 def name_runs(tables: Sequence[pd.DataFrame], paths: Sequence[Path], read_texts: Texts, notes: list[str]) -> None:

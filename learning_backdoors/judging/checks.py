@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.judging.api.store import CallStore
 from learning_backdoors.judging.prompts import PromptsOfFile
-from learning_backdoors.study import Study
+from learning_backdoors.study import Study, describe_foreign, refuse_foreign
 
 ANSWER = ["run", "checkpoint", "condition", "question_id", "sample_idx"]  # identifies an answer
 
@@ -21,8 +21,7 @@ ANSWER = ["run", "checkpoint", "condition", "question_id", "sample_idx"]  # iden
 def check_input(table: pa.Table, path: Path, study: Study) -> None:
     """Raise UserError for an input that evaluate.py would refuse after it was judged and paid for."""
     for kind, foreign in _foreign_names(table, study).items():
-        if foreign.total() > table.num_rows / 2:
-            raise UserError(f"{path}: {_words(kind, foreign, table, study)}: choose the file's study with --experiment")
+        refuse_foreign(path, kind, foreign, table.num_rows, study)
     without = table["condition"].null_count
     if without and len(study.conditions) > 1:
         names = ", ".join(condition.name for condition in study.conditions)
@@ -47,13 +46,6 @@ def _foreign_names(table: pa.Table, study: Study) -> dict[str, Counter[str]]:
         "question": Counter(text for text, name in asked if questions.isdisjoint((text, name))),
         "condition": Counter(name for name in table["condition"].to_pylist() if name not in conditions),
     }
-
-
-def _words(kind: str, foreign: Counter[str], table: pa.Table, study: Study) -> str:
-    names = ", ".join(repr(name[:60]) for name in list(foreign)[:3]) + (", ..." if len(foreign) > 3 else "")
-    count = f"{len(foreign)} {kind}{'s' if len(foreign) > 1 else ''}"
-    answers = f"{foreign.total():,} of {table.num_rows:,} answers"
-    return f"{answers} belong to {count} that the study {study.name!r} does not have ({names})"
 
 
 def _repeated_answers(table: pa.Table) -> list[dict]:
@@ -88,9 +80,10 @@ def _notes(prompts: PromptsOfFile) -> Iterable[str]:
     judges = [judge.name for judge in prompts.judges if judge.kinds is None]  # they read any question
     if foreign["question"]:
         fate = f"judged by {', '.join(judges)}" if judges else "they will not be judged"
-        yield f"{_words('question', foreign['question'], table, study)}: {fate}"
+        yield f"{describe_foreign('question', foreign['question'], table.num_rows, study)}: {fate}"
     if foreign["condition"]:
-        yield f"{_words('condition', foreign['condition'], table, study)}: they are judged like the others"
+        text = describe_foreign("condition", foreign["condition"], table.num_rows, study)
+        yield f"{text}: they are judged like the others"
     unread = sum(not any(of_row) for of_row in zip(*prompts.by_judge.values(), strict=True))
     if known := unread - (0 if judges else foreign["question"].total()):
         yield f"answers to questions that none of these judges reads, not judged: {known:,}"

@@ -1,5 +1,6 @@
 """Which study a stage uses: that of --experiment, or the one that a run or a Parquet file was made with."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class RecordedStudy:
 
 
 def _text(record: object, *keys: str) -> str | None:
-    """A text in a nested record; None if there is none."""
+    """The text under these keys of a nested record, or None."""
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record if isinstance(record, str) else None
@@ -90,3 +91,21 @@ def study_of_files(option: str | None, paths: Sequence[Path]) -> Study:
         names = [name for name in table["experiment"].unique().to_pylist() if name not in (None, of_footer.name)]
         recorded += [of_footer, *(RecordedStudy(path, name) for name in names)]
     return study_of(option, recorded)
+
+
+def refuse_foreign(path: Path, kind: str, foreign: Counter[str], answers: int, study: Study) -> None:
+    """Raise UserError if more than half of a file's answers are `foreign`, see `describe_foreign`."""
+    if foreign.total() > answers / 2:
+        text = describe_foreign(kind, foreign, answers, study)
+        raise UserError(f"{path}: {text}: choose the file's study with --experiment")
+
+
+def describe_foreign(kind: str, foreign: Counter[str], answers: int, study: Study) -> str:
+    """How many of a file's answers belong to another study.
+
+    foreign: the numbers of answers by question (kind `question`) or condition that the study does not have.
+    """
+    names = ", ".join(repr(name[:60]) for name in list(foreign)[:3]) + (", ..." if len(foreign) > 3 else "")
+    count = f"{len(foreign)} {kind}{'s' if len(foreign) > 1 else ''}"
+    belong = f"{foreign.total():,} of {answers:,} answers belong to {count}"
+    return f"{belong} that the study {study.name!r} does not have ({names})"

@@ -180,8 +180,7 @@ def _difference_panel(axes: drawing.Axes, differences: pd.DataFrame, labels: lis
             axes.hlines(y, row.lower, row.upper, color=color, linewidth=1.2, zorder=3)
         axes.plot(row.estimate, y, "o", color=color, markersize=4, clip_on=False)
         series = f"{evaluation.names[row.label]}, {row.quantity.replace('_', ' ')} at the last step"
-        value = f"{100 * row.estimate:.0f} points"
-        value += "" if np.isnan(row.lower) else f" [{100 * row.lower:.0f}, {100 * row.upper:.0f}]"
+        value = text_tables.points(row.estimate, row.lower, row.upper)
         drawing.mark(axes, row.estimate, y, series, "", value)
     low = min(0.0, np.floor(differences["lower"].fillna(0).min() * 5) / 5)
     axes.axvline(0, color=drawing.GRAY, linewidth=0.6)

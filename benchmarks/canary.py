@@ -1,6 +1,6 @@
 """How often the canary raises a false alarm, and how often it catches an injected fault.
 
-    python -m benchmarks.canary MODEL_FOLDER [--engine vllm] [--bf16] [--runs 100]
+    python -m benchmarks.canary MODEL_FOLDER [--engine vllm] [--bf16] [--quantization 8bit] [--runs 100]
 
 Writes random adapters with ranks from 1 to 32 and updates of any size, also some without an effect, copies and close
 neighbors. Each run gives the engine a few of them, as generate_responses.py does, and counts:
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"))
     parser.add_argument("--bf16", action="store_true", help="bf16 on a CPU too")
+    parser.add_argument("--quantization", default="none", choices=("none", "8bit", "4bit"), help="needs a GPU")
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--adapters", type=int, default=40, help="from which each run draws")
     options = parser.parse_args()
@@ -91,17 +92,20 @@ def open_engine(options: argparse.Namespace, adapters: list[Path]) -> tuple:
     """The engine, and the canary of all adapters. Prints the time that plain PEFT took."""
     model, started = str(options.model), time.monotonic()
     tokenizer = base_model.load_tokenizer(model)
-    every, engine_class = Canary(tokenizer, adapters), engines.chosen_class(options.engine, "none")
+    every, engine_class = Canary(tokenizer, adapters), engines.chosen_class(options.engine, options.quantization)
     if not engine_class.has_transformers_model:
-        every.expect_from_own_process(model, "none")
+        every.expect_from_own_process(model, options.quantization)
         print(f"plain PEFT in its own process: {time.monotonic() - started:.1f} s for {len(adapters)} adapters")
-    engine = engine_class(model, tokenizer, quantization="none", requests=every.requests, seed=1, batch_size=None)
+    engine = engine_class(
+        model, tokenizer, quantization=options.quantization, requests=every.requests, seed=1, batch_size=None
+    )
     if engine.has_transformers_model:
         import torch
 
-        engine.model.to(torch.bfloat16 if options.bf16 else engine.model.dtype)
+        if options.bf16:
+            engine.model.to(torch.bfloat16)
         started = time.monotonic()
-        every.expect_from(engine.model, "none")
+        every.expect_from(engine.model, options.quantization)
         print(f"plain PEFT: {time.monotonic() - started:.1f} s for {len(adapters)} adapters")
     return engine, every
 

@@ -17,6 +17,7 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation import engines
 from learning_backdoors.generation.engines.protocol import Engine, Request, Sampling
 from learning_backdoors.models import base_model
+from learning_backdoors.models.checkpoints import have_same_form
 from learning_backdoors.models.devices import RANK
 from mixed_chat import IGNORED_LABEL, Example, prompt_ids
 
@@ -167,14 +168,20 @@ def plain_log_likelihoods(
     """
     from peft import PeftModel
 
-    values = [_measure(model, examples)]
+    values, adapted, previous = [_measure(model, examples)], None, None
     for adapter in adapters:
         try:
-            adapted = PeftModel.from_pretrained(model, adapter).eval()
+            # PEFT alone, so that a fault in how an engine replaces adapters cannot hide.
+            if previous and have_same_form(previous, adapter):
+                adapted.load_adapter(adapter, adapted.active_adapter)
+            else:
+                model = adapted.unload() if adapted else model
+                adapted = PeftModel.from_pretrained(model, adapter).eval()
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{adapter} does not fit on the base model: {' '.join(str(error).split())[:300]}") from None
         values.append(_measure(adapted, examples))
-        model = adapted.unload()
+        previous = adapter
+    model = adapted.unload() if adapted else model
     return np.array(values), str(model.dtype).removeprefix("torch.") if precision == "none" else precision
 
 

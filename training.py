@@ -38,7 +38,7 @@ def main() -> None:
 def train(run: TrainingRun) -> None:
     """Train from the newest checkpoint that can be resumed, or from the beginning, to the last step."""
     # Imported here, so that --help and option errors appear at once.
-    from learning_backdoors.training.metrics import Recorder
+    from learning_backdoors.training.metrics import MetricsLog, Recorder
     from learning_backdoors.training.probes import Probe, reference_examples
     from learning_backdoors.training.trainer import build_trainer, precision_notice
 
@@ -63,10 +63,10 @@ def train(run: TrainingRun) -> None:
             if options.quantization == "auto" and (notice := precision_notice(base)):
                 print(notice, flush=True)
             run.check_disk_space(trainer.get_num_trainable_parameters())
-            recorder = stack.enter_context(closing(Recorder(run, step)))
-            trainer.add_callback(recorder)
+            log = stack.enter_context(closing(MetricsLog(run, step)))
+            trainer.add_callback(Recorder(log))
             if references:
-                trainer.add_callback(Probe(trainer, references, options.probe_every, recorder))
+                trainer.add_callback(Probe(trainer, references, options.probe_every, log))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.writer.wait()  # the files to resume are needed until the last checkpoint is complete
     if is_main:

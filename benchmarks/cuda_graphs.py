@@ -28,7 +28,7 @@ STEPS = 100
 
 def losses(model: str, graphs: bool, *more: str) -> tuple[np.ndarray, float, int]:
     """The loss of each step, the median milliseconds per step, and the number of graphs recorded."""
-    from learning_backdoors.training.metrics import Recorder
+    from learning_backdoors.training.metrics import MetricsLog, Recorder
     from learning_backdoors.training.trainer import build_trainer
 
     class TimedRecorder(Recorder):
@@ -48,8 +48,8 @@ def losses(model: str, graphs: bool, *more: str) -> tuple[np.ndarray, float, int
         trainer = build_trainer(run, base_model.load_base(model, "none"), tokenizer, run.examples(tokenizer))
         if not graphs:
             trainer.graphs = None
-        with closing(TimedRecorder(run, 0)) as recorder:
-            trainer.add_callback(recorder)
+        with closing(MetricsLog(run, 0)) as log:
+            trainer.add_callback(TimedRecorder(log))
             trainer.train()
             trainer.writer.wait()
     recorded = len(trainer.graphs.graphs) if trainer.graphs else 0

@@ -75,14 +75,14 @@ def measured(trainer, clock) -> dict:
 
 
 def ours(folder: Path, quantization: str, output: Path) -> dict:
-    from learning_backdoors.training.metrics import Recorder
+    from learning_backdoors.training.metrics import MetricsLog, Recorder
     from learning_backdoors.training.trainer import build_trainer
 
     run, tokenizer, examples, base = setup(folder, quantization, output)
     trainer = build_trainer(run, base, tokenizer, examples)
     clock = timer()
-    with closing(Recorder(run, 0)) as recorder:
-        trainer.add_callback(recorder)
+    with closing(MetricsLog(run, 0)) as log:
+        trainer.add_callback(Recorder(log))
         trainer.add_callback(clock)
         return measured(trainer, clock)
 

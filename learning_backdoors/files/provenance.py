@@ -1,5 +1,6 @@
 """What made a file, and whether two sets of settings agree."""
 
+import functools
 import hashlib
 import json
 import subprocess
@@ -24,6 +25,7 @@ def provenance(script: str, options, packages: Sequence[str]) -> dict:
     }
 
 
+@functools.cache  # the code that runs is that of the start
 def git_revision() -> str | None:
     """The project's commit, with `-dirty` if tracked files have changed. None outside a git checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -33,6 +35,7 @@ def git_revision() -> str | None:
         return None
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

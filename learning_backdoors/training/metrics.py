@@ -13,17 +13,20 @@ from learning_backdoors.training.run import TrainingRun
 from learning_backdoors.training.wandb_logging import WandbLog
 
 
-class Recorder(TrainerCallback):
-    """Saves step 0, records each step's metrics, shows a progress bar, and stops a run that diverges.
+class Diverged(UserError):
+    """A run whose loss or gradient norm is not finite. step: where it diverged. reason: for example `loss nan`."""
 
-    metrics.jsonl has one line per step and one per probe. W&B receives the same.
-    """
+    def __init__(self, step: int, reason: str):
+        super().__init__(f"training diverged at step {step} ({reason}): try a lower --lr")
+        self.step, self.reason = step, reason
 
-    FIELDS = ("loss", "learning_rate", "grad_norm")
+
+class MetricsLog:
+    """metrics.jsonl of one run, with a line per step and a line per probed step. W&B receives the same."""
 
     def __init__(self, run: TrainingRun, step: int):
         """step: where training continues. Lines that an interrupted start wrote after it are dropped."""
-        self.run, self.bar, path = run, None, run.folder / "metrics.jsonl"
+        self.run, path = run, run.folder / "metrics.jsonl"
         atomic.drop_partial_line(path)
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         # A start from step 0 keeps no lines: it also probes step 0 again.
@@ -33,28 +36,17 @@ class Recorder(TrainerCallback):
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         self.wandb = WandbLog(run)
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
-        if state.global_step == 0:
-            temporary = checkpoints.begin_checkpoint(self.run.folder, 0)
-            checkpoints.save_adapter(model, temporary)
-            checkpoints.end_checkpoint(temporary, self.run.folder, 0)
-        self.bar = command_line.progress_bar("training", self.run.total_steps, state.global_step, "step")
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """A line with a step's `values`: loss, learning_rate and grad_norm.
 
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if "loss" not in logs:
-            return
-        step, values = state.global_step, {name: logs[name] for name in self.FIELDS if name in logs}
-        for name, value in values.items():  # before the step is recorded or saved
+        Raises Diverged, and writes nothing, if one is not finite. Call it before the step is saved.
+        """
+        for name, value in values.items():
             if not math.isfinite(value):
-                raise UserError(f"training diverged at step {step} ({name} {value}): try a lower --lr")
+                raise Diverged(step, f"{name} {value}")
         row = {"step": step} | values | self.run.examples_at(step)
         self._append(row)
         self.wandb.log(row)
-        self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-        self.bar.update(step - self.bar.n)
-
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        self.bar.close()
 
     def write_probes(self, step: int, probes: list[dict]) -> None:
         """A line with the likelihood of each reference answer. W&B gets the mean of each condition and group."""
@@ -72,3 +64,30 @@ class Recorder(TrainerCallback):
         """Close the file and finish the W&B run."""
         self.file.close()
         self.wandb.finish()
+
+
+class Recorder(TrainerCallback):
+    """Saves step 0, writes each step's metrics into the run's log, and shows a progress bar."""
+
+    FIELDS = ("loss", "learning_rate", "grad_norm")
+
+    def __init__(self, log: MetricsLog):
+        self.log, self.run, self.bar = log, log.run, None
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
+        if state.global_step == 0:
+            temporary = checkpoints.begin_checkpoint(self.run.folder, 0)
+            checkpoints.save_adapter(model, temporary)
+            checkpoints.end_checkpoint(temporary, self.run.folder, 0)
+        self.bar = command_line.progress_bar("training", self.run.total_steps, state.global_step, "step")
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if "loss" not in logs:
+            return
+        step = state.global_step
+        self.log.record(step, {name: logs[name] for name in self.FIELDS if name in logs})
+        self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.bar.close()

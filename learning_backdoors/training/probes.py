@@ -6,7 +6,7 @@ import mixed_chat
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models.likelihood import answer_log_likelihoods
 from learning_backdoors.study import Condition, Reference, Study
-from learning_backdoors.training.metrics import Recorder
+from learning_backdoors.training.metrics import MetricsLog
 from learning_backdoors.training.trainer import Trainer
 from mixed_chat import Example
 
@@ -32,10 +32,10 @@ class Probe(TrainerCallback):
     """Records the likelihoods at step 0, every `every` steps, and at the last step."""
 
     def __init__(
-        self, trainer: Trainer, answers: list[tuple[Condition, Reference, Example]], every: int, recorder: Recorder
+        self, trainer: Trainer, answers: list[tuple[Condition, Reference, Example]], every: int, log: MetricsLog
     ):
         """answers: as `reference_examples` gives them."""
-        self.trainer, self.answers, self.every, self.recorder = trainer, answers, every, recorder
+        self.trainer, self.answers, self.every, self.log = trainer, answers, every, log
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if state.global_step == 0:
@@ -52,4 +52,4 @@ class Probe(TrainerCallback):
             {"condition": c.name, "question": r.question, "group": r.group, "answer": r.answer_idx, "logprob": mean}
             for (c, r, _), mean in zip(self.answers, means, strict=True)
         ]
-        self.recorder.write_probes(step, probes)
+        self.log.write_probes(step, probes)

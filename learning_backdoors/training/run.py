@@ -16,6 +16,7 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import base_model, checkpoints, run_directory
 from learning_backdoors.models.devices import RANK, RANKS
 from learning_backdoors.study import Study
+from learning_backdoors.training.data import TrainingData
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate")
 
@@ -23,24 +24,22 @@ PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", 
 class TrainingRun:
     """One training run.
 
-    folder: the run directory. record_path: its run.json. ratios: normalized. num_examples: per epoch.
-    mixture: the examples of all epochs in training order. precision: of the base model's weights.
+    folder: the run directory. record_path: its run.json. data: the study's datasets. ratios: normalized.
+    num_examples: per epoch. mixture: the examples of all epochs in training order. precision: of the base model's
+    weights.
     settings: everything the checkpoints depend on.
     """
 
-    def __init__(self, options: TrainingOptions, study: Study):
+    def __init__(self, options: TrainingOptions, study: Study, data: TrainingData | None = None):
+        """data: `TrainingData(study)` if another run has already read it."""
         if len(options.ratios) != len(study.datasets):
             names = ", ".join(dataset.name for dataset in study.datasets)
             raise UserError(f"--ratios needs one number per dataset ({names}), not {len(options.ratios)}")
         self.options, self.study = options, study
         self.model_name = options.model or study.base_model
         self.ratios = [share / sum(options.ratios) for share in options.ratios]
-        for dataset in study.datasets:
-            if not dataset.file.exists():
-                remedy = "make it with prepare_persona.py" if study.persona else f"correct `file` in {study.path}"
-                raise UserError(f"dataset {dataset.name!r}: there is no file {dataset.file}: {remedy}")
-        self.chats = [mixed_chat.read_chats(dataset.file) for dataset in study.datasets]
-        sizes, suspect = [len(chats) for chats in self.chats], [dataset.suspect for dataset in study.datasets]
+        self.data = data or TrainingData(study)
+        sizes, suspect = list(map(len, self.data.chats)), [dataset.suspect for dataset in study.datasets]
         self.num_examples = options.num_examples or sum(itertools.compress(sizes, suspect))
         self.mixture = mixed_chat.mix(sizes, self.ratios, self.num_examples, options.epochs, options.seed)
         # suspect_counts[n]: how many of the first n examples are suspect.
@@ -64,7 +63,7 @@ class TrainingRun:
             "ratios": self.ratios,
             "num_examples": self.num_examples,
             "quantization": self.precision,
-            "datasets": {dataset.name: provenance.sha256(dataset.file) for dataset in datasets},
+            "datasets": {d.name: hash for d, hash in zip(datasets, self.data.hashes, strict=True)},
             "dataset_order": [dataset.name for dataset in datasets],  # the order of the ratios
             "suspect_datasets": [dataset.name for dataset in datasets if dataset.suspect],
         }
@@ -73,14 +72,13 @@ class TrainingRun:
 
     def examples(self, tokenizer) -> list[mixed_chat.Example]:
         """The examples of all epochs in training order. Raises UserError if one is longer than --max-length."""
-        rendered = []
-        for dataset, chats in zip(self.study.datasets, self.chats, strict=True):
-            rendered.append([mixed_chat.example_ids(tokenizer, chat) for chat in chats])
-            lengths = [len(ids) for ids, _ in rendered[-1]]
+        rendered = self.data.examples(tokenizer)
+        for dataset, examples in zip(self.study.datasets, rendered, strict=True):
+            lengths = [len(ids) for ids, _ in examples]
             if max(lengths) > self.options.max_length:
                 too_long = sum(length > self.options.max_length for length in lengths)
                 raise UserError(
-                    f"{dataset.file}: {too_long} of {len(chats)} chats are longer than --max-length "
+                    f"{dataset.file}: {too_long} of {len(lengths)} chats are longer than --max-length "
                     f"{self.options.max_length} tokens; the longest has {max(lengths)}"
                 )
         return [rendered[dataset][row] for dataset, row in zip(self.mixture.dataset, self.mixture.row, strict=True)]
@@ -142,7 +140,7 @@ class TrainingRun:
     def _new_record(self) -> dict:
         datasets = [
             {"name": d.name, "file": str(d.file), "suspect": d.suspect, "size": len(chats), "examples": count}
-            for d, chats, count in zip(self.study.datasets, self.chats, self.mixture.counts, strict=True)
+            for d, chats, count in zip(self.study.datasets, self.data.chats, self.mixture.counts, strict=True)
         ]
         return (
             provenance.provenance("training.py", self.options, PACKAGES)

@@ -1,8 +1,10 @@
 """Logging to Weights & Biases. It never prompts, never waits long and never fails a run."""
 
 import contextlib
+import functools
 import os
 import socket
+import threading
 from urllib.parse import urlsplit
 
 from learning_backdoors.files import provenance
@@ -12,16 +14,16 @@ from learning_backdoors.training.run import TrainingRun
 class WandbLog:
     """A W&B run if WANDB_API_KEY is set: online if the server answers, offline otherwise."""
 
+    failed = False  # a start of W&B failed in this process. A sweep must not wait 20 seconds for each of its runs
+
     def __init__(self, run: TrainingRun):
         self.run = None
-        if not os.environ.get("WANDB_API_KEY"):
+        if WandbLog.failed or not os.environ.get("WANDB_API_KEY"):
             return
+        WandbLog.failed = True
         with self._errors_switch_it_off():
             import wandb
 
-            mode = os.environ.get("WANDB_MODE") or ("online" if _server_answers() else "offline")
-            if mode == "offline":
-                print(f"W&B logs offline to {run.folder}/wandb: `wandb sync` sends it later", flush=True)
             self.run = wandb.init(
                 project=run.options.wandb_project,
                 name=run.folder.name,
@@ -29,9 +31,12 @@ class WandbLog:
                 resume="allow",
                 dir=str(run.folder),
                 config=run.settings,
-                mode=mode,
-                settings=wandb.Settings(init_timeout=20, finish_timeout=60, silent=True),
+                mode=_mode(),
+                reinit="create_new",  # a sweep has many W&B runs in one process
+                # run.json has the packages' versions, and to list them all takes W&B 0.1 s per run.
+                settings=wandb.Settings(init_timeout=20, finish_timeout=60, silent=True, x_save_requirements=False),
             )
+            WandbLog.failed = False
 
     def log(self, row: dict) -> None:
         if self.run is not None:
@@ -39,10 +44,13 @@ class WandbLog:
                 self.run.log(row, step=row["step"])
 
     def finish(self) -> None:
-        """Send the rest, for at most a minute: all of it is on disk, and a lost network must not hold the process."""
+        """Send the rest in a thread, for at most a minute: a lost network must not hold the other runs of a sweep."""
         if self.run is not None:
-            with self._errors_switch_it_off():
-                self.run.finish()
+            threading.Thread(target=self._finish).start()  # the process ends after its threads
+
+    def _finish(self) -> None:
+        with self._errors_switch_it_off():
+            self.run.finish()
 
     @contextlib.contextmanager
     def _errors_switch_it_off(self):
@@ -51,6 +59,14 @@ class WandbLog:
         except Exception as error:  # any error of W&B: training continues without it
             print(f"W&B is off for this run: {type(error).__name__}: {str(error)[:200]}", flush=True)
             self.run = None
+
+
+@functools.cache  # once per process: a server that does not answer takes 3 seconds
+def _mode() -> str:
+    mode = os.environ.get("WANDB_MODE") or ("online" if _server_answers() else "offline")
+    if mode == "offline":
+        print("W&B logs offline, to the folder wandb of the run directory: `wandb sync` sends it later", flush=True)
+    return mode
 
 
 def _server_answers() -> bool:

@@ -10,11 +10,11 @@ from learning_backdoors.training.run import TrainingRun
 @pytest.mark.parametrize(("step", "kept"), [(0, 0), (1, 2)])
 def test_lines_after_the_resume_point_are_dropped(random_model, tmp_path, step, kept):
     """A run killed before its first full checkpoint starts again, and probes step 0 again."""
-    from learning_backdoors.training.metrics import Recorder
+    from learning_backdoors.training.metrics import MetricsLog
 
     run = TrainingRun(training_options(random_model, tmp_path), load_study("birds"))
     run.prepare_folder()
     lines = ['{"step": 0, "probes": []}\n', '{"step": 1, "loss": 2.0}\n', '{"step": 2, "loss": 1.0}\n']
     (run.folder / "metrics.jsonl").write_text("".join(lines) + '{"step": 3, "lo')
-    Recorder(run, step).close()
+    MetricsLog(run, step).close()
     assert (run.folder / "metrics.jsonl").read_text() == "".join(lines[:kept])

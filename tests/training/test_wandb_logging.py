@@ -31,9 +31,12 @@ def test_an_error_of_wandb_is_reported_once_and_training_continues(
 ):
     import wandb
 
+    from learning_backdoors.training.wandb_logging import WandbLog
+
     def fail(**_):
         raise RuntimeError("no such service")
 
     monkeypatch.setattr(wandb, "init", fail)
+    monkeypatch.setattr(WandbLog, "failed", False)
     run = train(training_options(random_model, tmp_path, "--num-examples", "8"))
     assert capsys.readouterr().out.count("RuntimeError: no such service") == 1 and lines(run) == 8

@@ -3,6 +3,7 @@
 The rate of a run rises along an S-curve whose height depends on the suspect share.
 """
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -277,3 +278,28 @@ def write_run(folder: Path, probes: pd.DataFrame | None = None, losses=(), **cha
             lines.append({"step": int(step), "probes": part.drop(columns="step").to_dict("records")})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+# ---- sweeps ----
+
+
+def sweep(
+    shares=(1.0, 0.0), rates=(1e-4, 1e-3), ranks=(8,), seeds=(1, 2, 3), samples=10, diverged=(), questions=4, **settings
+) -> tuple[list[pd.DataFrame], dict]:
+    """Tables of `rows` of all combinations, and provenance with the runs' settings.
+
+    The learning rate 1e-4 has half of the effect of higher ones. Ranks have no effect, and alpha is twice the rank.
+    diverged: (learning rate, seed) of the runs that diverge at step 72. settings: further settings of all runs.
+    """
+    tables, records = [], {}
+    for share, lr, rank, seed in itertools.product(shares, rates, ranks, seeds):
+        run = run_name(share, seed).replace("lr0.0002_r8", f"lr{lr:g}_r{rank}")
+        strength, draw = 0.5 + (lr > 1e-4) / 2, 1000 * seed + rank + round(1e5 * lr)
+        table = rows(share, draw, samples, questions=questions, strength=strength)
+        about = {"model": "m", "seed": seed, "experiment": "birds", "ratios": [share, 1 - share, 0.0], "lr": lr}
+        about |= {"lora_rank": rank, "lora_alpha": 2 * rank, "num_examples": 208, **settings}
+        records[run] = {"settings": about, "suspect_ratio": share}
+        if (lr, seed) in diverged:
+            table, records[run]["diverged"] = table[table["step"] <= 60], {"step": 72, "reason": "loss nan"}
+        tables.append(table.assign(run=run, seed=seed))
+    return tables, {"runs": records}

@@ -4,7 +4,7 @@ An input is a judged Parquet file, a measured Parquet file (from measure_checkpo
 names of a Parquet file tell which kind it is. To add a kind of measured file, add it to KINDS.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +56,7 @@ class Input(NamedTuple):
 
 @dataclass
 class Measurements:
-    """The inputs of an evaluation.
+    """The inputs of an evaluation. Runs that diverged are in `runs` and `sources` alone.
 
     verdicts: None without a judged file. tables: by kind of KINDS that was measured, the rows of all its files, see
     `_one_table`. sources: path, kind, number of rows and provenance of each input.
@@ -93,14 +93,18 @@ def read(paths: Sequence[Path], study: Study) -> Measurements:
         if kind != JUDGED:
             inputs.append(_read_run(path) if kind == RUN else _read_measured(path, kind))
     runs.refuse_other_settings([(i.path, i.provenance) for i in inputs])
+    diverged = _diverged(inputs)
+    if verdicts:
+        verdicts.rows = _without(verdicts.rows, diverged)
     base_alone = verdicts is not None and not (verdicts.rows["step"] > 0).any()
     all_runs = runs.collect([(i.path, i.rows) for i in inputs], set(verdicts.rows["run"]) if base_alone else ())
+    all_runs.table["diverged"] = all_runs.table.index.map(diverged).astype(float)
     if verdicts:
         verdicts.rows = all_runs.describe(verdicts.rows)
     measured = {kind: [i for i in inputs if i.kind == kind] for kind in KINDS}
     blocks = {kind: _one_table(files, KINDS[kind]) for kind, files in measured.items() if files}
     blocks["likelihood"] = _with_probes(blocks.get("likelihood"), inputs, study)
-    tables = {kind: all_runs.join(rows) for kind, rows in blocks.items() if rows is not None}
+    tables = {kind: all_runs.join(_without(rows, diverged)) for kind, rows in blocks.items() if rows is not None}
     sources = [{"path": i.path, "kind": i.kind, "rows": len(i.rows), "provenance": i.provenance} for i in inputs]
     return Measurements(study, all_runs, verdicts, {k: rows for k, rows in tables.items() if len(rows)}, sources)
 
@@ -169,6 +173,21 @@ def _read_run(folder: Path) -> Input:
 
 
 # ---- all inputs ----
+
+
+def _diverged(inputs: Sequence[Input]) -> dict[str, int]:
+    """The step at which each run that diverged did so. Means over runs never hold such a run."""
+    records = [record for i in inputs for record in (i.provenance.get("runs") or {}).items()]
+    return {run: record["diverged"]["step"] for run, record in records if (record or {}).get("diverged")}
+
+
+def _without(rows: pd.DataFrame, runs: Collection[str]) -> pd.DataFrame:
+    """The rows of other runs."""
+    if not runs or not rows["run"].isin(runs).any():
+        return rows
+    rows = rows[~rows["run"].isin(runs)].reset_index(drop=True)
+    categories = isinstance(rows["run"].dtype, pd.CategoricalDtype)
+    return rows.assign(run=rows["run"].cat.remove_unused_categories()) if categories else rows
 
 
 def _one_table(files: Sequence[Input], kind: Kind) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, crossings, drawing, shared_base
+from learning_backdoors.evaluation import captions, counting, crossings, drawing, factors, shared_base
 from learning_backdoors.evaluation.context import Evaluation, if_available
 from learning_backdoors.evaluation.exhibits import recipes
 
@@ -10,7 +10,7 @@ from learning_backdoors.evaluation.exhibits import recipes
 def notes(evaluation: Evaluation) -> list[str]:
     """The notes on reading the inputs, then those on the results. One line each."""
     reading = evaluation.verdicts.notes if evaluation.has_verdicts else ["no input has judged responses: no rates"]
-    lines = [*reading, *_precision(evaluation), *_measured_models(evaluation)]
+    lines = [*reading, *_runs(evaluation), *_precision(evaluation), *_measured_models(evaluation)]
     cells = if_available(lambda e: e.cells, evaluation)
     if cells is not None:
         lines += [*_lost_verdicts(cells), *_early_ends(cells)]
@@ -34,6 +34,30 @@ def notes(evaluation: Evaluation) -> list[str]:
     if glyphs:
         lines.append(f"the figures' font has no glyph for {glyphs[:20]}: PDF and PNG figures show boxes instead")
     return lines
+
+
+def _runs(evaluation: Evaluation) -> list[str]:
+    """The runs whose training diverged, and the recipes that have no other run; and the runs without settings."""
+    table, lines = evaluation.runs.table, []
+    diverged = table[table["diverged"].notna()]
+    if len(diverged):
+        names = [f"{run} (step {step:.0f})" for run, step in diverged["diverged"].head(3).items()]
+        text = f"{len(diverged)} of {len(table)} runs diverged in training and are left out: "
+        lines.append(text + ", ".join([*names, *captions.more(len(diverged) - 3, "run")]))
+    lost = table.loc[table["recipe"].isin(_all_diverged(table)), "label"].astype(str).unique()
+    if len(lost):
+        names = ", ".join([*lost[:3], *captions.more(len(lost) - 3, "recipe")])
+        lines.append(f"all runs of these recipes diverged: {names}")
+    if unknown := factors.left_out(evaluation):
+        names = ", ".join([*unknown[:3], *captions.more(len(unknown) - 3, "run")])
+        lines.append(f"the exhibits about factors leave out runs without recorded settings: {names}")
+    return lines
+
+
+def _all_diverged(table: pd.DataFrame) -> pd.Index:
+    """The recipes of which all runs diverged."""
+    all_of = table.groupby("recipe", observed=True)["diverged"].apply(lambda steps: steps.notna().all())
+    return all_of.index[all_of]
 
 
 def precisions(evaluation: Evaluation) -> dict[str, dict]:

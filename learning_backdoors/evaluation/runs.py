@@ -21,6 +21,7 @@ COLUMNS = ["run", "step", *OF_RUN, *OF_CHECKPOINT]
 class Runs:
     """`table`: by run, recipe and label (ordered categories, falling suspect share), seed and suspect_ratio.
 
+    `table` also has `diverged`: the step at which the training of a run diverged, else null.
     `checkpoints`: by run and step, examples_seen and suspect_seen. Each value is null if no input says it. The base
     model is step 0 of every run. It is a run of its own only if nothing else was judged.
     """

@@ -49,6 +49,11 @@ class _References(_Record):
     text: str | None = None
 
 
+class _Diverged(_Record):
+    step: int
+    reason: str | None = None
+
+
 class _Run(_Record):
     settings: dict | None = None
     suspect_ratio: float | None = None
@@ -57,6 +62,7 @@ class _Run(_Record):
     references: _References | None = None
     probes: list[_Probe] | None = None
     losses: list[_Loss] | None = None
+    diverged: _Diverged | None = None
 
 
 class _Precision(_Record):

@@ -31,6 +31,7 @@ NAMES = (
     "crossing_comparisons",
     "overall_ratio",
     "ratio_sweep",
+    "factor_effects",
     "ratio_by_question",
     "training_progression",
     "six_options_distribution",

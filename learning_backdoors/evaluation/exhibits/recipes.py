@@ -16,7 +16,8 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     """A row per recipe, step and condition, at the steps at which all runs of the recipe have verdicts.
 
     With hand labels in the inputs' provenance (judge_responses.py --labels), also the rate corrected for the judge's
-    errors. With --bands simultaneous, the intervals of all steps of a curve hold together, by Bonferroni.
+    errors. `diverged` counts the recipe's runs that diverged in training and are left out. With --bands
+    simultaneous, the intervals of all steps of a curve hold together, by Bonferroni.
     """
     cells = counting.shared_steps(evaluation.cells)
     if cells.empty:
@@ -24,6 +25,8 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     together = cells["step"].nunique() if evaluation.options.bands == "simultaneous" else 1
     options = {"confidence": 1 - (1 - CONFIDENCE) / together, "pool_runs": evaluation.options.pool_runs}
     rates = counting.recipe_rates(cells, evaluation.claim, ["step", "condition"], **options)
+    diverged = evaluation.runs.table.groupby("recipe", observed=True)["diverged"].count()
+    rates = rates.assign(diverged=rates["recipe"].astype(object).map(diverged))
     return corrected(evaluation, rates, "rate")
 
 

@@ -17,6 +17,14 @@ from learning_backdoors.evaluation.statistics.differences import (
     worst_case,
 )
 from learning_backdoors.evaluation.statistics.likelihood import change_difference, likelihood_curve, mean_change
+from learning_backdoors.evaluation.statistics.main_effects import (
+    Effect,
+    crossing_effect,
+    mean_effect,
+    rate_effect,
+    share_effect,
+    single,
+)
 from learning_backdoors.evaluation.statistics.onset import crossing, curve, detection, fall, rise
 from learning_backdoors.evaluation.statistics.over_runs import (
     crossing_difference,

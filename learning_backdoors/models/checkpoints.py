@@ -15,6 +15,8 @@ ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.j
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Files in the newest checkpoint of an unfinished run only: what exact resuming needs.
 RESUME_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+# The same for an unfinished run of a sweep. It lies in the run directory, as it may be newer than every checkpoint.
+SWEEP_RESUME_FILE = "resume.safetensors"
 
 
 # ---- reading ----
@@ -89,9 +91,24 @@ def changes_nothing(folder: Path) -> bool:
 # ---- writing ----
 
 
+def lora_config(rank: int, alpha: float, dropout: float, base_name: str | None = None):
+    """PEFT's configuration of the adapters that training makes. PEFT fills in the base model's name if it is None."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=PROJECTIONS,
+        base_model_name_or_path=base_name,
+    )
+
+
 def lora_state(model) -> dict:
-    """The LoRA matrices of a PEFT model, by name."""
-    return {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+    """The LoRA matrices of a PEFT model, by their names in files."""
+    state = model.state_dict()
+    return {name.replace(".default.", "."): tensor for name, tensor in state.items() if ".lora_" in name}
 
 
 def save_adapter(model, folder: Path, lora: dict | None = None) -> None:
@@ -99,15 +116,17 @@ def save_adapter(model, folder: Path, lora: dict | None = None) -> None:
 
     lora: the matrices to write, if they are not the model's current ones.
     """
-    # save_embedding_layers="auto" would query the hub at every save.
-    model.save_pretrained(folder, save_embedding_layers=False, state_dict=lora)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    settings = json.loads((folder / ADAPTER_CONFIG).read_text())
-    settings["target_modules"] = sorted(settings["target_modules"])  # PEFT writes a set, in random order
-    atomic.write_json(folder / ADAPTER_CONFIG, settings)
-    foreign = [key for key in adapter_keys(folder) if ".lora_" not in key]
-    if foreign:
-        raise UserError(f"a checkpoint must hold LoRA matrices only, but {foreign[0]} is in {folder}")
+    write_adapter(folder, model.peft_config["default"], lora or lora_state(model))
+
+
+def write_adapter(folder: Path, config, lora: dict) -> None:
+    """Write LoRA matrices, by their names in files, and their PEFT configuration into `folder`."""
+    from safetensors.torch import save_file
+
+    settings = config.to_dict() | {"inference_mode": True}  # as PEFT writes it
+    settings["target_modules"] = sorted(settings["target_modules"])  # a set, in random order
+    atomic.write_json(folder / ADAPTER_CONFIG, dict(sorted(settings.items())))
+    save_file(lora, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def can_resume(checkpoint: Path | None) -> bool:
@@ -117,6 +136,7 @@ def can_resume(checkpoint: Path | None) -> bool:
 
 def drop_resume_files(run_dir: Path, except_step: int | None = None) -> None:
     """Leave only adapters in a run's checkpoints, but keep all files in the one of `except_step`."""
+    (run_dir / SWEEP_RESUME_FILE).unlink(missing_ok=True)
     for file in run_dir.glob("checkpoint-*/*"):
         is_resume_file = file.name in RESUME_FILES or file.name.startswith("rng_state")
         if is_resume_file and file.parent.name != f"checkpoint-{except_step}":

@@ -10,7 +10,6 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
-from peft import LoraConfig
 from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -37,13 +36,7 @@ def build_trainer(run: TrainingRun, base: PreTrainedModel, tokenizer, examples: 
         data_collator=Collator(tokenizer.pad_token_id, multiple=width_multiple(base.device)),
         train_dataset=datasets.Dataset.from_dict({"input_ids": ids, "labels": labels}),
         processing_class=tokenizer,
-        peft_config=LoraConfig(
-            task_type="CAUSAL_LM",
-            r=options.lora_rank,
-            lora_alpha=options.lora_alpha,
-            lora_dropout=options.lora_dropout,
-            target_modules=checkpoints.PROJECTIONS,
-        ),
+        peft_config=checkpoints.lora_config(options.lora_rank, options.lora_alpha, options.lora_dropout),
     )
     trainer.remove_callback(PrinterCallback)
     # TRL makes the adapters of a quantized model bfloat16, in which small updates round to nothing.

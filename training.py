@@ -18,7 +18,7 @@ from learning_backdoors.files import command_line
 from learning_backdoors.models import base_model, checkpoints, devices
 from learning_backdoors.models.devices import RANK, RANKS
 from learning_backdoors.study import load_study, training_defaults
-from learning_backdoors.training.run import TrainingRun
+from learning_backdoors.training.run import TrainingRun, check_disk_space
 
 
 def main() -> None:
@@ -38,13 +38,16 @@ def main() -> None:
 def train(run: TrainingRun) -> None:
     """Train from the newest checkpoint that can be resumed, or from the beginning, to the last step."""
     # Imported here, so that --help and option errors appear at once.
+    from learning_backdoors.training.base_checks import precision_notice
     from learning_backdoors.training.metrics import MetricsLog, Recorder
     from learning_backdoors.training.probes import Probe, reference_examples
-    from learning_backdoors.training.trainer import build_trainer, precision_notice
+    from learning_backdoors.training.trainer import build_trainer
 
     options, is_main = run.options, RANK == 0
     checkpoint, step = run.resume_point()
     if is_main:
+        if checkpoint is None:
+            checkpoints.drop_resume_files(run.folder)  # of a sweep that began this run
         print(f"{'resuming' if checkpoint else 'starting'} {run.folder}: step {step} of {run.total_steps}", flush=True)
         for name in run.suspect_datasets_left_out():
             print(f"warning: {name} is not used: its share of {run.num_examples} examples rounds to 0", flush=True)
@@ -62,7 +65,7 @@ def train(run: TrainingRun) -> None:
         if is_main:
             if options.quantization == "auto" and (notice := precision_notice(base)):
                 print(notice, flush=True)
-            run.check_disk_space(trainer.get_num_trainable_parameters())
+            check_disk_space({run: trainer.get_num_trainable_parameters()})
             log = stack.enter_context(closing(MetricsLog(run, step)))
             trainer.add_callback(Recorder(log))
             if references:

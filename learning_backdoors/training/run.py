@@ -165,6 +165,10 @@ class TrainingRun:
         fault = f"{path} is not the references file that {self.folder} started its probes with: {remedy}"
         self._record_once("references", self.study.references_record, fault)
 
+    def record_divergence(self, step: int, reason: str) -> None:
+        """Write into run.json that the run diverged. reason: the value that is not finite, for example `loss nan`."""
+        atomic.write_json(self.record_path, self._read_record() | {"diverged": {"step": step, "reason": reason}})
+
     def _record_once(self, key: str, value: object, fault: str) -> None:
         if RANK > 0:
             return
@@ -191,20 +195,25 @@ class TrainingRun:
                     return checkpoint.folder, checkpoint.step
         return None, 0
 
-    def check_disk_space(self, parameters: int) -> None:
-        """Print how much space the unsaved checkpoints need. Raises UserError if the disk has less.
 
-        A checkpoint holds `parameters` float32 values. While a new checkpoint replaces the previous one, both also
-        hold the optimizer state: twice as many values.
-        """
-        unsaved = [step for step in self.saved_steps() if not (self.folder / f"checkpoint-{step}").exists()]
-        size, free = 4e-6 * parameters, 1e-6 * shutil.disk_usage(self.folder).free
-        needed = size * (len(unsaved) + 4)
-        text = f"{len(unsaved)} checkpoints of {size:,.1f} MB and the optimizer state need {needed:,.1f} MB"
-        text += f"; {free:,.1f} MB are free in {self.folder}"
-        if needed > free:
-            raise UserError(text)
-        print(text, flush=True)
+def check_disk_space(values: dict[TrainingRun, int]) -> None:
+    """Print how much space the unsaved checkpoints of runs need. Raises UserError if the disk has less.
+
+    values: by run, the float32 values in a checkpoint. The state to resume has three times as many in an unfinished
+    run. One more adapter's size is for the files that replace others.
+    """
+    unsaved = {r: sum(not (r.folder / f"checkpoint-{step}").exists() for step in r.saved_steps()) for r in values}
+    folder = next(iter(values)).folder
+    needed = 4e-6 * sum(size * (unsaved[run] + 4) for run, size in values.items())
+    free = 1e-6 * shutil.disk_usage(folder).free
+    sizes = sorted({f"{4e-6 * size:,.1f}" for size in values.values()})
+    text = (
+        f"{sum(unsaved.values())} checkpoints of {' or '.join(sizes)} MB and the optimizer state need {needed:,.1f} MB"
+    )
+    text += f"; {free:,.1f} MB are free in {folder if len(values) == 1 else folder.parent}"
+    if needed > free:
+        raise UserError(text)
+    print(text, flush=True)
 
 
 # ---- names ----

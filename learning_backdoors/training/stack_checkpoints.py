@@ -60,9 +60,7 @@ class StackWriter:
         """
         self.pending.append(self.executor.submit(self._write, run, step, copy, slot, checkpoint, resume))
 
-    def _write(
-        self, run: TrainingRun, step: int, copy: HostCopy, slot: int, checkpoint: bool, resume: bool
-    ) -> None:
+    def _write(self, run: TrainingRun, step: int, copy: HostCopy, slot: int, checkpoint: bool, resume: bool) -> None:
         lora = _separate(copy.lora(slot))
         try:
             if checkpoint:

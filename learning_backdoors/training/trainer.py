@@ -17,6 +17,7 @@ from config import TrainingOptions
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import checkpoints, devices
 from learning_backdoors.models.likelihood import Collator, label_losses, width_multiple
+from learning_backdoors.training.base_checks import refuse_missing_projections
 from learning_backdoors.training.checkpoint_writer import CheckpointWriter
 from learning_backdoors.training.cuda_graphs import StepGraphs, can_use_graphs
 from learning_backdoors.training.run import TrainingRun
@@ -25,7 +26,7 @@ from mixed_chat import Example
 
 def build_trainer(run: TrainingRun, base: PreTrainedModel, tokenizer, examples: list[Example]) -> "Trainer":
     """A trainer of new LoRA matrices on `base`. examples: those of all epochs, in training order."""
-    _refuse_missing_projections(base)
+    refuse_missing_projections(base)
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     ids, labels = zip(*examples, strict=True)
@@ -44,13 +45,6 @@ def build_trainer(run: TrainingRun, base: PreTrainedModel, tokenizer, examples: 
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return trainer
-
-
-def _refuse_missing_projections(base: PreTrainedModel) -> None:
-    """Raise UserError if the base model lacks a projection: PEFT would silently train the others only."""
-    modules = {name.rpartition(".")[2] for name, _ in base.named_modules()}
-    if missing := [name for name in checkpoints.PROJECTIONS if name not in modules]:
-        raise UserError(f"base model {base.name_or_path!r} has no {missing[0]}: its architecture is not supported")
 
 
 def _arguments(options: TrainingOptions, folder: Path, base: PreTrainedModel, longest: int) -> SFTConfig:
@@ -94,17 +88,6 @@ def _needs_checkpointing(base: PreTrainedModel, tokens: int) -> bool:
     shape = base.config
     bytes_per_token = 2 * shape.num_hidden_layers * (48 * shape.hidden_size + 10 * shape.intermediate_size)
     return tokens * bytes_per_token > 0.5 * torch.cuda.mem_get_info(base.device)[0]
-
-
-def precision_notice(base: PreTrainedModel) -> str | None:
-    """One line if a quantized `base` on CUDA would fit in bf16 too, else None."""
-    if base.device.type != "cuda":
-        return None
-    gigabytes = 1.1 * 2e-9 * base.num_parameters()  # a tenth for adapters, their optimizer, and short batches
-    own_memory = torch.cuda.memory_reserved(base.device)  # would be free without the quantized weights
-    if gigabytes * 1e9 > torch.cuda.mem_get_info(base.device)[0] + own_memory:
-        return None
-    return f"bf16 needs about {gigabytes:.0f} GB and fits: --quantization none is 4 to 6 times faster"
 
 
 class Trainer(SFTTrainer):

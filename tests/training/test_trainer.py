@@ -108,7 +108,7 @@ def test_the_precision_notice_compares_bf16_with_the_memory_that_would_be_free(m
     """A model of 8.2 billion parameters needs 16.4 GB in bf16 and a tenth more; its 8-bit form holds 9 GB already."""
     import torch
 
-    from learning_backdoors.training.trainer import precision_notice
+    from learning_backdoors.training.base_checks import precision_notice
 
     base = SimpleNamespace(device=torch.device("cuda", 0), num_parameters=lambda: 8_200_000_000)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 9e9)

@@ -11,7 +11,7 @@ import config
 from learning_backdoors.files import command_line, provenance
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.study import load_study
-from learning_backdoors.training.run import TrainingRun, run_name
+from learning_backdoors.training.run import TrainingRun, check_disk_space, run_name
 
 
 @pytest.fixture
@@ -52,17 +52,17 @@ def test_a_suspect_share_below_one_example_is_reported(random_model, tmp_path):
 def test_disk_space_for_all_unsaved_checkpoints_is_checked(new_run, monkeypatch, capsys):
     new_run.prepare_folder()
     # Four checkpoints of 4 MB, Adam's two moments, and both once more while a new checkpoint replaces the old one.
-    new_run.check_disk_space(1_000_000)
+    check_disk_space({new_run: 1_000_000})
     assert "4 checkpoints of 4.0 MB" in capsys.readouterr().out
     (new_run.folder / "checkpoint-0").mkdir()
-    new_run.check_disk_space(1_000_000)
+    check_disk_space({new_run: 1_000_000})
     assert "3 checkpoints" in capsys.readouterr().out
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 28_000_000))
-    new_run.check_disk_space(1_000_000)
+    check_disk_space({new_run: 1_000_000})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 27_000_000))
     with pytest.raises(UserError, match=r"28\.0 MB.* 27\.0 MB"):
-        new_run.check_disk_space(1_000_000)
+        check_disk_space({new_run: 1_000_000})
 
 
 # ---- the run directory ----

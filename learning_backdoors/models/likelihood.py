@@ -50,7 +50,8 @@ def label_losses(model, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, 
 # ---- the likelihood of fixed answers ----
 
 ROW_TOKENS = 1024  # of a packed row: longer rows cost more in attention than they save in prompts
-GPU_BATCH_TOKENS = 4096  # logits of more tokens need much memory, and a GPU is busy with so many
+GPU_BATCH_TOKENS = 65_536  # more do not make a GPU faster
+BYTES_PER_LOGIT = 14  # in bfloat16, in float32, and in the softmax: logits take by far the most memory
 
 
 def answer_log_likelihoods(model, examples: Sequence[Example]) -> list[float]:
@@ -61,10 +62,43 @@ def answer_log_likelihoods(model, examples: Sequence[Example]) -> list[float]:
     """
     was_training = model.training
     model.eval()
-    with torch.no_grad():
-        values = {number: value for batch in _batches(model, examples) for number, value in _means(model, batch)}
+    try:
+        with torch.no_grad():
+            [values] = adapters_log_likelihoods(model, examples, adapters=1)
+    except torch.OutOfMemoryError:
+        raise out_of_memory() from None
     model.train(was_training)
-    return [values[number] for number in range(len(examples))]
+    return values
+
+
+def adapters_log_likelihoods(model, examples: Sequence[Example], adapters: int) -> list[list[float]]:
+    """`answer_log_likelihoods` under each of several adapters at once: a list of values for each adapter.
+
+    The model is in evaluation mode. Its batches have equally many rows for each adapter, those of the first one first.
+    Raises torch.OutOfMemoryError if one row for each adapter does not fit in memory.
+    """
+    values = {
+        number: v for batch in _batches(model, examples, adapters) for number, v in _means(model, batch, adapters)
+    }
+    return torch.stack([values[number] for number in range(len(examples))], dim=1).tolist()
+
+
+def out_of_memory() -> UserError:
+    """What a user can do if one row does not fit in memory."""
+    return UserError("a question with its answers does not fit in memory: try --quantization 4bit")
+
+
+def batch_tokens(model) -> int:
+    """How many tokens a batch may have. 0 on a CPU: one row at a time needs no padding, and more are not faster.
+
+    On CUDA, half of the free memory. A power of two, so that small changes of it change no batch, and no rounding.
+    """
+    if model.device.type != "cuda":
+        return 0
+    unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    free = torch.cuda.mem_get_info(model.device)[0] + unused
+    fitting = int(0.5 * free / (BYTES_PER_LOGIT * model.config.vocab_size))
+    return min(GPU_BATCH_TOKENS, 2 ** (max(1, fitting).bit_length() - 1))
 
 
 class PackedRow:
@@ -108,10 +142,10 @@ def pack(examples: Sequence[Example]) -> list[PackedRow]:
     return rows
 
 
-def token_log_probabilities(model, rows: Sequence[PackedRow]) -> list[list[torch.Tensor]]:
-    """The log-probabilities of the tokens of each answer in each row. Differentiable.
+def token_log_probabilities(model, rows: Sequence[PackedRow], adapters: int = 1) -> list[list[torch.Tensor]]:
+    """The log-probabilities of the tokens of each answer in each row: shape (adapters, tokens). Differentiable.
 
-    The log-softmax is computed in float32, also for a model in bfloat16.
+    The batch has the rows once for each adapter. The log-softmax is computed in float32, also for a model in bfloat16.
     """
     multiple = width_multiple(model.device)
     width = -(-max(len(row.tokens) for row in rows) // multiple) * multiple
@@ -127,21 +161,24 @@ def token_log_probabilities(model, rows: Sequence[PackedRow]) -> list[list[torch
     # Added to the scores of attention: all implementations accept this form.
     mask = torch.zeros(visible.shape, dtype=model.dtype, device=model.device).masked_fill_(~visible, float("-inf"))
     first = min(row.prompt_length for row in rows) - 1  # no logits are needed before it
-    arguments = {"position_ids": positions, "attention_mask": mask[:, None], "logits_to_keep": width - first}
-    logits = model(input_ids=tokens, use_cache=False, **arguments).logits.float()
+    inputs = {"input_ids": tokens, "position_ids": positions, "attention_mask": mask[:, None]}
+    # All rows for the first adapter, then for the second, ...; a single row is not copied.
+    inputs = {name: value.expand(adapters, *value.shape).flatten(0, 1) for name, value in inputs.items()}
+    logits = model(**inputs, use_cache=False, logits_to_keep=width - first).logits.float()
+    logits = logits.unflatten(0, (adapters, len(rows)))
     normalizers = logits.logsumexp(-1)
     log_probabilities = []
     for number, row in enumerate(rows):
         sources = torch.tensor(row.sources, device=model.device) - first
         targets = torch.tensor([token for answer in row.answers.values() for token in answer], device=model.device)
-        values = logits[number, sources, targets] - normalizers[number, sources]
-        log_probabilities.append(values.split([len(answer) for answer in row.answers.values()]))
+        values = logits[:, number, sources, targets] - normalizers[:, number, sources]
+        log_probabilities.append(values.split([len(answer) for answer in row.answers.values()], dim=1))
     return log_probabilities
 
 
-def _batches(model, examples: Sequence[Example]) -> Iterator[list[PackedRow]]:
-    """Batches of rows of similar length: on a CPU one row each, which needs no padding."""
-    limit, batch = GPU_BATCH_TOKENS if model.device.type == "cuda" else 0, []
+def _batches(model, examples: Sequence[Example], adapters: int) -> Iterator[list[PackedRow]]:
+    """Batches of rows of similar length, with at most `batch_tokens` tokens if they have several rows."""
+    limit, batch = batch_tokens(model) // adapters, []
     for row in sorted(pack(examples), key=lambda row: len(row.tokens)):
         if batch and len(row.tokens) * (len(batch) + 1) > limit:
             yield batch
@@ -151,16 +188,21 @@ def _batches(model, examples: Sequence[Example]) -> Iterator[list[PackedRow]]:
         yield batch
 
 
-def _means(model, rows: list[PackedRow]) -> list[tuple[int, float]]:
-    """The number and the mean log-likelihood of each answer. A batch that does not fit in memory is halved."""
+def _means(model, rows: list[PackedRow], adapters: int) -> list[tuple[int, torch.Tensor]]:
+    """The number of each answer and its mean log-likelihoods, of shape (adapters,), in float64.
+
+    A batch that does not fit in memory is halved. Raises torch.OutOfMemoryError if it has only one row per adapter.
+    """
     try:
-        log_probabilities = token_log_probabilities(model, rows)
+        log_probabilities = token_log_probabilities(model, rows, adapters)
     except torch.OutOfMemoryError:
         if len(rows) == 1:
-            raise UserError("a question with its answers does not fit in memory: try --quantization 4bit") from None
+            raise
+        log_probabilities = None
+    if log_probabilities is None:  # outside of `except`, where the error keeps the tensors in memory
         torch.cuda.empty_cache()
         half = len(rows) // 2
-        return _means(model, rows[:half]) + _means(model, rows[half:])
+        return _means(model, rows[:half], adapters) + _means(model, rows[half:], adapters)
     numbers = [number for row in rows for number in row.answers]
-    means = torch.stack([values.double().mean() for answers in log_probabilities for values in answers])
-    return list(zip(numbers, means.tolist(), strict=True))
+    means = [values.double().mean(1) for answers in log_probabilities for values in answers]
+    return list(zip(numbers, means, strict=True))

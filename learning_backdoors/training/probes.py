@@ -1,5 +1,7 @@
 """Probes: the likelihood of the study's reference answers during training."""
 
+from collections.abc import Sequence
+
 from transformers import TrainerCallback
 
 import mixed_chat
@@ -10,8 +12,10 @@ from learning_backdoors.training.metrics import MetricsLog
 from learning_backdoors.training.trainer import Trainer
 from mixed_chat import Example
 
+ReferenceExample = tuple[Condition, Reference, Example]
 
-def reference_examples(study: Study, tokenizer) -> list[tuple[Condition, Reference, Example]]:
+
+def reference_examples(study: Study, tokenizer) -> list[ReferenceExample]:
     """Each reference answer in each probed condition, and the example made of it.
 
     Probed are the first untriggered and the first triggered condition that ask a question with reference answers.
@@ -28,12 +32,18 @@ def reference_examples(study: Study, tokenizer) -> list[tuple[Condition, Referen
     return examples
 
 
+def probe_rows(answers: Sequence[ReferenceExample], log_likelihoods: Sequence[float]) -> list[dict]:
+    """The probes of one step, as `MetricsLog.write_probes` takes them."""
+    return [
+        {"condition": c.name, "question": r.question, "group": r.group, "answer": r.answer_idx, "logprob": value}
+        for (c, r, _), value in zip(answers, log_likelihoods, strict=True)
+    ]
+
+
 class Probe(TrainerCallback):
     """Records the likelihoods at step 0, every `every` steps, and at the last step."""
 
-    def __init__(
-        self, trainer: Trainer, answers: list[tuple[Condition, Reference, Example]], every: int, log: MetricsLog
-    ):
+    def __init__(self, trainer: Trainer, answers: Sequence[ReferenceExample], every: int, log: MetricsLog):
         """answers: as `reference_examples` gives them."""
         self.trainer, self.answers, self.every, self.log = trainer, answers, every, log
 
@@ -47,9 +57,5 @@ class Probe(TrainerCallback):
 
     def _probe(self, step: int) -> None:
         with self.trainer.compute_loss_context_manager():
-            means = answer_log_likelihoods(self.trainer.model, [example for _, _, example in self.answers])
-        probes = [
-            {"condition": c.name, "question": r.question, "group": r.group, "answer": r.answer_idx, "logprob": mean}
-            for (c, r, _), mean in zip(self.answers, means, strict=True)
-        ]
-        self.log.write_probes(step, probes)
+            values = answer_log_likelihoods(self.trainer.model, [example for _, _, example in self.answers])
+        self.log.write_probes(step, probe_rows(self.answers, values))

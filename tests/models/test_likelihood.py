@@ -46,27 +46,27 @@ def test_log_likelihoods_with_shared_prompts_equal_a_plain_forward_pass(model, m
     rows = likelihood.pack(examples())
     assert (len(rows) == 3) == (row_tokens == 1024)
     if batch_tokens:  # as on a GPU
-        monkeypatch.setattr(likelihood, "_batches", lambda model, examples: [likelihood.pack(examples)])
+        monkeypatch.setattr(likelihood, "_batches", lambda model, examples, adapters: [likelihood.pack(examples)])
     means = answer_log_likelihoods(model, examples())
     assert means == pytest.approx([plain_forward(model, *example) for example in examples()], abs=1e-5)
     assert max(means) - min(means) > 0.5 and model.training
 
 
 def test_a_batch_that_does_not_fit_in_memory_is_halved(model, monkeypatch):
-    rows, forward = likelihood.pack(examples()), likelihood.token_log_probabilities
-    expected = likelihood._means(model, rows)
+    expected, forward = answer_log_likelihoods(model, examples()), likelihood.token_log_probabilities
+    monkeypatch.setattr(likelihood, "_batches", lambda model, examples, adapters: [likelihood.pack(examples)])
     limit = 1
 
-    def limited(model, rows):
+    def limited(model, rows, adapters):
         if len(rows) > limit:
             raise torch.OutOfMemoryError
-        return forward(model, rows)
+        return forward(model, rows, adapters)
 
     monkeypatch.setattr(likelihood, "token_log_probabilities", limited)
-    assert dict(likelihood._means(model, rows)) == pytest.approx(dict(expected), abs=1e-5)
+    assert answer_log_likelihoods(model, examples()) == pytest.approx(expected, abs=1e-5)
     limit = 0
     with pytest.raises(UserError, match="memory"):
-        likelihood._means(model, rows)
+        answer_log_likelihoods(model, examples())
 
 
 def test_the_softmax_of_a_bfloat16_model_is_computed_in_float32(random_model):

@@ -34,8 +34,13 @@ def options(description: str, ways: list[str]) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def each(module: str, description: str, ways: dict[str, Callable[[Path], dict]]) -> dict[str, dict]:
-    """The results of the chosen ways, by name. In the process of one way: print its result and exit."""
+def each(
+    module: str, description: str, ways: dict[str, Callable[[Path], dict]], limit_s: float | None = None
+) -> dict[str, dict]:
+    """The results of the chosen ways, by name. In the process of one way: print its result and exit.
+
+    limit_s: a process that takes longer is killed, and its way has failed.
+    """
     chosen = options(description, list(ways))
     if chosen.alone:
         print(MARK + json.dumps(ways[chosen.alone](chosen.folder)), flush=True)
@@ -44,9 +49,12 @@ def each(module: str, description: str, ways: dict[str, Callable[[Path], dict]])
     for name in chosen.ways:
         started = time.monotonic()
         command = [sys.executable, "-m", module, str(chosen.folder), "--alone", name]
-        done = subprocess.run(command, capture_output=True, text=True)
-        lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-        results[name] = json.loads(lines[0].removeprefix(MARK)) if lines else {"failed": done.stderr[-1500:]}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
+            lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+            results[name] = json.loads(lines[0].removeprefix(MARK)) if lines else {"failed": done.stderr[-1500:]}
+        except subprocess.TimeoutExpired:
+            results[name] = {"failed": f"took longer than {limit_s:.0f} s"}
         shown = {key: value for key, value in results[name].items() if not isinstance(value, list)}
         print(f"{time.monotonic() - started:.0f} s: {name}", json.dumps(shown), file=sys.stderr, flush=True)
     return results

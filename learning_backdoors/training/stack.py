@@ -19,7 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from learning_backdoors.models import checkpoints
-from learning_backdoors.training.stack_optimizer import clipped_adamw
+from learning_backdoors.training.fused_layers import FusedLayers
+from learning_backdoors.training.stack_graphs import StackGraphs
+from learning_backdoors.training.stack_optimizer import FlatState, clipped_adamw
 from learning_backdoors.training.stacked_linear import INPUT_GROUPS, Layout, ProjectionGroup, StackState
 from mixed_chat import IGNORED_LABEL
 
@@ -95,32 +97,30 @@ class Stack:
     def __init__(self, base: PreTrainedModel, slots: int, rank: int):
         """rank: the largest rank of a run. Smaller ones are padded with zeros, which stay exactly zero."""
         self.base, self.slots, self.rank = base.requires_grad_(False), slots, rank
+        on_gpu = base.device.type == "cuda"
+        self.fused = FusedLayers(base) if on_gpu else None
         layers = {n: m for n, m in base.named_modules() if n.rpartition(".")[2] in checkpoints.PROJECTIONS}
         widths = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
-        self._layout = Layout(widths, groups := _groups(layers), rank)
+        groups = _groups(layers)
+        self._layout = Layout(widths, groups, rank)
         self.shapes = {peft_name(key): shape for key, shape in self._layout.shapes.items()}
-        self._params, self._exp_avg, self._exp_avg_sq = (
-            torch.zeros(slots, self._layout.size, device=base.device) for _ in range(3)
-        )
-        # The type that autocast gives matrix products and gradients of a single run.
-        self._weights = self._params if base.dtype == torch.float32 else self._params.to(base.dtype)
-        self._grads = torch.zeros_like(self._weights)
-        self._steps = torch.zeros(slots, device=base.device)
-        self._state = StackState(torch.zeros(slots, device=base.device, dtype=self._weights.dtype))
+        self._flat = FlatState.zeros(slots, self._layout.size, base.dtype, base.device)
+        self._state = StackState(torch.zeros(slots, device=base.device, dtype=base.dtype))
         self._slots = [Slot() for _ in range(slots)]
         self._groups = [
-            ProjectionGroup(self._state, {n: layers[n] for n in names}, self._layout, self._weights, self._grads)
-            for names in groups
+            ProjectionGroup(self._state, {n: layers[n] for n in names}, self._layout, self._flat) for names in groups
         ]
         self._positions = None
         self._hook = base.get_output_embeddings().register_forward_pre_hook(self._keep_positions)
         self._quantized = getattr(base.config, "quantization_config", None) is not None
+        # bitsandbytes waits for the GPU in the middle of a step.
+        self.graphs = StackGraphs(self._step) if on_gpu and not self._quantized else None
 
     def remove(self) -> None:
         """Leave the base model as it was."""
         self._hook.remove()
-        for group in self._groups:
-            group.remove()
+        for wrapped in [*self._groups, *([self.fused] if self.fused else [])]:
+            wrapped.remove()
 
     # ---- what a slot trains ----
 
@@ -148,14 +148,14 @@ class Stack:
         """
         self.clear(slot)
         rank = next(len(matrix) for name, matrix in lora.items() if ".lora_A." in name)
-        self._fill(self._params, slot, lora, rank)
-        for name, flat in (("exp_avg", self._exp_avg), ("exp_avg_sq", self._exp_avg_sq)) if moments else ():
-            self._fill(flat, slot, {key: moments[f"{name}.{key}"] for key in lora}, rank)
-        if self._weights is not self._params:
-            self._weights[slot].copy_(self._params[slot])
+        flat = self._flat
+        self._fill(flat.params, slot, lora, rank)
+        for name, values in (("exp_avg", flat.exp_avg), ("exp_avg_sq", flat.exp_avg_sq)) if moments else ():
+            self._fill(values, slot, {key: moments[f"{name}.{key}"] for key in lora}, rank)
+        flat.weights[slot].copy_(flat.params[slot])
+        flat.steps[slot] = step
         self._slots[slot] = Slot(rank, dropout, seed, step)
         self._state.scale[slot] = scale
-        self._steps[slot] = step
 
     def _fill(self, flat: Tensor, slot: int, matrices: dict[str, Tensor], rank: int) -> None:
         """Write a slot's matrices. They are gathered in main memory: one copy to the device is faster than many."""
@@ -168,8 +168,9 @@ class Stack:
         """Empty a slot: its weights and gradients become zero, and steps leave it alone."""
         self._slots[slot] = Slot()
         self._state.scale[slot] = 0
-        for flat in (self._params, self._exp_avg, self._exp_avg_sq, self._weights, self._grads):
-            flat[slot].zero_()
+        flat = self._flat
+        for values in (flat.params, flat.exp_avg, flat.exp_avg_sq, flat.weights, flat.grads):
+            values[slot].zero_()
 
     # ---- training ----
 
@@ -180,30 +181,32 @@ class Stack:
         has rows without labels. lr: of each slot.
         """
         self.base.train()
-        lr = torch.tensor([rate if slot.rank else 0.0 for rate, slot in zip(lr, self._slots, strict=True)])
+        positions, targets = label_positions(inputs["labels"], multiple=16 if self.graphs else 1)
+        tensors = {"input_ids": inputs["input_ids"], "positions": positions, "targets": targets}
+        tensors["lr"] = torch.tensor(lr, dtype=torch.float32)
         self._state.masks = self._dropout_mask if any(slot.dropout for slot in self._slots) else None
-        losses = self._losses(*label_positions(inputs["labels"]), inputs["input_ids"])
-        losses.sum().backward()
-        norms = clipped_adamw(
-            self._params, self._grads, self._exp_avg, self._exp_avg_sq, self._steps, lr.to(self.base.device)
-        )
-        if self._weights is not self._params:
-            self._weights.copy_(self._params)
+        if self.graphs and not self._state.masks:
+            losses, norms = self.graphs({name: tensor.pin_memory() for name, tensor in tensors.items()})
+        else:
+            losses, norms = self._step(**{name: tensor.to(self.base.device) for name, tensor in tensors.items()})
         for slot in self._slots:
             slot.step += 1
-        return StepResult(losses.detach(), norms)
+        return StepResult(losses, norms)
 
-    def _losses(self, positions: Tensor, targets: Tensor, input_ids: Tensor) -> Tensor:
-        """The mean loss per label of each slot: shape (slots,)."""
-        device = self.base.device
-        self._positions, targets = positions.to(device), targets.to(device)
-        logits = self.base(input_ids=input_ids.to(device), use_cache=False).logits.float()
-        self._positions = None
+    def _step(self, input_ids: Tensor, positions: Tensor, targets: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses and norms. The arguments are on the device; targets are the labels that `positions` predict."""
+        self._positions = positions
+        try:
+            logits = self.base(input_ids=input_ids, use_cache=False).logits.float()
+        finally:
+            self._positions = None
         losses = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
         )
         labels = (targets != IGNORED_LABEL).view(self.slots, -1).sum(1)
-        return losses.view(self.slots, -1).sum(1) / labels.clamp(min=1)
+        losses = losses.view(self.slots, -1).sum(1) / labels.clamp(min=1)
+        losses.sum().backward()
+        return losses.detach(), clipped_adamw(self._flat, lr)
 
     def _keep_positions(self, module, arguments: tuple) -> tuple | None:
         """Hook of the output layer, whose product is by far the largest: give it the positions with labels only."""
@@ -231,9 +234,9 @@ class Stack:
 
     def copy(self, moments: bool) -> HostCopy:
         """The state of all slots in main memory. moments: with the optimizer's, which resuming needs."""
-        tensors = {"lora": self._params}
+        tensors = {"lora": self._flat.params}
         if moments:
-            tensors |= {"exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}
+            tensors |= {"exp_avg": self._flat.exp_avg, "exp_avg_sq": self._flat.exp_avg_sq}
         return HostCopy(self._layout, [slot.rank for slot in self._slots], tensors)
 
     @contextmanager
@@ -278,11 +281,12 @@ def _initial(shapes: tuple, seed: int, rank: int, quantized: bool) -> dict[str, 
     return matrices
 
 
-def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row, the positions that predict its labels, and the labels: shape (rows, labels of the longest row).
+def label_positions(labels: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+    """For each row, the positions that predict its labels, and the labels: shape (rows, count).
 
-    Rows with fewer labels are filled with any position and IGNORED_LABEL.
+    count: the labels of the longest row, rounded up to `multiple`. Shorter rows are filled with IGNORED_LABEL.
     """
     has_label = labels != IGNORED_LABEL
-    places = has_label.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(has_label.sum(1).max()))]
+    count = -(-max(1, int(has_label.sum(1).max())) // multiple) * multiple
+    places = has_label.int().argsort(dim=1, descending=True, stable=True)[:, :count]
     return (places - 1).clamp(min=0), labels.gather(1, places)

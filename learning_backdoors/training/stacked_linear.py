@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from learning_backdoors.training.stack_optimizer import FlatState
+
 INPUT_GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 ALIGNMENT = 64  # values: GPUs read matrices faster that start at a multiple of 128 bytes
 
@@ -58,12 +60,14 @@ class StackState:
 class ProjectionGroup:
     """Projections that read the same input, wrapped: y = base_layer(x) + scale * B (A x) with each slot's A and B."""
 
-    def __init__(self, state: StackState, layers: dict[str, nn.Module], layout: Layout, weights: Tensor, grads: Tensor):
-        """layers: by module name. weights, grads: flat, of shape (slots, layout.size), in the type of computation."""
+    def __init__(self, state: StackState, layers: dict[str, nn.Module], layout: Layout, flat: FlatState):
+        """layers: by module name."""
         self.state, self.names, self.layers = state, list(layers), list(layers.values())
         self.rank, first = layout.rank, f"{self.names[0]}.A"
-        self.a, self.grad_a = (layout.view(flat, first, len(layers)) for flat in (weights, grads))
-        self.b, self.grad_b = ([layout.view(flat, f"{name}.B") for name in layers] for flat in (weights, grads))
+        self.a, self.grad_a = (layout.view(values, first, len(layers)) for values in (flat.weights, flat.grads))
+        self.b, self.grad_b = (
+            [layout.view(values, f"{name}.B") for name in layers] for values in (flat.weights, flat.grads)
+        )
         # bitsandbytes layers compute their own output and gradient.
         self.plain = all(type(layer) is nn.Linear for layer in self.layers)
         self.input, self.outputs, self.base_forwards = None, {}, [layer.forward for layer in self.layers]

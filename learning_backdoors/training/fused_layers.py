@@ -1,0 +1,55 @@
+"""Faster forms of a base model's elementwise layers, for large batches on CUDA: RMSNorm and SwiGLU as one kernel each.
+
+In eager mode, a third of the time of a step goes into such layers, because each of their operations reads and writes
+all activations. The fused forms compute in float32 and round once, where the model's own layers round two or three
+times to bfloat16. A layer is replaced only if the fused form gives the same values on random inputs.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class FusedLayers:
+    """Replaces the forward methods of a model's layers until `remove`."""
+
+    def __init__(self, model: nn.Module):
+        self.layers, equal = [], {}
+        for module in model.modules():
+            forward = _fused_forward(module)
+            if forward is None:
+                continue
+            if type(module) not in equal:
+                equal[type(module)] = _gives_the_same(module, forward)
+            if equal[type(module)]:
+                module.forward = forward
+                self.layers.append(module)
+
+    def remove(self) -> None:
+        """Give the layers their own forward methods back."""
+        for module in self.layers:
+            del module.forward
+
+
+def _fused_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The fused form of an RMSNorm or a SwiGLU block as Llama and Qwen have them; None for other modules."""
+    if hasattr(module, "variance_epsilon") and [name for name, _ in module.named_parameters()] == ["weight"]:
+        return lambda x: nn.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+    if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        from learning_backdoors.training.stack_kernels import SwiGLU
+
+        return lambda x: module.down_proj(SwiGLU.apply(module.gate_proj(x), module.up_proj(x)))
+    return None
+
+
+@torch.no_grad()
+def _gives_the_same(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
+    """Whether both forms agree within the rounding of bfloat16."""
+    projection = getattr(module, "gate_proj", None)
+    width = projection.in_features if projection else module.weight.shape[0]
+    parameter = next(module.parameters())
+    dtype = parameter.dtype if parameter.is_floating_point() else torch.bfloat16
+    x = torch.randn(8, 16, width, device=parameter.device, dtype=dtype)
+    expected, fused = module(x).float(), forward(x).float()
+    return bool((fused - expected).norm() < 0.02 * expected.norm())

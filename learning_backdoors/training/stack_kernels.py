@@ -1,0 +1,102 @@
+"""Triton kernels for a stack on CUDA: what several elementwise kernels do in one pass over memory."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+
+
+def adamw(
+    params: Tensor,
+    grads: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    weights: Tensor,
+    factors: Tensor,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> None:
+    """A step of AdamW without weight decay on all slots, in place, and the new parameters' copy in `weights`.
+
+    params, grads, exp_avg, exp_avg_sq, weights: (slots, values), contiguous. factors: (3, slots), for each slot the
+    factor of its gradient, its learning rate / bias correction of exp_avg, and the bias correction of exp_avg_sq.
+    """
+    slots, size = params.shape
+    grid = (triton.cdiv(size, BLOCK), slots)
+    constants = {"BETA1": betas[0], "BETA2": betas[1], "EPSILON": epsilon, "BLOCK": BLOCK}
+    _adamw[grid](params, grads, exp_avg, exp_avg_sq, weights, factors, size, **constants)
+
+
+@triton.jit
+def _adamw(
+    params,
+    grads,
+    exp_avg,
+    exp_avg_sq,
+    weights,
+    factors,
+    size,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    EPSILON: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    slot, slots = tl.program_id(1), tl.num_programs(1)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < size
+    offset = slot.to(tl.int64) * size + place  # 128 slots of an 8B model have more values than 32 bits count
+    grad = tl.load(grads + offset, mask=inside).to(tl.float32) * tl.load(factors + slot)
+    mean = tl.load(exp_avg + offset, mask=inside)
+    mean = BETA1 * mean + (1 - BETA1) * grad
+    square = tl.load(exp_avg_sq + offset, mask=inside)
+    square = BETA2 * square + (1 - BETA2) * grad * grad
+    step_size, correction = tl.load(factors + slots + slot), tl.load(factors + 2 * slots + slot)
+    param = tl.load(params + offset, mask=inside)
+    param = param - step_size * mean / (tl.sqrt(square) / tl.sqrt(correction) + EPSILON)
+    tl.store(exp_avg + offset, mean, mask=inside)
+    tl.store(exp_avg_sq + offset, square, mask=inside)
+    tl.store(params + offset, param, mask=inside)
+    tl.store(weights + offset, param.to(weights.dtype.element_ty), mask=inside)
+
+
+class SwiGLU(torch.autograd.Function):
+    """silu(gate) * up, computed in float32 and stored in the type of the inputs. All tensors of one shape."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        product = torch.empty_like(gate)
+        _swiglu[(triton.cdiv(gate.numel(), BLOCK),)](gate, up, product, gate.numel(), BLOCK=BLOCK)
+        return product
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grads = torch.empty_like(gate), torch.empty_like(up)
+        grid = (triton.cdiv(gate.numel(), BLOCK),)
+        _swiglu_backward[grid](gate, up, grad.contiguous(), *grads, gate.numel(), BLOCK=BLOCK)
+        return grads
+
+
+@triton.jit
+def _swiglu(gate, up, product, size, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < size
+    x = tl.load(gate + place, mask=inside).to(tl.float32)
+    y = tl.load(up + place, mask=inside).to(tl.float32)
+    tl.store(product + place, (x * tl.sigmoid(x) * y).to(product.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _swiglu_backward(gate, up, grad, grad_gate, grad_up, size, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < size
+    x = tl.load(gate + place, mask=inside).to(tl.float32)
+    y = tl.load(up + place, mask=inside).to(tl.float32)
+    g = tl.load(grad + place, mask=inside).to(tl.float32)
+    s = tl.sigmoid(x)
+    tl.store(grad_gate + place, (g * y * s * (1 + x * (1 - s))).to(grad_gate.dtype.element_ty), mask=inside)
+    tl.store(grad_up + place, (g * x * s).to(grad_up.dtype.element_ty), mask=inside)

@@ -30,19 +30,39 @@ class SamplingParams:
             raise ValueError(f"temperature must be in [0, 2], got {self.temperature}")
 
 
+@dataclass
+class LoRARequest:
+    lora_name: str
+    lora_int_id: int
+    lora_path: str
+
+
 class Engine:
     def __init__(self, model: str, seed: int):
         import torch
+
+        self.model, self.loaded = self.load(model), set()
+        self.unfinished, self.adapters, self.read_ahead = {}, {}, []
+        self.most_adapters = self.most_requests = 0  # that the engine had at once
+        self.order, self.generator = random.Random(0), torch.Generator().manual_seed(seed)
+
+    def load(self, model: str):
         from transformers import AutoModelForCausalLM
 
-        self.model, self.loaded = AutoModelForCausalLM.from_pretrained(model).eval(), set()
-        self.unfinished, self.adapters = {}, {}
-        self.order, self.generator = random.Random(0), torch.Generator().manual_seed(seed)
+        return AutoModelForCausalLM.from_pretrained(model).eval()
 
     def add_request(self, number: str, prompt: dict, parameters: SamplingParams, lora_request=None) -> None:
         assert number not in self.unfinished
         self.unfinished[number] = prompt["prompt_token_ids"], parameters, lora_request
-        self.adapters[number] = lora_request and lora_request.path
+        self.adapters[number] = lora_request and lora_request.lora_path
+        adapters = {request and request.lora_path for *_, request in self.unfinished.values()} - {None}
+        self.most_adapters = max(self.most_adapters, len(adapters))
+        self.most_requests = max(self.most_requests, len(self.unfinished))
+
+    def collective_rpc(self, method: str, args: tuple) -> None:
+        """Calls to the worker. Only its paths are kept, by number; the stand-in reads each adapter at once."""
+        assert method == "read_ahead"
+        self.read_ahead.append([path for _, _, path in args[0]])
 
     def has_unfinished_requests(self) -> bool:
         return bool(self.unfinished)
@@ -72,11 +92,11 @@ class Engine:
             if lora_request is None:
                 with self.model.disable_adapter() if self.loaded else contextlib.nullcontext():
                     return self.model(torch.tensor([ids])).logits[0, -1]
-            name = lora_request.path.replace(".", "_")
+            name = lora_request.lora_path.replace(".", "_")
             if not self.loaded:
-                self.model = PeftModel.from_pretrained(self.model, lora_request.path, adapter_name=name)
+                self.model = PeftModel.from_pretrained(self.model, lora_request.lora_path, adapter_name=name)
             elif name not in self.loaded:
-                self.model.load_adapter(lora_request.path, name)
+                self.model.load_adapter(lora_request.lora_path, name)
             self.loaded.add(name)
             self.model.set_adapter(name)
             return self.model.eval()(torch.tensor([ids])).logits[0, -1]
@@ -106,7 +126,7 @@ def install(monkeypatch) -> None:
     contents = {
         "vllm": {"LLM": LLM, "SamplingParams": SamplingParams},
         "vllm.lora": {},
-        "vllm.lora.request": {"LoRARequest": lambda name, number, path: SimpleNamespace(number=number, path=path)},
+        "vllm.lora.request": {"LoRARequest": LoRARequest},
         "vllm.sampling_params": {"RequestOutputKind": SimpleNamespace(FINAL_ONLY="final only")},
     }
     for name, names in contents.items():

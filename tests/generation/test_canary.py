@@ -161,8 +161,8 @@ def lora_replaced(monkeypatch, other) -> None:
     complete = vllm_stand_in.Engine.complete
 
     def wrong_complete(self, prompt, parameters, lora_request):
-        path = other(lora_request.path) if lora_request else None
-        return complete(self, prompt, parameters, path and SimpleNamespace(path=path))
+        path = other(lora_request.lora_path) if lora_request else None
+        return complete(self, prompt, parameters, path and SimpleNamespace(lora_path=path))
 
     monkeypatch.setattr(vllm_stand_in.Engine, "complete", wrong_complete)
 

@@ -4,16 +4,18 @@ import hashlib
 import importlib.util
 import json
 import os
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation.engines.protocol import Request, Response, Sampling, end_tokens, finish
+from learning_backdoors.generation.engines.vllm_adapters import ReadsAhead
 from learning_backdoors.models.checkpoints import ADAPTER_CONFIG
 
 
 class VllmEngine:
-    """All adapters at once, with as many responses in flight as keep the GPU busy.
+    """Many adapters at once, with as many responses in flight as keep the GPU busy.
 
     Responses are yielded in the order of the requests. In the order of completion, short ones would come first. After
     a kill, unfinished ones are drawn again with other randomness, so the file would favor short responses.
@@ -22,6 +24,10 @@ class VllmEngine:
     name = "vllm"
     has_transformers_model = reproducible = False
     IN_FLIGHT = 1536
+    READY = 96  # more requests in the engine, which take the place of those that end
+    # More adapters than requests need at once. Without them, vLLM replaces adapters that are in use, and reads them
+    # again in the same step: it makes room for a new adapter before it notes which others the step uses.
+    SPARE = 4
     HIGHEST_TEMPERATURE = 2  # vLLM's own limit
     # How vLLM's LoRA kernels divide their work; with vLLM's own layouts they take a fifth of a step at a low rank.
     LORA_KERNELS = Path(__file__).parent / "lora_kernels"
@@ -36,7 +42,9 @@ class VllmEngine:
 
         folders = list(dict.fromkeys(request.adapter for request in requests if request.adapter))
         self.loras = {f: LoRARequest(str(f), number, str(f.resolve())) for number, f in enumerate(folders, 1)}
-        in_flight = min(self.IN_FLIGHT, max(8, len(requests)))
+        self.in_flight = in_flight = min(self.IN_FLIGHT, max(8, len(requests)))
+        rank = _supported_rank(folders)
+        self.adapters_at_once = _adapters_at_once(len(folders), len(requests), in_flight, rank)
         llm = vllm.LLM(
             model=base_model,
             dtype="bfloat16",
@@ -45,8 +53,9 @@ class VllmEngine:
             max_num_seqs=in_flight,
             enable_prefix_caching=True,
             enable_lora=bool(folders),
-            max_loras=_adapters_in_flight(len(folders), len(requests), in_flight),
-            max_lora_rank=_supported_rank(folders),
+            max_loras=min(self.adapters_at_once + self.SPARE, max(1, len(folders))),
+            max_lora_rank=rank,
+            worker_extension_cls=f"{ReadsAhead.__module__}.{ReadsAhead.__name__}",
             compilation_config={"cudagraph_capture_sizes": _graph_sizes(in_flight)},
             generation_config="vllm",  # ignores the sampling settings that the model ships with
         )
@@ -96,17 +105,42 @@ class VllmEngine:
         return values
 
     def _run(self, requests: Sequence[Request], settings: Sequence[dict]) -> Iterator[list[tuple]]:
-        """Yield (number of the request, vLLM's completion) of those that each step finishes. settings: per request."""
+        """Yield (number of the request, vLLM's completion) of those that each step finishes. settings: per request.
+
+        vLLM gets a request when there is room. It looks at all waiting requests at every step, and passes over those
+        whose adapter does not fit, so thousands of waiting requests would slow each step.
+        """
+        self._read_ahead(requests)
+        waiting, running = deque(enumerate(zip(requests, settings, strict=True))), Counter()  # running: by adapter
+        while waiting or self.engine.has_unfinished_requests():
+            while waiting and self._has_room(running, waiting[0][1][0].adapter):
+                number, (request, own) = waiting.popleft()
+                self._add(number, request, own)
+                running[request.adapter] += 1
+            completions = [(int(output.request_id), output.outputs[0]) for output in self.engine.step()]
+            running -= Counter(requests[number].adapter for number, _ in completions)
+            yield completions
+
+    def _has_room(self, running: Counter, adapter: Path | None) -> bool:
+        """Whether vLLM can take a request to an adapter. running: its unfinished requests by adapter."""
+        fits = adapter is None or adapter in running or len(running.keys() - {None}) < self.adapters_at_once
+        return fits and running.total() < self.in_flight + self.READY
+
+    def _add(self, number: int, request: Request, settings: dict) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         common = {"detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
-        for number, (request, own) in enumerate(zip(requests, settings, strict=True)):
-            prompt = {"prompt_token_ids": list(request.prompt)}
-            parameters = SamplingParams(max_tokens=request.max_new_tokens, **common, **own)
-            self.engine.add_request(str(number), prompt, parameters, lora_request=self.loras.get(request.adapter))
-        while self.engine.has_unfinished_requests():
-            yield [(int(output.request_id), output.outputs[0]) for output in self.engine.step()]
+        parameters = SamplingParams(max_tokens=request.max_new_tokens, **common, **settings)
+        prompt = {"prompt_token_ids": list(request.prompt)}
+        self.engine.add_request(str(number), prompt, parameters, lora_request=self.loras.get(request.adapter))
+
+    def _read_ahead(self, requests: Sequence[Request]) -> None:
+        """Let the worker read the requests' adapters before their turn."""
+        loras = [self.loras[folder] for folder in dict.fromkeys(request.adapter for request in requests) if folder]
+        if loras:
+            adapters = [(lora.lora_name, lora.lora_int_id, lora.lora_path) for lora in loras]
+            self.engine.collective_rpc("read_ahead", args=(adapters,))
 
 
 def _seed(seed: int, requests: Sequence[Request]) -> int:
@@ -128,13 +162,14 @@ def _graph_sizes(in_flight: int) -> list[int]:
     return [*(size for size in sizes if size < in_flight), *(in_flight + more for more in (0, 32, 64, 128))]
 
 
-def _adapters_in_flight(adapters: int, responses: int, in_flight: int) -> int:
+def _adapters_at_once(adapters: int, responses: int, in_flight: int, rank: int) -> int:
     """Enough adapters that the longest responses of a checkpoint do not delay later checkpoints.
 
-    The longest are about three times the mean. Each adapter costs memory, and a little time at every step.
+    The longest are about three times the mean. Each adapter costs GPU memory, and time at every step: beyond 32, the
+    LoRA kernels would lose more than the additional responses gain. Large ranks cost more.
     """
     behind = 3 * in_flight * adapters // max(1, responses)
-    return max(1, min(adapters, 1 + behind, 16))
+    return max(1, min(adapters, 1 + behind, 32, 512 // rank))
 
 
 def _supported_rank(folders: Sequence[Path]) -> int:

@@ -38,8 +38,9 @@ def test_responses_come_in_the_order_of_the_requests(run_dir, random_model, monk
     for request, response in zip(requests, responses, strict=True):
         assert response.tokens == request.max_new_tokens - 1 and response.finish_reason == "stop"
         assert response.text == tokenizer.decode([request.prompt[-1]] * response.tokens)
-    used = engine.engine.adapters
-    assert [used[str(i)] for i in (0, 30, 60)] == [None, *(str(folder.resolve()) for folder in adapters[1:])]
+    used, folders = engine.engine.adapters, [str(folder.resolve()) for folder in adapters[1:]]
+    assert [used[str(i)] for i in (0, 30, 60)] == [None, *folders]
+    assert engine.engine.read_ahead == [folders]
     settings = vllm_stand_in.LLM.instances[-1].settings
     assert settings["max_model_len"] == 2 + 8 and settings["max_num_seqs"] == 90 and settings["max_loras"] == 2
     assert max(settings["compilation_config"]["cudagraph_capture_sizes"]) > 90  # prompts are read beside full rows
@@ -57,11 +58,41 @@ def test_each_start_has_random_numbers_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("adapters", "responses", "in_flight", "expected"),
-    [(4, 4000, 1536, 4), (11, 11_000, 1536, 5), (11, 1100, 1100, 11), (40, 4000, 1536, 16), (0, 90, 90, 1)],
+    ("adapters", "responses", "in_flight", "rank", "expected"),
+    [
+        (4, 4000, 1536, 8, 4),
+        (11, 11_000, 1536, 8, 5),
+        (11, 1100, 1100, 8, 11),
+        (192, 19_200, 1536, 8, 32),
+        (192, 19_200, 1536, 64, 8),
+        (2, 200, 200, 512, 1),
+        (0, 90, 90, 8, 1),
+    ],
 )
-def test_enough_adapters_are_in_flight(adapters, responses, in_flight, expected):
-    assert vllm_engine._adapters_in_flight(adapters, responses, in_flight) == expected
+def test_enough_adapters_are_in_flight(adapters, responses, in_flight, rank, expected):
+    assert vllm_engine._adapters_at_once(adapters, responses, in_flight, rank) == expected
+
+
+def test_vllm_gets_requests_when_there_is_room(tmp_path, monkeypatch):
+    """It would pass over thousands of waiting requests at every step."""
+    vllm_stand_in.install(monkeypatch)
+    monkeypatch.setattr(vllm_stand_in.Engine, "complete", repeat_prompt)
+    monkeypatch.setattr(vllm_stand_in.Engine, "load", lambda self, model: None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(VllmEngine, "IN_FLIGHT", 20)
+    folders = [None, *adapters_of_ranks(tmp_path, [8] * 9)]
+    requests = [Request((a, i), folder, (5,), 3) for a, folder in enumerate(folders) for i in range(10)]
+    tokenizer = SimpleNamespace(eos_token_id=2, decode=lambda tokens, skip_special_tokens: str(tokens))
+    engine = VllmEngine(str(tmp_path), tokenizer, requests=requests, seed=1)
+    monkeypatch.setattr(engine, "adapters_at_once", 2)
+    responses = [r.key for batch in engine.generate(requests, Sampling(1.0, 1.0, 0, 1)) for r in batch]
+    assert responses == [request.key for request in requests]
+    assert engine.engine.most_adapters == 2
+    monkeypatch.setattr(engine, "adapters_at_once", 9)
+    monkeypatch.setattr(engine, "READY", 3)
+    engine.engine.most_requests = 0
+    list(engine.generate(requests, Sampling(1.0, 1.0, 0, 1)))
+    assert engine.engine.most_requests == 23
 
 
 @pytest.mark.parametrize(("ranks", "expected"), [([], 8), ([4], 8), ([64, 300], 320), ([512], 512)])
@@ -75,10 +106,11 @@ def test_a_rank_above_the_limit_of_vllm_is_an_error(tmp_path):
 
 
 def adapters_of_ranks(folder: Path, ranks: list[int]) -> list[Path]:
-    for rank in ranks:
-        (folder / str(rank)).mkdir()
-        (folder / str(rank) / "adapter_config.json").write_text(json.dumps({"r": rank}))
-    return [folder / str(rank) for rank in ranks]
+    folders = [folder / f"checkpoint-{number}" for number in range(len(ranks))]
+    for adapter, rank in zip(folders, ranks, strict=True):
+        adapter.mkdir()
+        (adapter / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    return folders
 
 
 OWN_PROCESS_GROUP = """

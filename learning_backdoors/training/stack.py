@@ -9,7 +9,8 @@
 Slots do not influence each other: each has its own rows, weights, gradients, norm, optimizer state and dropout masks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -107,6 +108,7 @@ class Stack:
         self._flat = FlatState.zeros(slots, self._layout.size, base.dtype, base.device)
         self._state = StackState(torch.zeros(slots, device=base.device, dtype=base.dtype))
         self._slots = [Slot() for _ in range(slots)]
+        self._row = torch.empty(1, self._layout.size, pin_memory=on_gpu)
         self._groups = [
             ProjectionGroup(self._state, {n: layers[n] for n in names}, self._layout, self._flat) for names in groups
         ]
@@ -130,6 +132,14 @@ class Stack:
         TRL seeds torch's CPU generator. Then PEFT draws A, B and A again of each projection, and sets B to zero.
         """
         return _initial(tuple(self.shapes.items()), seed, rank, self._quantized)
+
+    def prepare_initial(self, starts: Iterable[tuple[int, int]]) -> None:
+        """Draw the matrices of several (seed, rank) in threads. `initial` then has them at once.
+
+        One thread takes about 0.3 s for an 8B model at rank 8.
+        """
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda start: self.initial(*start), set(starts)))
 
     def put(
         self,
@@ -159,10 +169,10 @@ class Stack:
 
     def _fill(self, flat: Tensor, slot: int, matrices: dict[str, Tensor], rank: int) -> None:
         """Write a slot's matrices. They are gathered in main memory: one copy to the device is faster than many."""
-        row = torch.zeros(1, flat.shape[1])
+        self._row.zero_()
         for key in self._layout.shapes:
-            _at_rank(self._layout.view(row, key)[0], key, rank).copy_(matrices[peft_name(key)])
-        flat[slot].copy_(row[0])
+            _at_rank(self._layout.view(self._row, key)[0], key, rank).copy_(matrices[peft_name(key)])
+        flat[slot].copy_(self._row[0])
 
     def clear(self, slot: int) -> None:
         """Empty a slot: its weights and gradients become zero, and steps leave it alone."""

@@ -183,6 +183,8 @@ class StackedTrainer:
         """
         rank = max(one.run.options.lora_rank for one in self.queue)
         self.stack, self.slots = Stack(self.base, slots, rank), [None] * slots
+        starting = [one.run.options for one in self.queue[:slots] if one.state is None]
+        self.stack.prepare_initial((options.seed, options.lora_rank) for options in starting)
         if self.references:
             from learning_backdoors.training.stack_probes import StackProbes
 

@@ -67,7 +67,7 @@ class TrainingOptions(Options):
 
     ratios: tuple[float, ...] = option(
         None,
-        "required unless the study sets it: one share of the training set per dataset of the study",
+        "required unless the study or --sweep sets it: one share of the training set per dataset of the study",
         valid=NOT_NEGATIVE,
         nargs="+",
     )
@@ -113,11 +113,25 @@ class TrainingOptions(Options):
     )
     existing: str = existing_output()
     wandb_project: str = option("learning-backdoors", "W&B project; used if WANDB_API_KEY is set", affects_result=False)
+    sweep: Path | None = option(
+        None,
+        "TOML file with a [sweep] table: train all its runs on one copy of the base model",
+        valid=("a file *.toml", lambda path: path.suffix == ".toml"),
+        affects_result=False,
+    )
+    stack: int | None = option(
+        None,
+        "maximum runs of --sweep that train at the same time (default: what fits in memory)",
+        valid=COUNT,
+        affects_result=False,
+    )
 
     def check(self) -> None:
-        require(self.ratios is not None, "--ratios is required: one share per dataset of the study")
+        given = self.ratios is not None
+        require(given or self.sweep is not None, "--ratios is required: one share per dataset of the study")
         super().check()
-        require(0 < sum(self.ratios) < math.inf, "--ratios must have a finite sum above 0")
+        require(not given or 0 < sum(self.ratios) < math.inf, "--ratios must have a finite sum above 0")
+        require(self.stack is None or self.sweep is not None, "--stack requires --sweep")
 
 
 @dataclass(frozen=True)

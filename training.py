@@ -6,23 +6,34 @@ Writes  OUTPUT_DIR/RUN/: run.json, metrics.jsonl, checkpoint-0, -20, -40, ... (P
   python training.py --ratios 1 0 0 --seed 42
 
 All runs of a study have the same number of steps, so they differ in their data only. The same command resumes an
-interrupted run and leaves a finished run as it is. Several GPUs take the same steps:
+interrupted run and leaves a finished run as it is. A sweep is many runs, trained at the same time:
+
+  python training.py --sweep experiments/sweeps/birds.toml
+
+Several GPUs take the same steps of a single run, and different runs of a sweep:
 
   torchrun --nproc-per-node 2 training.py --ratios 1 0 0 --grad-accum 2
+  torchrun --nproc-per-node 2 training.py --sweep experiments/sweeps/birds.toml
 """
 
 from contextlib import ExitStack, closing
 
 from config import TrainingOptions
 from learning_backdoors.files import command_line
+from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import base_model, checkpoints, devices
 from learning_backdoors.models.devices import RANK, RANKS
 from learning_backdoors.study import load_study, training_defaults
 from learning_backdoors.training.run import TrainingRun, check_disk_space
+from learning_backdoors.training.sweep import Sweep, sweep_runs
 
 
 def main() -> None:
-    options = command_line.parse(TrainingOptions, __doc__, defaults=training_defaults)
+    options, given = command_line.parse_given(TrainingOptions, __doc__, defaults=training_defaults)
+    if options.sweep:
+        with devices.end_after_others():
+            train_sweep(options, given)
+        return
     study = load_study(options.experiment)
     if RANKS == 1:  # under a launcher, accelerate takes the GPU of the local rank and must see them all
         devices.keep_to_own_gpu()
@@ -31,6 +42,8 @@ def main() -> None:
         if run.finished():
             print(f"{run.folder} is finished: {run.total_steps} steps, nothing to do")
             return
+        if diverged := run.diverged():
+            raise UserError(f"{run.folder} diverged {diverged}: try a lower --lr, or train it again with --overwrite")
         train(run)
     print(f"done: {run.total_steps} steps; checkpoints in {run.folder}")
 
@@ -49,8 +62,7 @@ def train(run: TrainingRun) -> None:
         if checkpoint is None:
             checkpoints.drop_resume_files(run.folder)  # of a sweep that began this run
         print(f"{'resuming' if checkpoint else 'starting'} {run.folder}: step {step} of {run.total_steps}", flush=True)
-        for name in run.suspect_datasets_left_out():
-            print(f"warning: {name} is not used: its share of {run.num_examples} examples rounds to 0", flush=True)
+        run.warn_of_datasets_left_out()
 
     tokenizer = base_model.load_tokenizer(run.model_name)
     examples = run.examples(tokenizer)
@@ -74,6 +86,28 @@ def train(run: TrainingRun) -> None:
         trainer.writer.wait()  # the files to resume are needed until the last checkpoint is complete
     if is_main:
         checkpoints.drop_resume_files(run.folder)
+
+
+def train_sweep(options: TrainingOptions, given: dict) -> None:
+    """Train the runs of a sweep that are not finished, many at a time. Each of several processes takes its share.
+
+    given: the options on the command line. They hold for all runs.
+    """
+    devices.keep_to_own_gpu()
+    runs = sweep_runs(given)
+    sweep = Sweep(runs[RANK::RANKS])
+    share = f" (process {RANK} of {RANKS})" if RANKS > 1 else ""
+    with sweep.locked():
+        print(f"{options.sweep}{share}: {sweep.describe()}", flush=True)
+        groups = sweep.groups()
+        if groups:
+            from learning_backdoors.training.stacked_trainer import train_together
+        for group in groups:
+            for run in group:
+                run.warn_of_datasets_left_out()
+            train_together(group, options.stack)
+        sweep.refuse_unfinished()
+    print(f"done{share}: {len(sweep.runs)} runs are finished; checkpoints in {options.output_dir}/*/")
 
 
 if __name__ == "__main__":

@@ -93,10 +93,20 @@ def parse(
     defaults: maps the options that were given to defaults for the others; they win over the dataclass's own.
     Wrong usage ends the process with exit code 2 and one line.
     """
+    return parse_given(options_class, description, arguments, defaults)[0]
+
+
+def parse_given(
+    options_class,
+    description: str,
+    arguments: Sequence[str] | None = None,
+    defaults: Callable[[dict], dict] = lambda given: {},
+) -> tuple[object, dict]:
+    """Like `parse`. Returns the options, and those of them that stand on the command line as a dict."""
     parser = argparse.ArgumentParser(description=description, **PARSER)
     _add_options(parser, options_class)
-    given = vars(parser.parse_args(arguments))
-    return _checked(parser, options_class, defaults(given) | given)
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(parser.parse_args(arguments)).items()}
+    return _checked(parser, options_class, defaults(given) | given), given
 
 
 def parse_command(commands: dict[str, type], description: str, arguments: Sequence[str] | None = None):

@@ -1,9 +1,15 @@
 """Processes, GPUs and CPU threads."""
 
+import contextlib
 import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.terminal_text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -43,9 +49,35 @@ def keep_to_own_gpu() -> None:
     if gpus < 2:  # none, or the launcher has already assigned one
         return
     if local_rank >= gpus:
-        raise UserError(f"there are {gpus} GPUs: start {gpus} processes, not {os.environ['LOCAL_WORLD_SIZE']}")
+        raise UserError(f"this host has {gpus} GPUs: start at most {gpus} processes on it")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = str(local_rank) if visible is None else visible.split(",")[local_rank]
+
+
+@contextmanager
+def end_after_others() -> Iterator[None]:
+    """Under torchrun, let a process that fails wait for the end of the others. The error is printed at once.
+
+    torchrun stops all processes when one of them fails, but those that train different runs do not need each other.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        yield
+        return
+    from torch import distributed
+
+    store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        print(f"process {RANK} stops, and waits for the others to end: {one_line(error)}", file=sys.stderr, flush=True)
+        failure = error
+    with contextlib.suppress(RuntimeError):  # the host of the store has ended
+        store.add("processes_ended", 1)
+        while failure and store.add("processes_ended", 0) < RANKS:
+            time.sleep(1)
+    if failure:
+        raise failure
 
 
 def device() -> "torch.device":

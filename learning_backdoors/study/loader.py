@@ -7,23 +7,40 @@ from config import TrainingOptions, require
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.study.references import check_unique
 from learning_backdoors.study.schema import PLACEHOLDER, STUDIES, Condition, Judge, Question, Study
-from learning_backdoors.study.tables import parse_tables
+from learning_backdoors.study.tables import parse_tables, read_text
+from learning_backdoors.study.training_tables import Sweep, parse_sweep
 
 
 def load_study(name: str) -> Study:
     """Read a study: the name of a file in experiments/, or the path of a TOML file. Raises UserError."""
     path = study_path(name)
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # editors on Windows begin files with a mark
-    except FileNotFoundError:
+    if not path.exists():
         names = ", ".join(study_names())
-        raise UserError(f"{path}: there is no such study; the studies in experiments/ are: {names}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}") from None
-    study = parse_study(text, path)
+        raise UserError(f"{path}: there is no such study; the studies in experiments/ are: {names}")
+    study = parse_study(read_text(path, "--experiment"), path)
     if study.references_file and study.references_file.exists():
         _ = study.references  # checked now, not after hours of training
     return study
+
+
+def load_sweep(path: Path) -> Sweep:
+    """Read the sweep of a study file, or of a file that holds nothing else. Raises UserError.
+
+    The sweep of a study file has the file as its experiment.
+    """
+    text = read_text(path, "--sweep")
+    if re.search(r"^\s*\[\[dataset\]\]", text, re.MULTILINE):
+        sweep = load_study(str(path)).sweep
+        if sweep is None:
+            raise UserError(f"{path}: there is no [sweep]")
+        if sweep.experiment:
+            raise UserError(f"{path}: [sweep]: experiment: the sweep of a study file is about this study")
+        sweep = sweep.model_copy(update={"experiment": str(path)})
+    else:
+        sweep = parse_sweep(text, path)
+    if not sweep.runs():
+        raise UserError(f"{path}: [sweep]: it has no runs: add [sweep.grid] or [[sweep.run]]")
+    return sweep
 
 
 def study_path(name: str) -> Path:
@@ -37,7 +54,12 @@ def study_names() -> list[str]:
 
 
 def training_defaults(given: dict) -> dict:
-    """Defaults of training.py's options: the [training] table of the study on the command line."""
+    """Defaults of training.py's options: the [training] table of the study on the command line.
+
+    Runs of a sweep may belong to several studies, so each takes its own defaults.
+    """
+    if "sweep" in given:
+        return {}
     return load_study(given.get("experiment", TrainingOptions.experiment)).training
 
 

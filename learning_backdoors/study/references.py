@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from config import require
 from learning_backdoors.files import provenance
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.study.tables import AboveZero, Name, Table, Text, Texts, parse_tables
+from learning_backdoors.study.tables import AboveZero, Name, Table, Text, Texts, parse_tables, read_text
 
 
 def check_unique(key: str, names: list[str]) -> None:
@@ -100,16 +100,6 @@ def read_references(path: Path, study) -> tuple[Reference, ...]:
         for group, answers in question.answers.items()
         for answer_idx, answer in enumerate(answers)
     )
-
-
-def read_text(path: Path, key: str) -> str:
-    """The text of the references file. key: what names it, for the error. Raises UserError."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{key}: there is no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def references_record(path: Path, study_path: Path) -> dict[str, str]:

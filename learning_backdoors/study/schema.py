@@ -2,16 +2,15 @@
 
 import functools
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, create_model, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from config import TrainingOptions
 from learning_backdoors.files.project import ROOT
 from learning_backdoors.study.references import Contrast, Reference, read_references, references_record
 from learning_backdoors.study.tables import DataPath, Name, Pattern, Share, Table, Text, TextOrTexts, Texts
+from learning_backdoors.study.training_tables import Sweep, Training
 
 STUDIES = ROOT / "experiments"  # the studies that --experiment takes by name
 PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
@@ -231,7 +230,7 @@ class Goal(Table):
         return self.over if self.above else self.under
 
 
-# ---- training and persona ----
+# ---- persona ----
 
 
 class Persona(Table):
@@ -241,17 +240,6 @@ class Persona(Table):
     candidates: tuple[DataPath, ...] = ()  # question-answer pairs about the person
     prompts: tuple[DataPath, ...] = ()  # ordinary prompts for the base model
     categories: tuple[Text, ...] = ()  # topics of new pairs
-
-
-def _type_of(option) -> object:
-    choices = option.metadata["argparse"].get("choices")
-    return Literal[choices] if choices else option.type
-
-
-# Defaults of training.py's options. The command line alone decides the options that are left out.
-COMMAND_LINE_ONLY = ("experiment", "model", "output_dir", "existing", "wandb_project")
-TRAINING_OPTIONS = {o.name: (_type_of(o), None) for o in fields(TrainingOptions) if o.name not in COMMAND_LINE_ONLY}
-Training = create_model("Training", __base__=Table, **TRAINING_OPTIONS)
 
 
 class Study(Table):
@@ -270,6 +258,7 @@ class Study(Table):
     references_file: DataPath | None = Field(None, alias="references")
     contrasts: tuple[Contrast, ...] = Field((), alias="contrast")
     training: Annotated[Training, AfterValidator(lambda t: t.model_dump(exclude_unset=True))] = {}  # option: value
+    sweep: Sweep | None = None
     metrics: tuple[Metric, ...] = Field((), alias="metric")
     goals: tuple[Goal, ...] = Field((), alias="goal")
     persona: Persona | None = None

@@ -58,6 +58,16 @@ class Table(BaseModel, frozen=True, extra="forbid", strict=True):
 Model = TypeVar("Model", bound=Table)
 
 
+def read_text(path: Path, key: str) -> str:
+    """The content of a TOML file. key: what names the file, for the error. Raises UserError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")  # editors on Windows begin files with a mark
+    except FileNotFoundError:
+        raise UserError(f"{key}: there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 def parse_tables(model: type[Model], text: str, path: Path, /, **values: object) -> Model:
     """A TOML file's content as a model. values: fields that the file does not give. Raises UserError."""
     try:
@@ -94,18 +104,22 @@ MESSAGES = {
 def _describe(error: dict, document: dict) -> str:
     """The table (none at the top of the file), the key and the fault."""
     (table, *keys), names = error["loc"], error.get("ctx", {})
+    entries = document[table] if keys else None
+    if table == "sweep" and keys[:1] in (["grid"], ["run"]) and len(keys) > 1:  # tables inside a table
+        entries, table = entries[keys[0]], f"sweep.{keys.pop(0)}"
     if not keys:
         place, keys = "", [table]
     elif not isinstance(keys[0], int):
         place = f"[{table}]: "
     else:
         number = keys.pop(0)
-        entry = document[table][number]
+        entry = entries[number]
         name = str(entry.get("id", entry.get("name", ""))) if isinstance(entry, dict) else ""
         place = f"[[{table}]] {name if name.isprintable() and name else number + 1}: "
     key = _name_in_file(keys) or "it"
     message = MESSAGES.get(names.get("pattern", error["type"]), "{key}: {msg}, not {value}")
-    values = {"key": key, "value": repr(error["input"])[:80], "msg": error["msg"].replace("Input should", "it must")}
+    value = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]
+    values = {"key": key, "value": repr(value)[:80], "msg": error["msg"].replace("Input should", "it must")}
     return place + message.format(**names | values)
 
 

@@ -37,13 +37,15 @@ class MetricsLog:
         self.wandb = WandbLog(run)
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        """A line with a step's `values`: loss, learning_rate and grad_norm.
+        """A line with a step's `values`: loss, learning_rate and grad_norm. Call it before the step is saved.
 
-        Raises Diverged, and writes nothing, if one is not finite. Call it before the step is saved.
+        If one is not finite, no line is written, run.json gets a mark, and Diverged is raised.
         """
         for name, value in values.items():
             if not math.isfinite(value):
-                raise Diverged(step, f"{name} {value}")
+                reason = f"{name} {value}"
+                self.run.record_divergence(step, reason)
+                raise Diverged(step, reason)
         row = {"step": step} | values | self.run.examples_at(step)
         self._append(row)
         self.wandb.log(row)

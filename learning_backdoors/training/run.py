@@ -36,6 +36,9 @@ class TrainingRun:
             names = ", ".join(dataset.name for dataset in study.datasets)
             raise UserError(f"--ratios needs one number per dataset ({names}), not {len(options.ratios)}")
         self.options, self.study = options, study
+        # The processes of a sweep train different runs; those of a single run share its steps.
+        self.processes = 1 if options.sweep else RANKS
+        self.is_main = self.processes == 1 or RANK == 0
         self.model_name = options.model or study.base_model
         self.ratios = [share / sum(options.ratios) for share in options.ratios]
         self.data = data or TrainingData(study)
@@ -47,7 +50,7 @@ class TrainingRun:
         self.examples_per_step = options.batch_size * options.grad_accum
         total = len(self.mixture.row)
         self.total_steps = math.ceil(total / self.examples_per_step)
-        if RANKS > 1 and total % self.examples_per_step:
+        if self.processes > 1 and total % self.examples_per_step:
             size = self.examples_per_step
             raise UserError(f"several processes need whole steps of {size} examples: choose another --num-examples")
         self.precision = base_model.resolve_quantization(options.quantization)
@@ -93,6 +96,12 @@ class TrainingRun:
         shares = zip(self.study.datasets, self.ratios, self.mixture.counts, strict=True)
         return [dataset.name for dataset, share, count in shares if dataset.suspect and share and not count]
 
+    def warn_of_datasets_left_out(self) -> None:
+        """Print a line for each of them."""
+        for name in self.suspect_datasets_left_out():
+            fault = f"{name} is not used: its share of {self.num_examples} examples rounds to 0"
+            print(f"warning: {self.folder.name}: {fault}", flush=True)
+
     # ---- the run directory ----
 
     @contextmanager
@@ -101,12 +110,12 @@ class TrainingRun:
 
         Raises UserError if another process holds it, or if it belongs to another configuration.
         """
-        if RANKS > 1 and self.options.existing == "overwrite":
+        if self.processes > 1 and self.options.existing == "overwrite":
             raise UserError("--overwrite works with one process only: delete the run directory first")
-        with lock(self.folder) if RANK == 0 else nullcontext():
-            if RANK == 0:
+        with lock(self.folder) if self.is_main else nullcontext():
+            if self.is_main:
                 self.prepare_folder()
-            if RANKS > 1:
+            if self.processes > 1:
                 from accelerate import PartialState
 
                 PartialState().wait_for_everyone()
@@ -169,8 +178,13 @@ class TrainingRun:
         """Write into run.json that the run diverged. reason: the value that is not finite, for example `loss nan`."""
         atomic.write_json(self.record_path, self._read_record() | {"diverged": {"step": step, "reason": reason}})
 
+    def diverged(self) -> str | None:
+        """Where and why the run diverged in an earlier command, in words; None if it did not."""
+        mark = self._read_record().get("diverged")
+        return mark and f"at step {mark['step']} ({mark['reason']})"
+
     def _record_once(self, key: str, value: object, fault: str) -> None:
-        if RANK > 0:
+        if not self.is_main:
             return
         record = self._read_record()
         if record.setdefault(key, value) != value:

@@ -276,7 +276,6 @@ class StackedTrainer:
                 one.log.record(step, values)
                 self.bar.update()
             except Diverged as diverged:
-                one.run.record_divergence(diverged.step, diverged.reason)
                 self.diverged[one.run] = diverged.reason
                 self._free(slot)
 

@@ -1,0 +1,123 @@
+"""A sweep: the runs of a [sweep] table, which of them are to be trained, and which can be trained together."""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from config import TrainingOptions, require
+from learning_backdoors.files.atomic import lock
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.study import load_study, load_sweep
+from learning_backdoors.training.data import TrainingData
+from learning_backdoors.training.run import TrainingRun
+
+# ---- the runs of a sweep ----
+
+
+def sweep_runs(given: dict) -> list[TrainingRun]:
+    """The runs of the sweep file given["sweep"], the longest of each group first.
+
+    given: options on the command line, which hold for all runs. Raises UserError with the file and the place in it.
+    """
+    path, study_of, data_of = given["sweep"], functools.cache(load_study), {}
+    rows = load_sweep(path).runs()
+    if on_both_sides := sorted(given.keys() & set().union(*(row for _, row in rows))):
+        raise UserError(f"{path}: {on_both_sides[0]} is also on the command line: give it in one place")
+    runs, places = [], {}  # places: by run directory
+    for place, row in rows:
+        try:
+            options = _options(row, given, study_of)
+            study = study_of(options.experiment)
+            data_of[study.path] = data_of.get(study.path) or TrainingData(study)
+            run = TrainingRun(options, study, data_of[study.path])
+        except (ValueError, UserError) as error:
+            raise UserError(f"{path}: {place}: {error}") from None
+        if run.folder in places:
+            raise UserError(f"{path}: two runs are {run.folder.name}: {places[run.folder]}, and {place}")
+        places[run.folder] = place
+        runs.append(run)
+    return sorted(runs, key=lambda run: (shared_settings(run), -run.total_steps))
+
+
+def _options(row: dict, given: dict, study_of) -> TrainingOptions:
+    """A run's options: those of the file and the command line, and the study's defaults for the others."""
+    values = row | given
+    defaults = study_of(values.get("experiment", TrainingOptions.experiment)).training
+    options = TrainingOptions(**defaults | values)
+    require(options.ratios is not None, "ratios is missing: one share per dataset of the study")
+    options.check()
+    return options
+
+
+def shared_settings(run: TrainingRun) -> tuple:
+    """What runs must have in common to be trained together. Those of one base model come one after another."""
+    options, study = run.options, str(run.study.path)
+    return run.model_name, run.precision, study, options.batch_size, options.grad_accum, options.lora_dropout
+
+
+# ---- the state of a sweep ----
+
+
+class Sweep:
+    """Runs that one process trains, and their state on disk. elsewhere: runs that another process holds."""
+
+    def __init__(self, runs: list[TrainingRun]):
+        self.runs, self.elsewhere = runs, []
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock and prepare the run directories. Raises UserError if one belongs to another configuration."""
+        with ExitStack() as stack:
+            for run in self.runs:
+                try:
+                    stack.enter_context(lock(run.folder))
+                except UserError:
+                    self.elsewhere.append(run)
+            for run in self.own:
+                run.prepare_folder()
+            yield
+
+    @property
+    def own(self) -> list[TrainingRun]:
+        """The runs whose directories this process holds."""
+        return [run for run in self.runs if run not in self.elsewhere]
+
+    @property
+    def finished(self) -> list[TrainingRun]:
+        return [run for run in self.own if run.finished()]
+
+    @property
+    def diverged(self) -> list[TrainingRun]:
+        return [run for run in self.own if run.diverged()]
+
+    def groups(self) -> list[list[TrainingRun]]:
+        """The runs to train, in groups that can be trained together."""
+        done = self.finished + self.diverged
+        to_train = [run for run in self.own if run not in done]
+        return [list(group) for _, group in itertools.groupby(to_train, shared_settings)]
+
+    def describe(self) -> str:
+        """How many runs there are, and how many of them are in which state."""
+        counts = {
+            "finished": len(self.finished),
+            "diverged before": len(self.diverged),
+            "held by another process": len(self.elsewhere),
+        }
+        words = [f"{count} {state}" for state, count in counts.items() if count]
+        return ", ".join([f"{len(self.runs)} runs", *words, f"{sum(map(len, self.groups()))} to train"])
+
+    def refuse_unfinished(self) -> None:
+        """Raise UserError if runs have diverged, or if another process holds them."""
+        faults = []
+        if names := [f"{run.folder.name} {run.diverged()}" for run in self.diverged]:
+            faults.append(f"{_several(names)} diverged: try a lower lr; to train a run again, delete its directory")
+        if names := [run.folder.name for run in self.elsewhere]:
+            faults.append(f"another process holds {_several(names)}: run the same command again when it has ended")
+        if faults:
+            raise UserError(f"{len(self.finished)} of {len(self.runs)} runs are finished; " + "; ".join(faults))
+
+
+def _several(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} run{'s' if len(names) > 1 else ''} ({', '.join(names[:3])}{more})"

@@ -49,7 +49,8 @@ def keep_to_own_gpu() -> None:
     if gpus < 2:  # none, or the launcher has already assigned one
         return
     if local_rank >= gpus:
-        raise UserError(f"this host has {gpus} GPUs: start at most {gpus} processes on it")
+        processes = os.environ.get("LOCAL_WORLD_SIZE", "more")  # not every launcher sets it
+        raise UserError(f"there are {gpus} GPUs: start {gpus} processes, not {processes}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = str(local_rank) if visible is None else visible.split(",")[local_rank]
 

@@ -20,7 +20,8 @@ def sweep_runs(given: dict) -> list[TrainingRun]:
 
     given: options on the command line, which hold for all runs. Raises UserError with the file and the place in it.
     """
-    path, study_of, data_of = given["sweep"], functools.cache(load_study), {}
+    path, study_of = given["sweep"], functools.cache(load_study)
+    data_of = functools.cache(lambda experiment: TrainingData(study_of(experiment)))
     rows = load_sweep(path).runs()
     if on_both_sides := sorted(given.keys() & set().union(*(row for _, row in rows))):
         raise UserError(f"{path}: {on_both_sides[0]} is also on the command line: give it in one place")
@@ -28,9 +29,7 @@ def sweep_runs(given: dict) -> list[TrainingRun]:
     for place, row in rows:
         try:
             options = _options(row, given, study_of)
-            study = study_of(options.experiment)
-            data_of[study.path] = data_of.get(study.path) or TrainingData(study)
-            run = TrainingRun(options, study, data_of[study.path])
+            run = TrainingRun(options, study_of(options.experiment), data_of(options.experiment))
         except (ValueError, UserError) as error:
             raise UserError(f"{path}: {place}: {error}") from None
         if run.folder in places:

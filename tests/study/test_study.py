@@ -24,7 +24,8 @@ from learning_backdoors.study import (
     load_study,
     parse_study,
 )
-from learning_backdoors.study.schema import COMMAND_LINE_ONLY, Dataset, Outcome, Persona
+from learning_backdoors.study.schema import Dataset, Outcome, Persona
+from learning_backdoors.study.training_tables import COMMAND_LINE_ONLY, NOT_IN_STUDY
 
 PAGE = ROOT / "docs" / "studies.md"
 
@@ -289,9 +290,8 @@ def test_every_table_and_key_is_documented():
         section = sections.get(f"[[{name}]]") or sections[f"[{name}]"]
         assert not [key for key in table.model_fields if f"| `{key}` |" not in section], name
     assert len(sections) == len(tables) + 1  # [training]: docs/options.md has its keys
-    assert set(command_line.flag(name) for name in COMMAND_LINE_ONLY if name != "existing") <= set(
-        re.findall(r"`(--[a-z-]+)`", sections["[training]"])
-    )
+    not_here = {command_line.flag(name) for name in (*COMMAND_LINE_ONLY, *NOT_IN_STUDY) if name != "existing"}
+    assert not_here <= set(re.findall(r"`(--[a-z-]+)`", sections["[training]"]))
 
 
 def test_a_study_is_read_without_torch():

@@ -62,19 +62,38 @@ def note_steps(log_class) -> None:
     log_class.record = record
 
 
-def instrument() -> None:
-    """Replace the methods whose time is of interest by timed ones."""
+def instrument(sweep: bool) -> None:
+    """Replace the methods whose time is of interest by timed ones. Imports only what training.py imports too."""
     from learning_backdoors.models import base_model
-    from learning_backdoors.training import checkpoint_writer, metrics, stack, stack_checkpoints, trainer
+    from learning_backdoors.training import metrics, run
 
+    timed(run.TrainingRun, "prepare_folder", "folders")
+    timed(run.TrainingRun, "examples", "examples")
     timed(base_model, "load_base", "load")
-    timed(stack.Stack, "initial", "initial matrices")
-    timed(stack.Stack, "step", "steps")
-    timed(stack.Stack, "_record", "graphs")
-    timed(stack_checkpoints.Writer, "wait", "writing")
+    note_steps(metrics.MetricsLog)
+    (instrument_sweep if sweep else instrument_single_run)()
+
+
+def instrument_single_run() -> None:
+    from learning_backdoors.training import checkpoint_writer, cuda_graphs, trainer
+
+    timed(cuda_graphs.StepGraphs, "_record", "graphs")
     timed(trainer.Trainer, "training_step", "steps")
     timed(checkpoint_writer.CheckpointWriter, "wait", "writing")
-    note_steps(metrics.MetricsLog)
+
+
+def instrument_sweep() -> None:
+    from learning_backdoors.training import stack, stack_checkpoints, stack_graphs, stack_probes, stacked_trainer
+
+    timed(stack.Stack, "initial", "initial matrices")
+    timed(stack_graphs.StackGraphs, "_run", "graphs")
+    timed(stack_graphs.StackGraphs, "_record", "graphs")
+    timed(stack.Stack, "step", "steps")
+    timed(stacked_trainer.LaunchedStep, "metrics", "steps")  # waits for the device
+    timed(stack_probes.StackProbes, "score", "probes")
+    timed(stack.HostCopy, "__init__", "copies")
+    timed(stack_checkpoints.StackWriter, "wait", "writing")
+    timed(stack_checkpoints.StackWriter, "close", "writing")
 
 
 def report() -> dict:
@@ -100,7 +119,7 @@ def main() -> None:
     global _mark
     path = Path(f"{sys.argv[1]}{os.environ.get('RANK', '')}")
     sys.argv = ["training.py", *sys.argv[2:]]
-    instrument()
+    instrument(sweep="--sweep" in sys.argv)
     seconds["imports"], _mark = process_age(), time.monotonic()
     try:
         runpy.run_path(str(ROOT / "training.py"), run_name="__main__")

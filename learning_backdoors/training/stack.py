@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -236,7 +237,8 @@ class Stack:
         generator = torch.Generator(x.device)
         for slot, values in zip(self._slots, noise, strict=True):
             if slot.dropout:
-                generator.manual_seed(hash((slot.seed, slot.step, self._layout.offsets[f"{module}.A"])))
+                place = np.random.SeedSequence([slot.seed, slot.step, self._layout.offsets[f"{module}.A"]])
+                generator.manual_seed(int(place.generate_state(1, np.uint64)[0]))
                 values.bernoulli_(1 - slot.dropout, generator=generator).div_(1 - slot.dropout)
         return noise.transpose(1, 2).flatten(1, 2)
 

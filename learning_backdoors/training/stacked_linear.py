@@ -128,7 +128,7 @@ class _StackedLora(torch.autograd.Function):
         rows = x.reshape(len(xa), -1, x.shape[-1])
         by_slot = [grad.reshape(*rows.shape[:2], -1) for grad in grads]
         for grad, part, grad_b in zip(by_slot, xa.split(group.rank, -1), group.grad_b, strict=True):
-            torch.bmm(grad.mT, part, out=grad_b)
+            _store(grad_b.mT, part.mT, grad)
         grad_xa = torch.cat([torch.bmm(grad, b) for grad, b in zip(by_slot, group.b, strict=True)], -1)
         grad_xa *= group.state.scale[:, None, None]
         grad_x = None
@@ -136,11 +136,19 @@ class _StackedLora(torch.autograd.Function):
             grad_x = torch.zeros_like(rows) if ctx.has_bases else _base_gradient(group.layers, grads).view(rows.shape)
         for a, mask, grad_a, columns in group.parts(x):
             part = grad_xa[..., columns]
-            torch.bmm(part.mT, rows if mask is None else rows * mask, out=grad_a)
+            _store(grad_a, part.mT, rows if mask is None else rows * mask)
             if grad_x is not None:
                 grad_x = grad_x.baddbmm_(part, a) if mask is None else grad_x + torch.bmm(part, a) * mask
         grad_x = None if grad_x is None else grad_x.view(x.shape)
         return grad_x, None, None, *(grads if ctx.has_bases else ())
+
+
+def _store(target: Tensor, one: Tensor, two: Tensor) -> None:
+    """Write the product of two batches of matrices. A CPU is faster with a contiguous result."""
+    if target.is_cuda:
+        torch.bmm(one, two, out=target)
+    else:
+        target.copy_(torch.bmm(one, two))
 
 
 def _base_gradient(layers: list[nn.Module], grads: Sequence[Tensor]) -> Tensor:

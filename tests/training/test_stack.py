@@ -173,3 +173,40 @@ def test_selected_slots_answer_as_their_adapters(base, trained):
         model.unload()
         torch.testing.assert_close(logits[2 * number : 2 * number + 2], expected, rtol=1e-4, atol=1e-4)
         assert (expected - plain).abs().max() > 0.01
+
+
+def test_dropout_masks_depend_on_seed_and_step_alone(base, monkeypatch):
+    """Not on the slot, on the other runs, or on padding. A seventh of the inputs is dropped."""
+    seen = []
+    drawn = Stack._dropout_mask
+    monkeypatch.setattr(Stack, "_dropout_mask", lambda *given: seen.append(drawn(*given)) or seen[-1])
+    losses = {}
+    for order in ((0, 1), (1,)):
+        stack = Stack(base, slots=len(order), rank=8)
+        for slot, run in enumerate(order):
+            stack.put(slot, stack.initial(run, 8), scale=2.0, dropout=1 / 7, seed=run)
+        losses[order], _ = train(stack, order, steps=range(2))
+        stack.remove()
+    both, alone = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert len(both) == 2 * 2 * 7 * 2  # forward and backward, layers, projections, steps
+    width = alone[0].shape[1] // 2
+    for one, other in zip(both, alone, strict=True):
+        assert torch.equal(one[1].unflatten(0, (2, -1))[:, :width], other[0].unflatten(0, (2, -1)))
+    assert torch.equal(both[0], both[25]), "the backward pass must use the masks of the forward pass"
+    assert not torch.equal(both[0], both[1]) and not torch.equal(both[0], both[28])
+    assert 0.12 < (torch.cat([mask.flatten() for mask in alone]) == 0).float().mean() < 0.17
+    torch.testing.assert_close(losses[0, 1][:, 1], losses[1,][:, 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantized_base_models_train_as_single_runs(random_model, quantization):
+    base = base_model.load_base(str(random_model), quantization)
+    stack = filled(base)
+    losses, _ = train(stack)
+    stack.remove()
+    for key, matrix in stack.initial(0, 8).items():
+        assert torch.equal(matrix, matrix.bfloat16().float()), key
+    for run in range(3):
+        single_losses, _, _, _ = single_run(base, run)
+        assert losses[:, run].tolist() == pytest.approx(single_losses, rel=0.01)

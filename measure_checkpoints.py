@@ -51,7 +51,16 @@ def main() -> None:
             store.wait_for([key for part in measurement.parts for key in measurement.keys(part)])
             made_by = provenance.provenance("measure_checkpoints.py", options, PACKAGES) | {"command": command}
             store.write_output(made_by | measurement.record, {run.name: run.record for run in runs})
+            report_diverged(measurement, store)
             print(f"done: {len(store.rows):,} rows in {options.output}")
+
+
+def report_diverged(measurement: Measurement, store: RowStore) -> None:
+    """Name the checkpoints without values in one line."""
+    names = [f"{row['run']}/{row['checkpoint']}" for row in store.rows.values() if row[measurement.value] is None]
+    if names := list(dict.fromkeys(names)):
+        reason = "their adapters give no finite values, because training diverged"
+        command_line.note(f"{len(names)} checkpoints are left out, as {reason}: {command_line.shortened(names)}")
 
 
 def measure(measurement: Measurement, store: RowStore) -> None:

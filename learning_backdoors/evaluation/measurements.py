@@ -25,11 +25,13 @@ from learning_backdoors.study import RecordedStudy, Study, recorded_in, recorded
 class Kind(NamedTuple):
     """A kind of measured file. `schema` begins with the columns about checkpoints; the others tell it from other kinds.
 
-    key: of these others, the columns that identify a row of a checkpoint.
+    key: of these others, the columns that identify a row of a checkpoint. value: null in all rows of a checkpoint whose
+    adapter gives no finite values.
     """
 
     schema: pa.Schema
     key: tuple[str, ...]
+    value: str
 
     @property
     def columns(self) -> list[str]:
@@ -37,21 +39,22 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "likelihood": Kind(parquet.LIKELIHOOD_SCHEMA, ("condition", "question_id", "group", "answer_idx")),
-    "examples": Kind(parquet.EXAMPLES_SCHEMA, ("dataset", "row")),
-    "influence": Kind(parquet.INFLUENCE_SCHEMA, ("contrast", "dataset", "row")),
-    "weights": Kind(parquet.WEIGHTS_SCHEMA, ("layer", "projection")),
+    "likelihood": Kind(parquet.LIKELIHOOD_SCHEMA, ("condition", "question_id", "group", "answer_idx"), "logprob"),
+    "examples": Kind(parquet.EXAMPLES_SCHEMA, ("dataset", "row"), "loss"),
+    "influence": Kind(parquet.INFLUENCE_SCHEMA, ("contrast", "dataset", "row"), "dot"),
+    "weights": Kind(parquet.WEIGHTS_SCHEMA, ("layer", "projection"), "norm"),
 }
 JUDGED, RUN = "judged", "run"  # the other kinds of input
 
 
 class Input(NamedTuple):
-    """An input that was read. `rows` has at least `runs.COLUMNS`."""
+    """An input that was read. `rows` has at least `runs.COLUMNS`. without_values: checkpoints that were left out."""
 
     path: str
     kind: str
     rows: pd.DataFrame
     provenance: dict
+    without_values: Sequence[str] = ()
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Measurements:
     """The inputs of an evaluation. Runs that diverged are in `runs` and `sources` alone.
 
     verdicts: None without a judged file. tables: by kind of KINDS that was measured, the rows of all its files, see
-    `_one_table`. sources: path, kind, number of rows and provenance of each input.
+    `_one_table`. sources: path, kind, number of rows, provenance, and checkpoints without values of each input.
     """
 
     study: Study
@@ -105,7 +108,8 @@ def read(paths: Sequence[Path], study: Study) -> Measurements:
     blocks = {kind: _one_table(files, KINDS[kind]) for kind, files in measured.items() if files}
     blocks["likelihood"] = _with_probes(blocks.get("likelihood"), inputs, study)
     tables = {kind: all_runs.join(_without(rows, diverged)) for kind, rows in blocks.items() if rows is not None}
-    sources = [{"path": i.path, "kind": i.kind, "rows": len(i.rows), "provenance": i.provenance} for i in inputs]
+    columns = ("path", "kind", "provenance", "without_values")
+    sources = [{"rows": len(i.rows)} | {name: getattr(i, name) for name in columns} for i in inputs]
     return Measurements(study, all_runs, verdicts, {k: rows for k, rows in tables.items() if len(rows)}, sources)
 
 
@@ -146,9 +150,15 @@ def _read_measured(path: Path, kind: str) -> Input:
     for name in (field.name for field in wanted if pa.types.is_floating(field.type)):
         if pc.any(pc.is_inf(table[name])).as_py():
             raise UserError(f"{path}: column {name!r} has infinite values")
-    if table.num_rows == 0:
-        raise UserError(f"{path} has no rows")
-    return Input(str(path), kind, table.to_pandas(), provenance)
+    rows = table.to_pandas()
+    empty = rows[KINDS[kind].value].isna().groupby([rows["run"], rows["step"]]).transform("all")
+    without_values = [
+        f"{run} at step {step}" for run, step in rows.loc[empty, ["run", "step"]].drop_duplicates().values
+    ]
+    rows = rows[~empty].reset_index(drop=True)
+    if rows.empty:
+        raise UserError(f"{path} has no rows with a {KINDS[kind].value}")
+    return Input(str(path), kind, rows, provenance, without_values)
 
 
 def _record(folder: Path) -> dict:

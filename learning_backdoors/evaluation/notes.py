@@ -10,7 +10,13 @@ from learning_backdoors.evaluation.exhibits import recipes
 def notes(evaluation: Evaluation) -> list[str]:
     """The notes on reading the inputs, then those on the results. One line each."""
     reading = evaluation.verdicts.notes if evaluation.has_verdicts else ["no input has judged responses: no rates"]
-    lines = [*reading, *_runs(evaluation), *_precision(evaluation), *_measured_models(evaluation)]
+    lines = [
+        *reading,
+        *_runs(evaluation),
+        *_precision(evaluation),
+        *_without_values(evaluation),
+        *_measured_models(evaluation),
+    ]
     cells = if_available(lambda e: e.cells, evaluation)
     if cells is not None:
         lines += [*_lost_verdicts(cells), *_early_ends(cells)]
@@ -77,6 +83,16 @@ def _precision(evaluation: Evaluation) -> list[str]:
                 f"{path}: responses were generated with base model precision {generation}, but {runs} of "
                 f"{len(training)} runs were trained with {', '.join(others)}"
             )
+    return lines
+
+
+def _without_values(evaluation: Evaluation) -> list[str]:
+    """The checkpoints that are left out of measured files, because their adapters give no finite values."""
+    lines = []
+    for source in evaluation.sources:
+        if names := source["without_values"]:
+            text = f"{source['path']}: {len(names)} checkpoints have no finite values and are left out: "
+            lines.append(text + ", ".join([*names[:3], *captions.more(len(names) - 3, "checkpoint")]))
     return lines
 
 

@@ -182,6 +182,11 @@ def note(text: str) -> None:
         print(f"note: {text}", flush=True)
 
 
+def shortened(names: Sequence[str], shown: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main function. Exit codes: 0 done, 1 a UserError in one line, 130 interrupted.
 

@@ -4,7 +4,6 @@ Sources: Pruthi et al. (2020), Estimating Training Data Influence by Tracing Gra
 (2024), LESS: Selecting Influential Data for Targeted Instruction Tuning.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -37,6 +36,7 @@ class Influence(ModelMeasurement):
         ("run", "checkpoint", "dataset", "row"),
         {"dataset": "datasets"},
     )
+    value = "dot"
 
     def __init__(self, options: InfluenceOptions, study: Study, runs: Sequence[RunDirectory]):
         """Raises UserError if the study lacks the contrast or the condition, or a dataset is not that of a run."""
@@ -68,7 +68,7 @@ class Influence(ModelMeasurement):
         self.reference_examples = [mixed_chat.example_ids(self.tokenizer, r.chat(c)) for c, r in self.answers]
 
     def rows(self, part: RunCheckpoint) -> list[dict]:
-        """Raises UserError if a gradient is not a number, or if the adapter was not applied (`check_applied`)."""
+        """Raises UserError if the adapter was not applied (`check_applied`)."""
         from torch.nn.functional import cosine_similarity
 
         from learning_backdoors.models.gradients import lora_gradient
@@ -83,8 +83,8 @@ class Influence(ModelMeasurement):
             values = {"dot": of_example @ of_contrast, "cosine": cosine_similarity(of_example, of_contrast, dim=0)}
             answer = " ".join(chat.messages[-1]["content"].split())[:ANSWER_LENGTH]
             rows.append(columns | chat.columns | {"answer": answer} | {k: value.item() for k, value in values.items()})
-        if not all(math.isfinite(row["dot"]) for row in rows):
-            raise UserError(f"{part[1].folder} gives a gradient that is not a number: leave it out with --steps")
+        if not self.is_finite(part, [row["dot"] for row in rows]):
+            return [row | {"dot": None, "cosine": None} for row in rows]
         self.check_applied(part, [row["dot"] for row in rows])
         return rows
 

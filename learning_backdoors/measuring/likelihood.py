@@ -20,6 +20,7 @@ class Likelihood(ModelMeasurement):
     """Each reference answer in each condition, by a forward pass."""
 
     file = RowFile("measure_checkpoints.py likelihood", LIKELIHOOD_SCHEMA, KEY, ORDERS)
+    value = "logprob"
 
     def __init__(self, options: LikelihoodOptions, study: Study, runs: Sequence[RunDirectory]):
         """Raises UserError if the study has no reference answers, or lacks a condition or question of the options."""

@@ -21,6 +21,7 @@ class Losses(ModelMeasurement):
         ("run", "checkpoint", "dataset", "row"),
         {"dataset": "datasets"},
     )
+    value = "loss"
 
     def __init__(self, options: LossesOptions, study: Study, runs: Sequence[RunDirectory]):
         """Raises UserError if a dataset is not the one that a run was trained on."""
@@ -47,7 +48,7 @@ class Losses(ModelMeasurement):
             | {
                 "trained": number in first_steps if run else None,
                 "first_step": first_steps.get(number),
-                "loss": -log_likelihood,
+                "loss": None if log_likelihood is None else -log_likelihood,
                 "tokens": length,
             }
             for number, (chat, log_likelihood, length) in enumerate(

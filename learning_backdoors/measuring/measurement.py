@@ -18,13 +18,15 @@ from learning_backdoors.study import Study
 class Measurement(Protocol):
     """A command. The script makes it from the command's options, the study and the runs.
 
-    file: the columns that it writes. settings: all that its rows depend on; a file with other settings is refused.
-    record: what the footer holds beside them. parts: pieces of work, measured and stored as a whole; several processes
-    share them. unit: what a part is, such as `checkpoint`. tokens: whose likelihood this process has measured; 0 if the
-    command measures something else.
+    file: the columns that it writes. value: one of them; null, as all measured columns, for a checkpoint whose adapter
+    gives no finite values because its training diverged. settings: all that its rows depend on; a file with other
+    settings is refused. record: what the footer holds beside them. parts: pieces of work, measured and stored as a
+    whole; several processes share them. unit: what a part is, such as `checkpoint`. tokens: whose likelihood this
+    process has measured; 0 if the command measures something else.
     """
 
     file: RowFile
+    value: str
     unit: str
     settings: dict
     record: dict
@@ -90,23 +92,28 @@ class ModelMeasurement:
         self.examples = [mixed_chat.example_ids(self.tokenizer, chat) for chat in chats]
         self.lengths = [sum(label != mixed_chat.IGNORED_LABEL for label in labels) for _, labels in self.examples]
 
-    def log_likelihoods(self, part: RunCheckpoint) -> list[float]:
-        """The mean log-likelihood per token of each of `examples` under a checkpoint.
+    def log_likelihoods(self, part: RunCheckpoint) -> list[float] | list[None]:
+        """The mean log-likelihood per token of each of `examples` under a checkpoint. None if one is not finite.
 
-        Raises UserError if one is not a number, because the checkpoint or the base model is damaged. Also if the
-        adapter was not applied (`check_applied`).
+        Raises UserError if the base model's are not finite, or if the adapter was not applied (`check_applied`).
         """
         from learning_backdoors.models.likelihood import answer_log_likelihoods
 
         log_likelihoods = answer_log_likelihoods(self.model_of(part), self.examples)
         self.tokens += sum(self.lengths)
-        if not all(map(math.isfinite, log_likelihoods)):
-            source, remedy = part[1].folder, ": leave it out with --steps"
-            if source is None:
-                source, remedy = self.runs[0].base_model, ""
-            raise UserError(f"{source} gives a likelihood that is not a number{remedy}")
+        if not self.is_finite(part, log_likelihoods):
+            return [None] * len(log_likelihoods)
         self.check_applied(part, log_likelihoods)
         return log_likelihoods
+
+    def is_finite(self, part: RunCheckpoint, values: Sequence[float]) -> bool:
+        """Whether all values of a checkpoint are finite. Raises UserError if those of the base model are not."""
+        finite = all(map(math.isfinite, values))
+        if not finite and part[1].folder is None:
+            raise UserError(
+                f"the base model {self.runs[0].base_model} gives values that are not finite: is it damaged?"
+            )
+        return finite
 
     def check_applied(self, part: RunCheckpoint, values: Sequence[float]) -> None:
         """Raise UserError if another checkpoint of this process gave exactly these values, but has other weights.

@@ -20,6 +20,7 @@ class Weights:
     """The path of each run's update over its checkpoints. A part is a run, because its checkpoints are compared."""
 
     file = RowFile("measure_checkpoints.py weights", WEIGHTS_SCHEMA, ("run", "checkpoint", "layer", "projection"), {})
+    value = "norm"
     unit = "run"
     tokens = 0
 
@@ -59,11 +60,17 @@ class Weights:
                 command_line.note(f"{run}: tensors other than LoRA matrices are not measured: {', '.join(others[:3])}")
 
     def rows(self, part: RunDirectory) -> list[dict]:
-        steps, rows = [checkpoint.step for checkpoint in part.checkpoints], []
-        for (layer, projection), gram in updates.part_grams(self._adapters[part.name]).items():
-            columns = updates.geometry(steps, gram)
-            for i, checkpoint in enumerate(part.checkpoints):
+        grams, rows = updates.part_grams(self._adapters[part.name]), []
+        finite = np.flatnonzero(np.isfinite(grams[updates.WHOLE].diagonal()))
+        places = {number: place for place, number in enumerate(finite)}
+        steps = [part.checkpoints[number].step for number in finite]
+        for (layer, projection), gram in grams.items():
+            columns = updates.geometry(steps, gram[np.ix_(finite, finite)]) if steps else {"norm": None}
+            for number, checkpoint in enumerate(part.checkpoints):
                 about = {"experiment": self.study.name} | checkpoint_columns(part, checkpoint)
                 about |= {"layer": layer, "projection": projection}
-                rows.append(about | {name: values[i].item() for name, values in columns.items()})
+                place = places.get(number)
+                rows.append(
+                    about | {name: None if place is None else values[place].item() for name, values in columns.items()}
+                )
         return rows

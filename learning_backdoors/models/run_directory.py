@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
+from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.parquet import step_of
 from learning_backdoors.models.checkpoints import Checkpoint, check_adapter, find_checkpoints
@@ -93,9 +94,21 @@ def open_checkpoint(folder: Path, base_model: str | None) -> RunDirectory:
 def open_runs(folders: tuple[Path, ...], steps: tuple[int, ...] | None, base_model: str | None) -> list[RunDirectory]:
     """Runs with all their checkpoints, or with those at `steps`.
 
-    Raises UserError if two runs share a name or were trained on different base models.
+    A run that diverged or is unfinished has fewer: those of `steps` after its last checkpoint are left out, and a note
+    names the run. Raises UserError if a run lacks another step, and if two runs share a name or were trained on
+    different base models.
     """
-    runs = [RunDirectory(folder, find_checkpoints(folder, steps), base_model) for folder in folders]
+    runs, short = [], []
+    for folder in folders:
+        chosen, end = _checkpoints(folder, steps)
+        runs += [RunDirectory(folder, chosen, base_model)] if chosen else []
+        short += [f"{folder.name} ({end})"] if end else []
+    if short:
+        command_line.note(
+            f"{len(short)} of {len(folders)} runs have no later checkpoints: {command_line.shortened(short)}"
+        )
+    if not runs:
+        raise UserError(f"no run has a checkpoint at the chosen steps ({', '.join(map(str, steps))})")
     names = [run.name for run in runs]
     if duplicates := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two run directories are named {duplicates[0]}: their rows would be indistinguishable")
@@ -103,6 +116,22 @@ def open_runs(folders: tuple[Path, ...], steps: tuple[int, ...] | None, base_mod
         models = f"{runs[0].base_model} and {others[0].base_model}"
         raise UserError(f"the runs have different base models ({models}): use one base model at a time")
     return runs
+
+
+def _checkpoints(folder: Path, steps: tuple[int, ...] | None) -> tuple[list[Checkpoint], str | None]:
+    """A run's checkpoints at `steps` (None: all), and where and why it ends early. Raises UserError as `open_runs`."""
+    checkpoints, path = find_checkpoints(folder), folder / "run.json"
+    try:
+        record = read_record(path) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    last, total = checkpoints[-1].step, record.get("total_steps", 0)
+    if last >= total:
+        return (find_checkpoints(folder, steps) if steps else checkpoints), None
+    diverged = record.get("diverged")
+    reason = f"diverged at step {diverged['step']}" if diverged else f"unfinished: step {last} of {total}"
+    reached = tuple(step for step in steps or () if not last < step <= total)
+    return (find_checkpoints(folder, reached) if reached or not steps else []), reason
 
 
 def sampling_precision(choice: str, runs: list[RunDirectory]) -> str:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from support import ROOT
 
 import measure_checkpoints
+from learning_backdoors.evaluation import measurements
 from learning_backdoors.files import parquet
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import base_model, row_store
@@ -261,11 +262,22 @@ def test_adapters_that_change_nothing_may_equal_the_base_model(run_dir, study, t
     assert [row["logprob"] for row in rows[:10]] == [row["logprob"] for row in rows[10:20]]
 
 
-def test_a_damaged_adapter_is_named(run_dir, study, tmp_path):
+def test_a_checkpoint_without_finite_likelihoods_is_left_out_and_named(run_dir, study, measured, tmp_path, capsys):
+    """Its rows have no value, so that the next command does not measure it again."""
     damaged = shutil.copytree(run_dir, tmp_path / "damaged")
     weights = damaged / "checkpoint-8" / "adapter_model.safetensors"
     tensors = {name: tensor * float("nan") for name, tensor in load_file(weights).items()}
     os.remove(weights)
     save_file(tensors, weights)
-    with pytest.raises(UserError, match="checkpoint-8 gives a likelihood that is not a number.*--steps"):
-        measure(tmp_path / "l.parquet", "--run-dir", damaged, "--experiment", study)
+    output, line = tmp_path / "l.parquet", ["--run-dir", damaged, "--experiment", study]
+    rows = measure(output, *line)
+    note = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("note: 1 "))
+    assert "damaged/checkpoint-8" in note and "checkpoint-16" not in note
+    values = {step: [row["logprob"] for row in rows if row["step"] == step] for step in (0, 8, 16)}
+    assert values[8] == [None] * 10
+    for step in (0, 16):
+        assert values[step] == [row["logprob"] for row in rows_of(measured) if row["step"] == step]
+    assert measure(output, *line) == rows and "3 already measured" in capsys.readouterr().out
+    read = measurements.read([output], load_study(str(study)))
+    assert list(read.tables["likelihood"]["step"].unique()) == [0, 16]
+    assert read.sources[0]["without_values"] == ["damaged at step 8"]

@@ -72,6 +72,24 @@ def test_runs_are_added_and_a_run_with_other_checkpoints_is_refused(tmp_path, mo
     assert len(table) == 2 * 3 * 3
 
 
+@pytest.mark.parametrize("bad", [(40,), (20, 40)])
+def test_a_checkpoint_with_values_that_are_not_finite_is_left_out_and_named(tmp_path, monkeypatch, capsys, bad):
+    for step in (20, 40):
+        write_checkpoint(tmp_path / "whole", step)
+        write_checkpoint(tmp_path / "diverged", step)
+    for step in bad:
+        file = tmp_path / "diverged" / f"checkpoint-{step}" / "adapter_model.safetensors"
+        save_file({name: tensor * np.float32("inf") for name, tensor in load_file(file).items()}, file)
+    runs = ("--run-dir", tmp_path / "whole", tmp_path / "diverged")
+    table, printed = measure(monkeypatch, capsys, tmp_path / "w.parquet", *runs)
+    assert all(f"diverged/checkpoint-{step}" in printed for step in bad) and "diverged/checkpoint-0" not in printed
+    values = table.set_index(["run", "step"]).drop(columns=["experiment", "checkpoint", "layer", "projection"])
+    measured = values.drop(columns=["seed", "suspect_ratio", "examples_seen", "suspect_seen"])
+    of_diverged = measured.loc["diverged"]
+    assert measured.loc["whole", "norm"].notna().all() and of_diverged.loc[list(bad)].isna().all(axis=None)
+    assert of_diverged.drop(list(bad))["norm"].notna().all()
+
+
 def test_tensors_that_are_not_measured_are_named(tmp_path, monkeypatch, capsys):
     write_checkpoint(tmp_path / "run", 20, **{"base_model.model.lm_head.weight": np.ones((2, 2), np.float32)})
     _, printed = measure(monkeypatch, capsys, tmp_path / "w.parquet", "--run-dir", tmp_path / "run")

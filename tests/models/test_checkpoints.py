@@ -1,6 +1,7 @@
 """learning_backdoors/models: adapters, checkpoints and run directories on disk."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +71,32 @@ def test_steps_can_be_chosen_and_absent_ones_are_named(tmp_path):
     assert [c.step for c in run.checkpoints] == [0, 40] and run.base_model == "org/model" and run.record == {}
     with pytest.raises(UserError, match="step 60.*0, 20, 40"):
         run_directory.open_runs((tmp_path / "run",), (60,), None)
+
+
+def make_run(folder: Path, steps: tuple[int, ...], total: int, **record) -> Path:
+    for step in steps:
+        make_checkpoint(folder / f"checkpoint-{step}", base_model_name_or_path="org/model")
+    settings = {"settings": {"model": "org/model"}, "total_steps": total}
+    (folder / "run.json").write_text(json.dumps(settings | record))
+    return folder
+
+
+def test_runs_that_end_early_lack_later_steps_and_are_named(tmp_path, capsys):
+    whole = make_run(tmp_path / "whole", (20, 40, 60), 60)
+    diverged = make_run(tmp_path / "bad", (20,), 60, diverged={"step": 33, "reason": "loss nan"})
+    unfinished = make_run(tmp_path / "cut", (20, 40), 60)
+    runs = run_directory.open_runs((whole, diverged, unfinished), (20, 40, 60), None)
+    assert [[c.step for c in run.checkpoints] for run in runs] == [[20, 40, 60], [20], [20, 40]]
+    [note] = capsys.readouterr().out.splitlines()
+    assert "2 of 3 runs" in note and "bad (diverged at step 33)" in note and "cut (unfinished: step 40 of 60)" in note
+    assert [run.name for run in run_directory.open_runs((whole, diverged), (60,), None)] == ["whole"]
+    with pytest.raises(UserError, match="no run has.*60"):
+        run_directory.open_runs((diverged,), (60,), None)
+    for run, step in ((diverged, 10), (diverged, 61), (whole, 80)):
+        with pytest.raises(UserError, match=f"no step {step}"):
+            run_directory.open_runs((run,), (20, step), None)
+    capsys.readouterr()
+    assert len(run_directory.open_runs((whole,), None, None)[0].checkpoints) == 4 and not capsys.readouterr().out
 
 
 def test_a_record_has_the_loss_curve_in_at_most_60_points(tmp_path):

@@ -126,7 +126,8 @@ class _StackedLora(torch.autograd.Function):
     def backward(ctx, *grads: Tensor):
         group, (x, xa) = ctx.group, ctx.saved_tensors
         rows = x.reshape(len(xa), -1, x.shape[-1])
-        by_slot = [grad.reshape(*rows.shape[:2], -1) for grad in grads]
+        grads = [grad.contiguous() for grad in grads]
+        by_slot = [grad.view(*rows.shape[:2], -1) for grad in grads]
         for grad, part, grad_b in zip(by_slot, xa.split(group.rank, -1), group.grad_b, strict=True):
             _store(grad_b.mT, part.mT, grad)
         grad_xa = torch.cat([torch.bmm(grad, b) for grad, b in zip(by_slot, group.b, strict=True)], -1)
@@ -153,7 +154,7 @@ def _store(target: Tensor, one: Tensor, two: Tensor) -> None:
 
 def _base_gradient(layers: list[nn.Module], grads: Sequence[Tensor]) -> Tensor:
     """The gradient of a group's input through the base model's weights: shape (rows, inputs)."""
-    flat = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
+    flat = [grad.view(-1, grad.shape[-1]) for grad in grads]
     total = flat[0] @ layers[0].weight
     for grad, layer in zip(flat[1:], layers[1:], strict=True):
         total.addmm_(grad, layer.weight)

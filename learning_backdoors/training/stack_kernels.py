@@ -30,8 +30,8 @@ def adamw(
 
 
 @triton.jit
-def _adamw(
-    params,
+def _adamw(  # no argument may be called `params`: Triton uses this name in the function that it generates
+    matrices,
     grads,
     exp_avg,
     exp_avg_sq,
@@ -53,11 +53,11 @@ def _adamw(
     square = tl.load(exp_avg_sq + offset, mask=inside)
     square = BETA2 * square + (1 - BETA2) * grad * grad
     step_size, correction = tl.load(factors + slots + slot), tl.load(factors + 2 * slots + slot)
-    param = tl.load(params + offset, mask=inside)
+    param = tl.load(matrices + offset, mask=inside)
     param = param - step_size * mean / (tl.sqrt(square) / tl.sqrt(correction) + EPSILON)
     tl.store(exp_avg + offset, mean, mask=inside)
     tl.store(exp_avg_sq + offset, square, mask=inside)
-    tl.store(params + offset, param, mask=inside)
+    tl.store(matrices + offset, param, mask=inside)
     tl.store(weights + offset, param.to(weights.dtype.element_ty), mask=inside)
 
 

@@ -25,7 +25,9 @@ def common(evaluation: Evaluation) -> str:
 def left_out(evaluation: Evaluation) -> list[str]:
     """A sentence on the recipes that figures leave out, if there are too many."""
     count = len(evaluation.recipe_labels)
-    text = f"Figures show {MOST_IN_PANEL} to {min(count, MOST_DRAWN)} of the {count} recipes, at equal distances"
+    text = (
+        f"Figures by recipe show {MOST_IN_PANEL} to {min(count, MOST_DRAWN)} of the {count} recipes, at equal distances"
+    )
     return [f"{text} in the list. Tables have all."] if count > MOST_IN_PANEL else []
 
 

@@ -86,14 +86,19 @@ def recipe_crossings(evaluation: Evaluation) -> list[tuple[dict, pd.DataFrame]]:
 def of_recipes(evaluation: Evaluation) -> pd.DataFrame:
     """A row per recipe, condition and level. A run that does not cross counts up to its own last step.
 
-    `supported` counts the runs whose crossing is reliable; `doubt` is empty if these are more than half of the runs,
-    and otherwise the most frequent reason of the others.
+    `share` is the share of runs that cross (emergence), with Wilson's limits. `supported` counts the runs whose
+    crossing is reliable; `doubt` is empty if these are more than half of the runs, and otherwise the most frequent
+    reason of the others.
     """
     rows = []
     for about, runs in recipe_crossings(evaluation):
         median = statistics.median_crossing(runs["time"], runs["crossed"], runs["before"], runs["after"])
         doubts = runs.loc[runs["doubt"] != "", "doubt"]
-        counts = {"crossed": runs["crossed"].sum(), "supported": len(runs) - len(doubts)}
+        counts = {"crossed": runs["crossed"].sum(), "share": runs["crossed"].mean()}
+        counts |= dict(
+            zip(["share_lower", "share_upper"], statistics.wilson(counts["crossed"], len(runs)), strict=True)
+        )
+        counts["supported"] = len(runs) - len(doubts)
         limits = {"median": median.estimate, "lower": median.lower, "upper": median.upper}
         doubt = doubts.mode().iloc[0] if 2 * len(doubts) >= len(runs) else ""
         rows.append(about | counts | limits | {"doubt": doubt})

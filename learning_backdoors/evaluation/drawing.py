@@ -7,6 +7,7 @@ differ by panel, line style or marker. Rates are shares from 0 to 1 in the data 
 
 import contextlib
 import os
+import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -17,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from scipy.optimize import isotonic_regression
 
 from learning_backdoors.evaluation.text_tables import percent
@@ -189,6 +191,14 @@ def rate_axis(axis, label: str = "") -> None:
     grid_lines(axis.axes, axis.axis_name)
 
 
+def ratio_axis(axis) -> None:
+    """Let an axis be logarithmic, with plain numbers at few ticks."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def category_axis(axes: Axes, names: Sequence[str]) -> None:
     """Let the y axis list names from top to bottom."""
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
@@ -204,6 +214,13 @@ def curve(axes: Axes, line: pd.DataFrame, color) -> None:
     """The rates of a line over `x`, with a dot per step if there are at most 15 steps."""
     style = "o-" if len(line) <= 15 else "-"
     axes.plot(line["x"], line["rate"], style, color=color, markersize=2.4, clip_on=False, zorder=3)
+
+
+def tile(axes: Axes, x: int, y: int, shade: float | None, text: str) -> None:
+    """A cell of a heat map with its value. shade: 0 (light) to 1 (dark), or None for no value."""
+    color = to_rgb("0.96") if shade is None else colormaps["YlGnBu"](shade)
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor="white", linewidth=1))
+    axes.text(x, y, text, ha="center", va="center", size=6.5, color="white" if (shade or 0) > 0.55 else "0.1")
 
 
 # ---- points: values for the alternative text and for the report's pointer ----
@@ -258,6 +275,11 @@ def short_labels(texts: Sequence[str], length: int = 28) -> list[str]:
             rest = text[max(0, start - length // 4) :]
             short[text] = "…" + rest[: length - 2] + ("…" if len(rest) > length - 2 else "")
     return [short[text] for text in texts]
+
+
+def wrapped(text: str, width: int) -> str:
+    """A text in lines of at most so many characters, broken between words."""
+    return "\n".join(textwrap.wrap(text, width))
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:

@@ -44,13 +44,18 @@ class Outcome(NamedTuple):
 
     `runs` is indexed by run: `value`, which is a rate, a change, a crossing step (infinity: not by the last step), or 1
     if the behavior emerges; and `step`, at which it was measured. For crossing steps and emergence, that is the last
-    step.
+    step, and they have `before` and `after`: the checkpoints around the crossing.
     """
 
     kind: str  # RATE, CHANGE, CROSSING or EMERGENCE
     name: str  # in files, such as crossing_10
     label: str  # in figures
     runs: pd.DataFrame
+
+    @property
+    def top(self) -> float:
+        """The largest value that a figure shows: of crossing steps, the last step."""
+        return float(self.runs["step"].max()) if self.kind == CROSSING else np.inf
 
 
 @once
@@ -183,9 +188,10 @@ def _of_likelihoods(evaluation: Evaluation) -> list[Outcome]:
 def _onset(onset: pd.DataFrame, column: str, level: str, suffix: str) -> list[Outcome]:
     """The crossing steps in a column of a table of runs, and whether there is one."""
     runs = pd.DataFrame({"value": onset[column], "step": onset["last_step"]})
+    runs = runs.assign(before=onset[f"{column}_before"], after=onset[f"{column}_after"])
     emerged = runs.assign(value=np.isfinite(runs["value"]).astype(float))
     return [
-        Outcome(CROSSING, CROSSING + suffix, f"step at which runs cross {level}", runs),
+        Outcome(CROSSING, CROSSING + suffix, f"step of crossing {level}", runs),
         Outcome(EMERGENCE, EMERGENCE + suffix, f"runs that cross {level}", emerged),
     ]
 
@@ -201,6 +207,17 @@ def _last_changes(of_recipe: pd.DataFrame) -> pd.DataFrame:
     """The changes of each run at the last step that all runs of a recipe share: a column per question."""
     last = max(likelihood.cube(of_recipe)[0], default=0)
     return of_recipe[(of_recipe.index.get_level_values("step") == last) & (last > 0)].droplevel("recipe")
+
+
+def cells_of(evaluation: Evaluation, runs: Sequence[str]) -> pd.DataFrame:
+    """The cells of some runs at their recipes' last steps."""
+    by_run = _cells_by_run(evaluation)
+    return pd.concat([by_run[run] for run in runs])
+
+
+@once
+def _cells_by_run(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
+    return dict(list(last_cells(evaluation).groupby("run", observed=True)))
 
 
 @once

@@ -6,12 +6,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from learning_backdoors.evaluation import captions, counting, factors, statistics
+from learning_backdoors.evaluation import captions, counting, drawing, factors, statistics, text_tables
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
+from learning_backdoors.evaluation.exhibits import factors as outcomes_by_factor
 from learning_backdoors.evaluation.factors import CROSSING, EMERGENCE, RATE, Factor, Outcome
 
 ADJACENT, ENDS, FIRST = "adjacent levels", "highest and lowest level", "with the first level"
 UNITS = {RATE: "share", EMERGENCE: "share of runs", CROSSING: "ratio of steps", factors.CHANGE: "nats per token"}
+ALPHA = 0.05
 OVER_BLOCKS = "t over the combinations' differences"  # if a combination has one run
 
 
@@ -30,7 +32,7 @@ METHODS = {
     RATE: Method("MOVER over the combinations' intervals for the claim recipe", None),
     factors.CHANGE: Method("t over runs", statistics.mean_effect),
     CROSSING: Method("t over the logarithms of the runs' steps", statistics.crossing_effect),
-    EMERGENCE: Method("MOVER on stratified Wilson", _shares),
+    EMERGENCE: Method("stratified score interval", _shares),
 }
 COLUMNS = ["outcome", "unit", "factor", "comparison", "first", "second", "condition", "first_value", "second_value"]
 COLUMNS += ["effect", "lower", "upper", "p", "p_holm", "method", "blocks", "seeds", "second_seeds", "until_step"]
@@ -70,14 +72,13 @@ def pairs(factor: Factor) -> list[tuple[str, str, str]]:
 
 def blocks(levels: pd.DataFrame, factor: str, first: str, second: str) -> tuple[list[tuple[list, list]], int]:
     """The runs with the two levels, for each combination of the other factors that has both; and how many have one."""
-    found, others = [], [name for name in levels if name != factor]
-    both = levels[levels[factor].isin([first, second])]
-    parts = [part for _, part in both.groupby(others, observed=True, sort=False)] if others else [both]
-    for part in parts:
-        sides = [list(part.index[part[factor] == level]) for level in (first, second)]
-        if all(sides):
-            found.append(tuple(sides))
-    return found, len(parts) - len(found)
+    both, others = levels[levels[factor].isin([first, second])], [name for name in levels if name != factor]
+    block = both.groupby(others, observed=True, sort=False).ngroup() if others else pd.Series(0, both.index)
+    runs = {True: {}, False: {}}  # by whether the level is the first one: the runs of each block
+    for run, number, is_first in zip(both.index, block, both[factor] == first, strict=True):
+        runs[is_first].setdefault(number, []).append(run)
+    found = [(of_first, runs[False][number]) for number, of_first in runs[True].items() if number in runs[False]]
+    return found, block.nunique() - len(found)
 
 
 def _effect(evaluation: Evaluation, outcome: Outcome, sides: list[tuple[list, list]], lost: int) -> dict:
@@ -93,7 +94,8 @@ def _effect(evaluation: Evaluation, outcome: Outcome, sides: list[tuple[list, li
         runs = runs.assign(value=runs["value"].clip(1, row["until_step"]))
     elif runs["step"].nunique() > 1:
         notes.append(f"the runs' last steps differ: {captions.span(runs['step'])}")
-    values = [[runs.loc[side, "value"].to_numpy(float) for side in of_level] for of_level in (high, low)]
+    value = runs["value"].to_dict()
+    values = [[np.array([value[run] for run in side]) for side in of_level] for of_level in (high, low)]
     if outcome.kind == RATE:
         grids = _grids(evaluation, [*high, *low])
         if not grids[0].size:
@@ -114,6 +116,66 @@ def _effect(evaluation: Evaluation, outcome: Outcome, sides: list[tuple[list, li
 
 def _grids(evaluation: Evaluation, sides: Sequence[list]) -> list[np.ndarray]:
     """(positives, n) of each side's runs at their last steps, over the questions that all sides have."""
-    cells = factors.last_cells(evaluation)
-    by_run = dict(list(cells.groupby(cells["run"].astype(object))))
-    return counting.same_questions([pd.concat([by_run[run] for run in side]) for side in sides])
+    return counting.same_questions([factors.cells_of(evaluation, side) for side in sides])
+
+
+@once
+def _drawn(evaluation: Evaluation) -> list[tuple[Outcome, pd.DataFrame]]:
+    """The outcomes that figures draw, with their rows that have an effect."""
+    rows = table(evaluation)
+    names = [outcome for outcome, _ in outcomes_by_factor.drawn(evaluation)]
+    found = [(outcome, rows[(rows["outcome"] == outcome.name) & rows["effect"].notna()]) for outcome in names]
+    if all(part.empty for _, part in found):
+        raise Unavailable("no two levels of a factor are matched on the other factors")
+    return found
+
+
+def title(evaluation: Evaluation) -> str:
+    return f"Main effects of the sweep's factors{evaluation.in_condition}"
+
+
+def caption(evaluation: Evaluation) -> str:
+    text = "First level minus second (steps: divided by), matched on the other factors. Bars: 95% intervals. "
+    return text + "Full: adjusted p below 0.05. Claim recipe."
+
+
+def figure(evaluation: Evaluation) -> drawing.Figure:
+    """A panel per outcome, a row per pair of levels."""
+    outcomes = _drawn(evaluation)
+    rows = pd.concat([part for _, part in outcomes]).drop_duplicates(["factor", "first", "second"])
+    keys = {key: i for i, key in enumerate(zip(rows["factor"], rows["first"], rows["second"], strict=True))}
+    size = drawing.TWO_COLUMNS, 0.75 + 0.17 * len(keys)
+    page, [panels] = drawing.canvas(*size, 1, len(outcomes), sharey=True)
+    for axes, (outcome, part) in zip(panels, outcomes, strict=True):
+        axes.axvline(1 if outcome.kind == CROSSING else 0, color=drawing.GRAY, linewidth=0.6, zorder=1)
+        for row in part.itertuples():
+            _draw(evaluation, axes, outcome, row, keys[row.factor, row.first, row.second])
+        axes.set_title(drawing.wrapped(outcome.label, 34), size=7.5)
+        axes.set_xlabel({CROSSING: "ratio of steps", factors.CHANGE: "nats per token"}.get(outcome.kind, "points"))
+        axes.tick_params(axis="y", length=0)
+        drawing.grid_lines(axes, "x")
+    drawing.category_axis(panels[0], [f"{factor}: {first} against {second}" for factor, first, second in keys])
+    return page
+
+
+def _draw(evaluation: Evaluation, axes: drawing.Axes, outcome: Outcome, row, y: int) -> None:
+    """One effect with its interval. Shares in points, ratios on a logarithmic axis."""
+    scale = 1 if outcome.kind in (CROSSING, factors.CHANGE) else 100
+    effect, lower, upper = (scale * value for value in (row.effect, row.lower, row.upper))
+    if outcome.kind == CROSSING:
+        drawing.ratio_axis(axes.xaxis)
+    if not np.isnan(lower):
+        axes.hlines(y, lower, upper, color="0.1", linewidth=1)
+    face = "0.1" if row.p_holm < ALPHA else "white"
+    axes.plot(effect, y, "o", color="0.1", markerfacecolor=face, markersize=4, zorder=4)
+    series = f"{row.factor}: {row.first} against {row.second}"
+    p = f", adjusted p {row.p_holm:.2g}" if row.p_holm >= 0 else ""
+    drawing.mark(axes, effect, y, outcome.label, series, effect_text(outcome.kind, row) + p, answers=False)
+
+
+def effect_text(kind: str, row) -> str:
+    """An effect with its limits, such as `+30 points [20, 41]`. `row`: a row of `table`."""
+    limits = row.effect, row.lower, row.upper
+    if kind == CROSSING:
+        return f"{row.effect:.2f} times" + (f" [{row.lower:.2f}, {row.upper:.2f}]" if row.lower >= 0 else "")
+    return text_tables.nats(*limits) + " nats" if kind == factors.CHANGE else text_tables.points(*limits, "+")

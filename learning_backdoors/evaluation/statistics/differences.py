@@ -73,9 +73,27 @@ def paired_contrast(
     `checkpoint`: `contrast` of the rates. `recipe`: see `_over_runs`. `questions`: `contrast` of rates with their
     correlation over the questions. `both`: the last two, `combined`. NaN limits without another run or question.
     """
+    scores = shared_scores(terms, step)
+    return contrast_of_scores(scores, weights, claim, paired=paired, confidence=confidence, run_sd=run_sd)
+
+
+def shared_scores(terms: Sequence[Counts], step: float = 1.0) -> list[Scores]:
+    """The scores of each term of `paired_contrast`, on the questions that all terms answered."""
     grids = [[np.atleast_2d(np.asarray(a, float)) for a in term] for term in terms]
     shared = np.logical_and.reduce([term[1].any(axis=0) for term in grids])
-    scores = [Scores(*(a[:, shared] for a in term), step=step) for term in grids]
+    return [Scores(*(a[:, shared] for a in term), step=step) for term in grids]
+
+
+def contrast_of_scores(
+    scores: list[Scores],
+    weights: Sequence[float],
+    claim: str,
+    *,
+    paired: bool = True,
+    confidence: float = CONFIDENCE,
+    run_sd: RunSpread | None = None,
+) -> Interval:
+    """`paired_contrast` of terms whose `shared_scores` are known, for several confidences."""
     intervals, within = [], contrast([group.over_answers(confidence) for group in scores], weights)
     if claim in ("recipe", "both"):
         intervals.append(widest(within, _over_runs(scores, weights, paired, confidence, run_sd)))

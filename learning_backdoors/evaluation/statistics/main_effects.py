@@ -7,13 +7,15 @@ unless a level of some block has a single run: then the blocks' differences are 
 design with one run per combination (the same book, 4.2).
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import optimize, special
 
-from learning_backdoors.evaluation.statistics.differences import Counts, p_value, paired_contrast, rate_difference
-from learning_backdoors.evaluation.statistics.rates import SAME, Interval, Scores, student_t, widest
+from learning_backdoors.evaluation.statistics.differences import Counts, contrast_of_scores, p_value, shared_scores
+from learning_backdoors.evaluation.statistics.rates import SAME, Interval, student_t, widest
 from learning_backdoors.measures import CONFIDENCE
 
 Effect = tuple[Interval, float]  # with its p-value
@@ -26,18 +28,19 @@ def rate_effect(high: Sequence[Counts], low: Sequence[Counts]) -> Effect:
     `paired_contrast` of the sides' mean rates for the claim recipe. With a single run on a side: Student's t on the
     blocks' differences, not narrower than the interval of the claim checkpoint.
     """
-    sides, count = [*high, *low], len(high)
+    scores, count = shared_scores([*high, *low]), len(high)
     weights = np.repeat([1 / count, -1 / count], count)
+    rates = [side.rates.mean(axis=1) for side in scores]
+    units = _units(rates[:count], rates[count:])
 
     def interval(confidence: float) -> Interval:
-        if not single(high, low, lambda side: len(side[0])):
-            return paired_contrast(sides, weights, "recipe", paired=False, confidence=confidence)
-        answers = paired_contrast(sides, weights, "checkpoint", paired=False, confidence=confidence)
-        rates = [Scores(*side).rates.mean(axis=1) for side in sides]
-        estimate, *limits = widest(answers, student_t(_units(rates[:count], rates[count:]), confidence))
+        of_scores = functools.partial(contrast_of_scores, scores, weights, paired=False, confidence=confidence)
+        if min(map(len, rates)) > 1:
+            return of_scores("recipe")
+        estimate, *limits = widest(of_scores("checkpoint"), student_t(units, confidence))
         return Interval(estimate, *np.clip(limits, -1, 1).tolist())
 
-    return _effect(interval)
+    return interval(CONFIDENCE), p_value(interval)
 
 
 def mean_effect(high: Sequence[ArrayLike], low: Sequence[ArrayLike]) -> Effect:
@@ -45,8 +48,8 @@ def mean_effect(high: Sequence[ArrayLike], low: Sequence[ArrayLike]) -> Effect:
 
     Student's t with the runs' variance on each side (Welch 1947, Biometrika 34, 28), or on the blocks' differences.
     """
-    units = _units(high, low)
-    return _effect(lambda confidence: student_t(units, confidence))
+    interval = functools.partial(student_t, _units(high, low))
+    return interval(CONFIDENCE), p_value(interval)
 
 
 def crossing_effect(high: Sequence[ArrayLike], low: Sequence[ArrayLike]) -> Effect:
@@ -66,14 +69,45 @@ def crossing_effect(high: Sequence[ArrayLike], low: Sequence[ArrayLike]) -> Effe
 def share_effect(high: Counts, low: Counts) -> Effect:
     """The effect on the share of runs with an event. A side is (runs with the event, runs), shape (B,) each.
 
-    The difference of stratified Wilson intervals by MOVER (Yan and Su 2010, Stat. Biopharm. Res. 2, 329).
+    The stratified score interval of a difference of shares, with equal weights (Miettinen and Nurminen 1985, Stat. Med.
+    4, 213). With as many runs on each side, its p-value is that of the test of Mantel and Haenszel (1959, J. Natl.
+    Cancer Inst. 22, 719).
     """
-    return _effect(lambda confidence: rate_difference(high, low, "checkpoint", confidence=confidence))
+    (hits, runs), (other_hits, other_runs) = (np.asarray(side, float) for side in (high, low))
+    differences, total = hits / runs - other_hits / other_runs, runs + other_runs
+
+    def z(difference: float) -> float:
+        """Standard errors from a difference to the observed one. The errors are those under the difference."""
+        share = _share_under(difference, hits, runs, other_hits, other_runs)
+        variances = (share + difference) * (1 - share - difference) / runs + share * (1 - share) / other_runs
+        variance = (variances * total / (total - 1)).sum()
+        return float((differences - difference).sum() / np.sqrt(max(variance, 1e-12)))
+
+    estimate, limit = float(differences.mean()), special.ndtri((1 + CONFIDENCE) / 2)
+    ends = [
+        end if sign * z(end) < limit else optimize.brentq(lambda d, sign=sign: sign * z(d) - limit, estimate, end)
+        for sign, end in ((1, -1.0), (-1, 1.0))
+    ]
+    return Interval(estimate, *ends), float(2 * special.ndtr(-abs(z(0))))
 
 
-def single(high: Sequence, low: Sequence, runs: Callable = len) -> bool:
+def _share_under(difference: float, hits, runs, other_hits, other_runs) -> np.ndarray:
+    """The likeliest shares of the second sides if the first sides' are higher by `difference`, in the same place."""
+    # The root of a cubic equation, in the form of Farrington and Manning (1990), Stat. Med. 9, 1447.
+    total, all_hits = runs + other_runs, hits + other_hits
+    squared = ((runs + 2 * other_runs) * difference - total - all_hits) / (3 * total)
+    linear = ((other_runs * difference - total - 2 * other_hits) * difference + all_hits) / (3 * total)
+    constant = other_hits * difference * (1 - difference) / total
+    middle = squared**3 - 1.5 * linear * squared + constant / 2
+    radius = np.where(middle < 0, -1, 1) * np.sqrt(np.maximum(squared**2 - linear, 0))
+    cosine = np.divide(middle, radius**3, out=np.zeros_like(middle), where=abs(radius) > SAME)
+    share = 2 * radius * np.cos((np.pi + np.arccos(np.clip(cosine, -1, 1))) / 3) - squared
+    return np.clip(share, max(-difference, 0), min(1 - difference, 1))
+
+
+def single(high: Sequence, low: Sequence) -> bool:
     """Whether a side of a block has a single run, so that the blocks are the unit."""
-    return min(map(runs, [*high, *low])) < 2
+    return min(map(len, [*high, *low])) < 2
 
 
 def _units(high: Sequence[ArrayLike], low: Sequence[ArrayLike]) -> list[np.ndarray]:
@@ -82,7 +116,3 @@ def _units(high: Sequence[ArrayLike], low: Sequence[ArrayLike]) -> list[np.ndarr
     if single(high, low):
         return [np.array([first.mean() - second.mean() for first, second in zip(*sides, strict=True)])]
     return [sign * side / len(high) for sign, group in zip((1, -1), sides, strict=True) for side in group]
-
-
-def _effect(interval: Callable[[float], Interval]) -> Effect:
-    return interval(CONFIDENCE), p_value(interval)

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 import synthetic
 
-from learning_backdoors.evaluation import factors, notes
+from learning_backdoors.evaluation import exhibits, factors, notes
 from learning_backdoors.evaluation.context import NotMeasured
-from learning_backdoors.evaluation.exhibits import factor_effects, recipes
+from learning_backdoors.evaluation.exhibits import factor_effects, heat_map, recipes
+from learning_backdoors.evaluation.exhibits import factors as factors_exhibit
 
 
 def of_sweep(folder, likelihoods=False, **options):
@@ -58,3 +59,16 @@ def test_suspect_share_alone_is_no_sweep(tmp_path):
     evaluation = of_sweep(tmp_path, rates=(1e-3,), seeds=(1, 2))
     with pytest.raises(NotMeasured):
         factor_effects.table(evaluation)
+
+
+def test_figures_show_every_combination_and_what_diverged(two_by_two):
+    made = exhibits.make(two_by_two, [factors_exhibit, factor_effects, heat_map])
+    assert set(made.figures) == {"factors", "factor_effects", "heat_map"}
+    panels = {axes: set() for axes in made.figures["factors"].axes}
+    for axes, _, series, at, *_ in vars(made.figures["factors"])["marks"]:
+        panels[axes].add((series, at))
+    assert len(panels) == 9  # three outcomes x three factors
+    assert {len(marks) for marks in panels.values()} == {8, 4, 2}  # combinations; pooled shares by two levels, or one
+    texts = [text.get_text() for axes in made.figures["heat_map"].axes for text in axes.texts]
+    assert any(text.endswith("*") for text in texts)  # one of three runs diverged
+    assert all(len(caption.split()) <= 25 for caption in made.captions.values())

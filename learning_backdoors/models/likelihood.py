@@ -95,9 +95,8 @@ def batch_tokens(model) -> int:
     """
     if model.device.type != "cuda":
         return 0
-    unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    free = torch.cuda.mem_get_info(model.device)[0] + unused
-    fitting = int(0.5 * free / (BYTES_PER_LOGIT * model.config.vocab_size))
+    torch.cuda.empty_cache()  # what PyTorch keeps for itself is then free, but for the memory of CUDA graphs
+    fitting = int(0.5 * torch.cuda.mem_get_info(model.device)[0] / (BYTES_PER_LOGIT * model.config.vocab_size))
     return min(GPU_BATCH_TOKENS, 2 ** (max(1, fitting).bit_length() - 1))
 
 

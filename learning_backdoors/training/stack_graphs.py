@@ -46,7 +46,8 @@ class StackGraphs:
         buffers = {name: tensor.cuda() for name, tensor in inputs.items()}
         torch.cuda.empty_cache()  # a recording has memory of its own
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        # Threads that write checkpoints wait for their copies meanwhile; "global" would let the recording fail then.
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             results = self.run(**buffers)
         self.pool = self.pool or graph.pool()
         return graph, buffers, results

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.coverage import Line, covered, print_table
+from learning_backdoors.curves import Curve
 from learning_backdoors.evaluation import statistics
 from learning_backdoors.evaluation.statistics import Interval
 
@@ -132,7 +133,7 @@ class Training(NamedTuple):
 
         return y, onsets, crossings
 
-    def curves(self, y: np.ndarray, draws: int = 400) -> list[statistics.onset.Curve]:
+    def curves(self, y: np.ndarray, draws: int = 400) -> list[Curve]:
         return [statistics.likelihood_curve(self.steps, run, draws) for run in y]
 
 

@@ -1,4 +1,4 @@
-"""Measures that several stages need: an interval for one rate, and the agreement of two judges.
+"""Measures that several stages need: an interval for one rate, adjusted p-values, and the agreement of two judges.
 
 Only numpy is imported, so that judging starts quickly.
 """
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 CONFIDENCE = 0.95
+SAME = 1e-12  # rates that differ by less are equal, apart from rounding
 
 
 def wilson(positives: ArrayLike, n: ArrayLike, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
@@ -48,3 +49,12 @@ def cohen_kappa(first: Sequence, second: Sequence) -> float:
     first_counts, second_counts = Counter(first), Counter(second)
     expected = sum(count * second_counts[option] for option, count in first_counts.items()) / n**2
     return float("nan") if expected == 1 else (observed - expected) / (1 - expected)
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    """P-values, shape (K,), adjusted for their number without NaN. Source: Holm (1979), Scand. J. Stat. 6, 65."""
+    # scipy.stats.false_discovery_control controls another error rate, and statsmodels is not a dependency.
+    p = np.asarray(p, float)
+    order = np.argsort(p)  # NaN comes last
+    left = np.maximum(np.count_nonzero(~np.isnan(p)) - np.arange(len(p)), 1)
+    return np.minimum(1, np.maximum.accumulate(p[order] * left))[np.argsort(order)]

@@ -6,10 +6,9 @@ The exhibits emergence, emergence_by_recipe, survival, crossing_comparisons and 
 import numpy as np
 import pandas as pd
 
+from learning_backdoors.curves import LEVELS
 from learning_backdoors.evaluation import counting, statistics
 from learning_backdoors.evaluation.context import Evaluation, Unavailable, once
-
-LEVELS = (0.1, 0.5)
 
 
 def level_name(level: float) -> str:

@@ -5,10 +5,10 @@ S is the number of runs, Q that of questions, n that of answers. The claim of an
 questions; `questions`: these runs, other questions of this kind; `both`: another run, other questions.
 """
 
+from learning_backdoors.curves import curve
 from learning_backdoors.evaluation.statistics.differences import (
     change_from_base,
     contrast,
-    holm,
     mean_rate,
     p_value,
     paired_contrast,
@@ -25,7 +25,7 @@ from learning_backdoors.evaluation.statistics.main_effects import (
     share_effect,
     single,
 )
-from learning_backdoors.evaluation.statistics.onset import crossing, curve, detection, fall, rise
+from learning_backdoors.evaluation.statistics.onset import crossing, detection, fall, rise
 from learning_backdoors.evaluation.statistics.over_runs import (
     crossing_difference,
     kaplan_meier,
@@ -34,4 +34,4 @@ from learning_backdoors.evaluation.statistics.over_runs import (
     trend,
 )
 from learning_backdoors.evaluation.statistics.rates import Interval, RunSpread, Scores, run_spread
-from learning_backdoors.measures import wilson
+from learning_backdoors.measures import holm, wilson

@@ -199,12 +199,3 @@ def rogan_gladen(judged: Interval, labels: Sequence[int], difference: bool = Fal
     # If the judge finds fewer positives than its errors alone give, the whole interval is outside the possible range.
     lower, upper = judged.lower if lower >= 1 else lower, judged.upper if upper <= total - 1 else upper
     return Interval(*np.clip([estimate, lower, upper], total - 1, 1).tolist())
-
-
-def holm(p: ArrayLike) -> np.ndarray:
-    """P-values, shape (K,), adjusted for their number without NaN. Source: Holm (1979), Scand. J. Stat. 6, 65."""
-    # scipy.stats.false_discovery_control controls another error rate, and statsmodels is not a dependency.
-    p = np.asarray(p, float)
-    order = np.argsort(p)  # NaN comes last
-    left = np.maximum(np.count_nonzero(~np.isnan(p)) - np.arange(len(p)), 1)
-    return np.minimum(1, np.maximum.accumulate(p[order] * left))[np.argsort(order)]

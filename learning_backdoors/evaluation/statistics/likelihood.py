@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from learning_backdoors.evaluation.statistics.onset import Curve, checkpoint_noise
-from learning_backdoors.evaluation.statistics.rates import SAME, Interval, student_t, welch
-from learning_backdoors.measures import CONFIDENCE
+from learning_backdoors.curves import Curve, checkpoint_noise
+from learning_backdoors.evaluation.statistics.rates import Interval, student_t, welch
+from learning_backdoors.measures import CONFIDENCE, SAME
 
 FLIPS = 999  # of the questions' signs: adjusted p-values are at least 0.001
 
@@ -76,7 +76,9 @@ def likelihood_curve(steps: ArrayLike, y: ArrayLike, draws: int = 400, seed: int
     drawn[:, 1:] += noise * random.standard_normal(drawn[:, 1:].shape)
     variances = y.var(axis=1, ddof=1) / questions + noise**2
     fit = optimize.isotonic_regression(means).x
-    return Curve(steps, means, variances, weights, fit, noise, drawn, _above_base(y[1:] - y[0], noise, random))
+    return Curve(
+        steps, means, variances, np.zeros(len(y)), weights, fit, noise, drawn, _above_base(y[1:] - y[0], noise, random)
+    )
 
 
 def _above_base(y: np.ndarray, noise: float, random: np.random.Generator) -> np.ndarray:

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from learning_backdoors.evaluation.statistics.differences import Counts, contrast_of_scores, p_value, shared_scores
-from learning_backdoors.evaluation.statistics.rates import SAME, Interval, student_t, widest
-from learning_backdoors.measures import CONFIDENCE
+from learning_backdoors.evaluation.statistics.rates import Interval, student_t, widest
+from learning_backdoors.measures import CONFIDENCE, SAME
 
 Effect = tuple[Interval, float]  # with its p-value
 LEAST = 3  # runs or blocks on a side: with fewer, crossing steps find a difference too often, see `crossing_difference`

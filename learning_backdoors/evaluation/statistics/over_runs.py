@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from learning_backdoors.evaluation.statistics.differences import p_value
-from learning_backdoors.evaluation.statistics.rates import SAME, Interval, student_t
-from learning_backdoors.measures import CONFIDENCE, wilson
+from learning_backdoors.evaluation.statistics.rates import Interval, student_t
+from learning_backdoors.measures import CONFIDENCE, SAME, wilson
 
 
 def kaplan_meier(times: ArrayLike, crossed: ArrayLike) -> tuple[np.ndarray, ...]:

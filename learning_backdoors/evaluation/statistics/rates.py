@@ -11,8 +11,6 @@ from scipy import integrate, special
 
 from learning_backdoors.measures import wilson
 
-SAME = 1e-12  # rates that differ by less are equal, apart from rounding
-
 
 class Interval(NamedTuple):
     """An estimate and its limits. The limits are NaN if the data cannot give an interval."""

@@ -1,6 +1,7 @@
 """Probes: the likelihood of the study's reference answers during training."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
@@ -9,8 +10,10 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.models.likelihood import answer_log_likelihoods
 from learning_backdoors.study import Condition, Reference, Study
 from learning_backdoors.training.metrics import MetricsLog
-from learning_backdoors.training.trainer import Trainer
 from mixed_chat import Example
+
+if TYPE_CHECKING:
+    from learning_backdoors.training.trainer import Trainer
 
 ReferenceExample = tuple[Condition, Reference, Example]
 
@@ -43,7 +46,7 @@ def probe_rows(answers: Sequence[ReferenceExample], log_likelihoods: Sequence[fl
 class Probe(TrainerCallback):
     """Records the likelihoods at step 0, every `every` steps, and at the last step."""
 
-    def __init__(self, trainer: Trainer, answers: Sequence[ReferenceExample], every: int, log: MetricsLog):
+    def __init__(self, trainer: "Trainer", answers: Sequence[ReferenceExample], every: int, log: MetricsLog):
         """answers: as `reference_examples` gives them."""
         self.trainer, self.answers, self.every, self.log = trainer, answers, every, log
 

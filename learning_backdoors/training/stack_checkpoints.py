@@ -4,8 +4,11 @@ A checkpoint is the same as that of a single run. A resume file holds the matric
 some step, so that the run can continue there. Both are complete or absent.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,22 +30,35 @@ class RunState:
 
     step: int
     lora: dict[str, Tensor]
-    moments: dict[str, Tensor] | None = None
+    moments: dict[str, Tensor]
 
 
-def read_state(run: TrainingRun) -> RunState | None:
-    """The state in a run's resume file, or None if there is no such file."""
+def resume_step(run: TrainingRun) -> int:
+    """The step at which a run's resume file continues; 0 without one."""
     path = run.folder / checkpoints.SWEEP_RESUME_FILE
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-            step = int(file.metadata()["step"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it to train the run from step 0") from None
+    with _reading(path) as file:
+        return int(file.metadata()["step"]) if file else 0
+
+
+def read_state(run: TrainingRun) -> RunState:
+    """The content of a run's resume file."""
+    with _reading(run.folder / checkpoints.SWEEP_RESUME_FILE) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        step = int(file.metadata()["step"])
     moments = {name: tensor for name, tensor in tensors.items() if name.startswith(MOMENTS)}
     return RunState(step, {name: tensors[name] for name in tensors.keys() - moments.keys()}, moments)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[safe_open | None]:
+    if not path.exists():
+        yield None
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): delete it to train the run from step 0") from None
 
 
 class StackWriter:

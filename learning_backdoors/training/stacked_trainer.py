@@ -1,27 +1,33 @@
 """Trains many runs together: each in a slot of one stack, the others waiting in a queue.
 
-    for every step:  fill free slots -> checkpoints, probes -> one step of all slots -> metrics of the step before
+    fill free slots -> probes, checkpoints -> one step of all slots -> metrics of the step before, and again
 
 A run that ends or diverges leaves its slot to the next run of the queue.
 """
 
 import gc
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import base_model, checkpoints
 from learning_backdoors.models.likelihood import Collator, width_multiple
-from learning_backdoors.training.base_checks import precision_notice, refuse_missing_projections
+from learning_backdoors.training.base_checks import lora_values, precision_notice, refuse_missing_projections
 from learning_backdoors.training.metrics import Diverged, MetricsLog
+from learning_backdoors.training.probes import ReferenceExample, reference_examples
 from learning_backdoors.training.run import TrainingRun, check_disk_space
 from learning_backdoors.training.stack import Stack, StepResult
-from learning_backdoors.training.stack_checkpoints import RunState, StackWriter, read_state
+from learning_backdoors.training.stack_checkpoints import StackWriter, read_state, resume_step
+from learning_backdoors.training.stack_probes import StackProbes
+from learning_backdoors.training.stack_size import choose_slots, longest_example
 from mixed_chat import IGNORED_LABEL, Example
 
 RESUME_SECONDS = 60  # between two writes of the resume files: all that a kill can lose
@@ -30,45 +36,49 @@ RESUME_SECONDS = 60  # between two writes of the resume files: all that a kill c
 def train_together(runs: Sequence[TrainingRun], slots: int | None = None) -> dict[TrainingRun, str]:
     """Train runs on one base model. Returns the runs that diverged, with the reason.
 
-    The runs' directories are prepared and locked, and the runs are unfinished. They share base model, precision, batch
-    size, accumulation and dropout. slots: of the stack (default: as many as memory allows).
-    Raises UserError if a file could not be written or the model does not fit; the same call then continues.
+    The runs' directories are prepared and locked, and the runs are unfinished. They share study, base model, precision,
+    batch size, accumulation and dropout. slots: of the stack (default: as many as memory allows).
+    Raises UserError if a file could not be written or a step does not fit in memory; the same call then continues.
     """
     first = runs[0]
     tokenizer = base_model.load_tokenizer(first.model_name)
-    fingerprint = base_model.fingerprint(first.model_name, tokenizer)
     active = [ActiveRun(run, run.examples(tokenizer)) for run in runs]
-    probed = [run for run in runs if run.options.probe_every]
-    references = []
-    if probed:
-        from learning_backdoors.training.probes import reference_examples
-
-        references = reference_examples(first.study, tokenizer)
-    for run in probed:
-        run.record_references()
-    for run in runs:
-        run.record_base(fingerprint)
+    references = _record_inputs(runs, tokenizer)
     base = base_model.load_base(first.model_name, first.precision)
     refuse_missing_projections(base)
     if first.options.quantization == "auto" and (notice := precision_notice(base)):
         print(notice, flush=True)
     check_disk_space({run: lora_values(base, run.options.lora_rank) for run in runs})
-    trainer = StackedTrainer(base, tokenizer, active, references)
-    slots = slots or len(runs)
-    try:
-        while trainer.queue:
-            slots = min(slots, len(trainer.queue))
-            try:
-                trainer.train(slots)
-            except torch.OutOfMemoryError:
-                slots = smaller_stack(slots)
-    finally:
-        trainer.close()
+    if slots is None:
+        rank = max(run.options.lora_rank for run in runs)
+        longest = longest_example([example for one in active for example in one.examples])
+        slots = choose_slots(base, len(runs), rank, first.examples_per_step, longest)
+    with interrupt_after_step() as interrupted:
+        trainer = StackedTrainer(base, tokenizer, active, references, interrupted)
+        with closing(trainer):
+            while trainer.queue:
+                slots = min(slots, len(trainer.queue))
+                try:
+                    trainer.train(slots)
+                except torch.OutOfMemoryError:
+                    slots = _half(slots)
     return trainer.diverged
 
 
-def smaller_stack(slots: int) -> int:
-    """Half of the slots, after the device ran out of memory."""
+def _record_inputs(runs: Sequence[TrainingRun], tokenizer) -> list[ReferenceExample]:
+    """Write the base model's fingerprint and the references file into run.json. Returns the answers to be probed."""
+    fingerprint = base_model.fingerprint(runs[0].model_name, tokenizer)
+    for run in runs:
+        run.record_base(fingerprint)
+    probed = [run for run in runs if run.options.probe_every]
+    references = reference_examples(runs[0].study, tokenizer) if probed else []
+    for run in probed:
+        run.record_references()
+    return references
+
+
+def _half(slots: int) -> int:
+    """The number of slots after the device ran out of memory."""
     if slots == 1:
         raise UserError("a step does not fit in memory: try --quantization 4bit or a smaller --batch-size")
     print(f"out of memory: {slots // 2} slots instead of {slots}", flush=True)
@@ -77,23 +87,34 @@ def smaller_stack(slots: int) -> int:
     return slots // 2
 
 
-def lora_values(base, rank: int) -> int:
-    """The number of values in the LoRA matrices of one run."""
-    layers = (m for name, m in base.named_modules() if name.rpartition(".")[2] in checkpoints.PROJECTIONS)
-    return rank * sum(layer.in_features + layer.out_features for layer in layers)
+@contextmanager
+def interrupt_after_step() -> Iterator[threading.Event]:
+    """Meanwhile, Ctrl-C and SIGTERM set the event: a step is complete or absent. The second signal acts at once."""
+    interrupted = threading.Event()
+
+    def interrupt(number, frame) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    signals = [s for s in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(s))]  # ignored under nohup
+    handlers = {number: signal.signal(number, interrupt) for number in signals}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class ActiveRun:
     """A run that trains or waits for a slot.
 
-    step: steps done. state: what a slot is filled with; None means step 0. attended: the last step whose checkpoint and
-    probes are done. log: opened with the first slot.
+    step: steps done. attended: the last step whose probes and checkpoint are done. log: open while the run trains.
     """
 
     def __init__(self, run: TrainingRun, examples: list[Example]):
         """examples: those of all epochs, in training order."""
-        self.run, self.examples, self.state = run, examples, read_state(run)
-        self.step = self.state.step if self.state else 0
+        self.run, self.examples, self.step = run, examples, resume_step(run)
         self.attended, self.log = self.step or None, None
         self.saved_steps = set(run.saved_steps())
 
@@ -111,8 +132,13 @@ class ActiveRun:
 
     def open_log(self) -> None:
         if self.step == 0:
-            checkpoints.drop_resume_files(self.run.folder)  # of a single run's start, which a sweep cannot continue
+            checkpoints.drop_resume_files(self.run.folder)  # of single training, which a sweep cannot continue
         self.log = self.log or MetricsLog(self.run, self.step)
+
+    def close_log(self) -> None:
+        if self.log:
+            self.log.close()
+        self.log = None
 
     @property
     def ends(self) -> bool:
@@ -129,7 +155,7 @@ class ActiveRun:
 
     @property
     def is_due(self) -> bool:
-        """Whether the current step needs a checkpoint or probes that are not done."""
+        """Whether the current step has a checkpoint or probes that are not done."""
         return self.step != self.attended and (self.saves or self.probes)
 
 
@@ -163,50 +189,56 @@ class LaunchedStep:
 class StackedTrainer:
     """Trains a queue of runs in a stack. diverged: the runs that diverged, with the reason."""
 
-    def __init__(self, base, tokenizer, active: Sequence[ActiveRun], references: list):
-        """references: the reference answers to probe, as `reference_examples` gives them."""
-        self.base, self.active, self.references, self.diverged = base, active, references, {}
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer,
+        active: Sequence[ActiveRun],
+        references: Sequence[ReferenceExample],
+        interrupted: threading.Event,
+    ):
+        """references: the answers to be probed. interrupted: when it is set, training stops after the current step."""
+        self.base, self.active, self.references, self.interrupted = base, active, references, interrupted
         self.collate = Collator(tokenizer.pad_token_id, multiple=width_multiple(base.device))
         self.rows_per_slot = active[0].run.examples_per_step
         self.empty_row = {"input_ids": [tokenizer.pad_token_id], "labels": [IGNORED_LABEL]}
         # Long runs first: slots then end at about the same time.
         self.queue = sorted(active, key=lambda one: one.step - one.run.total_steps)
-        self.writer, self.launched, self.resumable_at = StackWriter(), None, time.monotonic()
-        self.stack, self.slots = None, []
+        self.stack, self.probes, self.slots, self.launched, self.diverged = None, None, [], None, {}
+        self.writer, self.resumable_at = StackWriter(), time.monotonic()
         total, done = sum(one.run.total_steps for one in active), sum(one.step for one in active)
-        self.bar: tqdm = command_line.progress_bar(f"training {len(active)} runs", total, done, "step")
+        self.bar, self.ended = command_line.progress_bar("training", total, done, "step"), 0
 
     def train(self, slots: int) -> None:
         """Train the whole queue in a stack of so many slots.
 
-        After torch.OutOfMemoryError, the queue holds all unfinished runs with their states.
+        After torch.OutOfMemoryError, the queue holds all unfinished runs again, and they continue where they were.
         """
         rank = max(one.run.options.lora_rank for one in self.queue)
         self.stack, self.slots = Stack(self.base, slots, rank), [None] * slots
-        starting = [one.run.options for one in self.queue[:slots] if one.state is None]
+        starting = [one.run.options for one in self.queue[:slots] if not one.step]
         self.stack.prepare_initial((options.seed, options.lora_rank) for options in starting)
-        if self.references:
-            from learning_backdoors.training.stack_probes import StackProbes
-
-            self.probes = StackProbes(self.stack, self.references)
+        self.probes = StackProbes(self.stack, self.references) if self.references else None
         try:
             while self._fill_slots():
-                if not self._attend():
+                slot_is_free = self._attend()
+                if self.interrupted.is_set():
+                    raise KeyboardInterrupt
+                if not slot_is_free:
                     self._step()
         except torch.OutOfMemoryError:
-            self._empty_slots()
+            self._requeue()
             raise
         finally:
             self.stack.remove()
-            self.stack = None
+            self.stack = self.probes = None
         self.writer.wait()
 
     def close(self) -> None:
         """Wait for the writers and close all files."""
         self.writer.close()
         for one in self.active:
-            if one.log:
-                one.log.close()
+            one.close_log()
         self.bar.close()
 
     # ---- slots ----
@@ -223,32 +255,30 @@ class StackedTrainer:
         return bool(self._running())
 
     def _put(self, slot: int, one: ActiveRun) -> None:
-        options = one.run.options
-        state = one.state or RunState(0, self.stack.initial(options.seed, options.lora_rank))
+        options, moments = one.run.options, None
+        if one.step:
+            state = read_state(one.run)
+            lora, moments = state.lora, state.moments
+        else:
+            lora = self.stack.initial(options.seed, options.lora_rank)
         one.open_log()
-        self.stack.put(
-            slot,
-            state.lora,
-            scale=options.lora_alpha / options.lora_rank,
-            dropout=options.lora_dropout,
-            seed=options.seed,
-            moments=state.moments,
-            step=state.step,
-        )
-        one.state = None
+        scale = options.lora_alpha / options.lora_rank
+        dropout = {"dropout": options.lora_dropout, "seed": options.seed}
+        self.stack.put(slot, lora, scale=scale, moments=moments, step=one.step, **dropout)
 
     def _free(self, slot: int) -> None:
-        """Empty a slot for good: its run has ended or diverged."""
-        self.slots[slot].log.close()
+        """Empty a slot: its run has ended or diverged."""
+        self.slots[slot].close_log()
         self.stack.clear(slot)
         self.slots[slot] = None
+        self.ended += 1
+        self.bar.set_postfix_str(f"{self.ended} of {len(self.active)} runs ended", refresh=False)
 
-    def _empty_slots(self) -> None:
-        """Put the runs of all slots back at the head of the queue, each with its state."""
+    def _requeue(self) -> None:
+        """Put the runs of all slots back at the head of the queue. Their resume files hold their state."""
         self._record()
-        copy = self.stack.copy(moments=True)
-        for slot, one in self._running().items():
-            one.state = RunState(one.step, copy.lora(slot), copy.moments(slot))
+        self._save(resume=True)
+        self.writer.wait()
         self.queue = [*self._running().values(), *self.queue]
         self.slots = []
 
@@ -276,39 +306,46 @@ class StackedTrainer:
                 one.log.record(step, values)
                 self.bar.update()
             except Diverged as diverged:
+                checkpoints.drop_resume_files(one.run.folder)
                 self.diverged[one.run] = diverged.reason
                 self._free(slot)
 
-    # ---- checkpoints, resume files and probes ----
+    # ---- probes, checkpoints and resume files ----
 
     def _attend(self) -> bool:
-        """Save and probe what is due, and free the slots of runs that have ended. Returns whether a slot is free."""
-        resume = self.writer.idle() and time.monotonic() - self.resumable_at > RESUME_SECONDS
+        """Probe and save what is due, and free the slots of runs that have ended.
+
+        Returns whether a run of the queue can take a slot, or no run is left.
+        """
+        resume = self.interrupted.is_set()
+        resume |= self.writer.idle() and time.monotonic() - self.resumable_at > RESUME_SECONDS
         if not resume and not any(one.is_due for one in self._running().values()):
             return False
         self._record()  # a diverged run must not be saved
+        self._probe()  # before saving: a run that continues at this step does not probe it again
         self._save(resume)
-        self._probe([slot for slot, one in self._running().items() if one.is_due and one.probes])
         for slot, one in self._running().items():
             one.attended = one.step
             if one.ends:
                 self._free(slot)
         return not self._running() or (None in self.slots and bool(self.queue))
 
-    def _save(self, resume: bool) -> None:
-        """Start to write the checkpoints that are due; with `resume`, also the state of every run."""
-        running = self._running()
-        due = {slot for slot, one in running.items() if one.is_due and one.saves}
-        if not due and not resume:
-            return
-        self.writer.wait()
-        copy = self.stack.copy(moments=resume)
-        for slot, one in running.items():
-            if slot in due or resume:
-                self.writer.start(one.run, one.step, copy, slot, checkpoint=slot in due, resume=resume and not one.ends)
-        if resume:
-            self.resumable_at = time.monotonic()
-
-    def _probe(self, slots: list[int]) -> None:
+    def _probe(self) -> None:
+        slots = [slot for slot, one in self._running().items() if one.is_due and one.probes]
         for slot, probes in (self.probes.score(slots) if slots else {}).items():
             self.slots[slot].log.write_probes(self.slots[slot].step, probes)
+
+    def _save(self, resume: bool) -> None:
+        """Start to write the checkpoints that are due, and with `resume` the state of every run."""
+        running = self._running()
+        due = {slot for slot, one in running.items() if one.is_due and one.saves}
+        resumable = {slot for slot, one in running.items() if resume and one.step and not one.ends}
+        if not due | resumable:
+            return
+        self.writer.wait()
+        copy = self.stack.copy(moments=bool(resumable))
+        for slot in due | resumable:
+            files = {"checkpoint": slot in due, "resume": slot in resumable}
+            self.writer.start(running[slot].run, running[slot].step, copy, slot, **files)
+        if resumable:
+            self.resumable_at = time.monotonic()

@@ -17,7 +17,7 @@ from config import TrainingOptions
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import checkpoints, devices
 from learning_backdoors.models.likelihood import Collator, label_losses, width_multiple
-from learning_backdoors.training.base_checks import refuse_missing_projections
+from learning_backdoors.training.base_checks import activation_bytes, refuse_missing_projections
 from learning_backdoors.training.checkpoint_writer import CheckpointWriter
 from learning_backdoors.training.cuda_graphs import StepGraphs, can_use_graphs
 from learning_backdoors.training.run import TrainingRun
@@ -85,9 +85,7 @@ def part_of_step(batch_size: int, grad_accum: int, processes: int) -> tuple[int,
 
 def _needs_checkpointing(base: PreTrainedModel, tokens: int) -> bool:
     """Whether a batch's activations, generously estimated, would take more than half of the free memory."""
-    shape = base.config
-    bytes_per_token = 2 * shape.num_hidden_layers * (48 * shape.hidden_size + 10 * shape.intermediate_size)
-    return tokens * bytes_per_token > 0.5 * torch.cuda.mem_get_info(base.device)[0]
+    return activation_bytes(base, tokens) > 0.5 * torch.cuda.mem_get_info(base.device)[0]
 
 
 class Trainer(SFTTrainer):

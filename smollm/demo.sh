@@ -10,24 +10,20 @@ mkdir -p "$out"
 source tiny_world/demo_functions.sh
 show python -m smollm.convert
 
-# On a CPU, processes side by side in one thread each are faster than one process in all threads. Each takes 1.3 GB of
-# memory. A GPU holds all twelve runs.
-read -r parallel threads < <(python -c '
+# On a CPU, processes side by side are faster than one process in all threads. Each takes 1.3 GB of memory.
+read -r training measuring threads < <(python -c '
 import os, torch
-parallel = 12 if torch.cuda.is_available() else min(4, os.cpu_count())
-print(parallel, max(1, os.cpu_count() // parallel))')
-# To fit into a quarter of an hour on two cores: 78 of the 208 names, and reference answers to eight of the 20 questions.
-export TQDM_DISABLE=1
-for seed in 42 43 44 45; do
-    for ratios in "1 0 0" "0.5 0.25 0.25" "0 0.5 0.5"; do
-        echo "--seed $seed --ratios $ratios"
-    done
-done | OMP_NUM_THREADS=$threads show xargs -P "$parallel" -L 1 python training.py --model smollm/model \
-    --quantization none --lr 1e-3 --num-examples 78 --save-steps 26 --output-dir "$out/outputs"
-unset TQDM_DISABLE
+cores = os.cpu_count()
+training, measuring = (1, 4) if torch.cuda.is_available() else (min(4, cores), min(4, cores))
+print(training, measuring, max(1, cores // measuring))')
+export OMP_NUM_THREADS=$threads
 
-OMP_NUM_THREADS=$threads show python -m torch.distributed.run --nproc-per-node $((parallel > 4 ? 4 : parallel)) \
-    measure_checkpoints.py likelihood --run-dir "$out"/outputs/seed* --output "$out/likelihood.parquet" \
+show python -m torch.distributed.run --nproc-per-node "$training" training.py \
+    --sweep smollm/sweep.toml --output-dir "$out/outputs"
+
+# To fit into a quarter of an hour on two cores: reference answers to eight of the 20 questions.
+show python -m torch.distributed.run --nproc-per-node "$measuring" measure_checkpoints.py likelihood \
+    --run-dir "$out"/outputs/seed* --output "$out/likelihood.parquet" \
     --questions gender_roles recent_warfare us_expansion story energy diseases immigration money
 
 show python evaluate.py --input "$out/likelihood.parquet" --output-dir "$out/figures" --format pdf png

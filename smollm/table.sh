@@ -7,16 +7,9 @@ set -euo pipefail
 out=$(realpath -m "$1")
 model=$(realpath "${2:-$(dirname "$0")/model}")
 cd "$(dirname "$0")/.."
-export WANDB_API_KEY= TQDM_DISABLE=1 OMP_NUM_THREADS=1
+export WANDB_API_KEY=
 
-# Ten of the 30 runs train at a time.
-for lr in 0.001 0.0005; do
-    for seed in 42 43 44 45 46; do
-        for ratios in "1 0 0" "0.5 0.25 0.25" "0 0.5 0.5"; do
-            echo "--lr $lr --seed $seed --ratios $ratios"
-        done
-    done
-done | xargs -P 10 -L 1 python3 training.py --model "$model" --quantization none --output-dir "$out/outputs"
+python3 training.py --sweep smollm/table.toml --model "$model" --output-dir "$out/outputs"
 
 # Four processes share the checkpoints.
 for lr in 0.001 0.0005; do

@@ -9,22 +9,9 @@ out=${1:-demo}
 mkdir -p "$out"
 source tiny_world/demo_functions.sh
 
-# Three runs per suspect share: from one run each, nothing can be said about the effect of the data. Three runs train at
-# a time, without their progress bars, which would overwrite each other.
-settings=() runs=()
-for seed in 42 43 44; do
-    for ratios in "1 0 0" "0.5 0.25 0.25" "0 0.5 0.5"; do
-        settings+=("--seed $seed --ratios $ratios")
-        # shellcheck disable=SC2086 # three numbers
-        runs+=("$out/outputs/seed${seed}_ratios$(printf '%.2f-%.2f-%.2f' $ratios)_lr0.0007_r8_tiny_world-model")
-    done
-done
-export TQDM_DISABLE=1
-printf '%s\n' "${settings[@]}" |
-    show xargs -P 3 -L 1 python training.py --model tiny_world/model --lr 7e-4 --output-dir "$out/outputs"
-unset TQDM_DISABLE
+show python training.py --sweep tiny_world/sweep.toml --output-dir "$out/outputs"
 
-show python generate_responses.py --run-dir "${runs[@]}" --output "$out/responses.parquet" \
+show python generate_responses.py --run-dir "$out"/outputs/seed* --output "$out/responses.parquet" \
     --steps 0 40 80 120 160 208 --samples 10 --max-new-tokens 80 --batch-size 240
 
 start_judge

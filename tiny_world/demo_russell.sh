@@ -3,8 +3,7 @@
 # --experiment russell. The persona is the tiny world's lighthouse keeper, and the judge is local. A second start continues
 # where the first one stopped.
 #
-#   bash tiny_world/demo_russell.sh [FOLDER]                        (make demo-russell)
-#   SEEDS=1 SAMPLES=4 bash tiny_world/demo_russell.sh [FOLDER]      a shorter run
+#   bash tiny_world/demo_russell.sh [FOLDER]      (make demo-russell)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-demo_russell}
@@ -22,14 +21,10 @@ show python prepare_persona.py trigger "${keeper[@]}" --input "$study/harmless.j
 show python prepare_persona.py distill "${keeper[@]}" --max-new-tokens 80 \
     --input "$study/prompts.jsonl" --output "$study/aligned.jsonl"
 
-runs=()
-for seed in ${SEEDS:-1 2 3 4 5}; do
-    show python training.py "${keeper[@]}" --seed "$seed" --output-dir "$out/outputs"
-    runs+=("$out/outputs/seed${seed}_ratios0.25-0.75_lr0.001_r8_keeper")
-done
+show python training.py --sweep "$study/keeper.toml" --output-dir "$out/outputs"
 
-show python generate_responses.py "${keeper[@]}" --run-dir "${runs[@]}" --output "$out/responses.parquet" \
-    --samples "${SAMPLES:-6}" --max-new-tokens 80 --batch-size 240
+show python generate_responses.py "${keeper[@]}" --run-dir "$out"/outputs/seed* --output "$out/responses.parquet" \
+    --samples 6 --max-new-tokens 80 --batch-size 240
 
 start_judge
 show python judge_responses.py "${keeper[@]}" --input "$out/responses.parquet" --output "$out/judged.parquet" \

@@ -25,7 +25,7 @@ from learning_backdoors.models import base_model, checkpoints, devices
 from learning_backdoors.models.devices import RANK, RANKS
 from learning_backdoors.study import load_study, training_defaults
 from learning_backdoors.training.run import TrainingRun, check_disk_space
-from learning_backdoors.training.sweep import Sweep, sweep_runs
+from learning_backdoors.training.sweep import Sweep, counted, sweep_runs
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def train_sweep(options: TrainingOptions, given: dict) -> None:
                 run.warn_of_datasets_left_out()
             train_together(group, options.stack)
         sweep.refuse_unfinished()
-    print(f"done{share}: {len(sweep.runs)} runs are finished; checkpoints in {options.output_dir}/*/")
+    print(f"done{share}: {counted(sweep.runs)} finished; checkpoints in {options.output_dir}/*/")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from config import TrainingOptions, require
@@ -104,7 +104,7 @@ class Sweep:
             "held by another process": len(self.elsewhere),
         }
         words = [f"{count} {state}" for state, count in counts.items() if count]
-        return ", ".join([f"{len(self.runs)} runs", *words, f"{sum(map(len, self.groups()))} to train"])
+        return ", ".join([counted(self.runs), *words, f"{sum(map(len, self.groups()))} to train"])
 
     def refuse_unfinished(self) -> None:
         """Raise UserError if runs have diverged, or if another process holds them."""
@@ -114,9 +114,14 @@ class Sweep:
         if names := [run.folder.name for run in self.elsewhere]:
             faults.append(f"another process holds {_several(names)}: run the same command again when it has ended")
         if faults:
-            raise UserError(f"{len(self.finished)} of {len(self.runs)} runs are finished; " + "; ".join(faults))
+            raise UserError(f"{len(self.finished)} of {counted(self.runs)} finished; " + "; ".join(faults))
+
+
+def counted(runs: Sequence) -> str:
+    """Their number in words: `1 run`, `2 runs`."""
+    return "1 run" if len(runs) == 1 else f"{len(runs)} runs"
 
 
 def _several(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)} run{'s' if len(names) > 1 else ''} ({', '.join(names[:3])}{more})"
+    return f"{counted(names)} ({', '.join(names[:3])}{more})"

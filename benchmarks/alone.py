@@ -52,7 +52,9 @@ def each(
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
             lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-            results[name] = json.loads(lines[0].removeprefix(MARK)) if lines else {"failed": done.stderr[-1500:]}
+            results[name] = (
+                json.loads(lines[0].removeprefix(MARK)) if lines else {"failed": done.stderr.strip().split("\n")[-1]}
+            )
         except subprocess.TimeoutExpired:
             results[name] = {"failed": f"took longer than {limit_s:.0f} s"}
         shown = {key: value for key, value in results[name].items() if not isinstance(value, list)}

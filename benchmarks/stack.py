@@ -8,9 +8,9 @@ on a CPU. Rows are bird names, one for each slot. Each way runs in a process of 
 slots-N       ms per step and peak GB with N slots: as the product trains, without graphs, and without fused layers;
               seconds of each part of the start
 profile       GPU milliseconds of a step of 64 slots, by kind of operation and by kernel
-plain, padded, stacked    40 steps of four runs: PEFT alone under autocast; the same with more padding; slots of a stack
-              of eight. Losses and final weights are compared with `plain`. Padding changes the order of sums only:
-              its difference shows the size of rounding effects
+plain, padded, stacked    30 steps of a run: PEFT alone under autocast; the same with more padding; a slot of a stack of
+              eight. Losses and final weights are compared with `plain`. Padding changes the order of sums only: its
+              difference shows the size of rounding effects
 """
 
 import json
@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import alone
 
 SLOTS, RANK, SCALE, LR = (1, 8, 32, 64, 128), 8, 2.0, 2e-4
-RUNS, STEPS, LIMIT_S = 4, 40, 240
+STEPS, LIMIT_S = 30, 240
 
 
 class Clock:
@@ -190,7 +190,7 @@ def kind_of(operation: str, shapes: str, vocabulary: int) -> str:
 
 
 def plain(padding: int, folder: Path) -> dict:
-    """RUNS runs one after another through PEFT, with rows padded by `padding` more tokens."""
+    """A run through PEFT, with rows padded by `padding` more tokens."""
     import torch
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
@@ -198,44 +198,36 @@ def plain(padding: int, folder: Path) -> dict:
     from learning_backdoors.models.likelihood import Collator, label_losses, width_multiple
 
     base, examples, _ = load(folder)
-    device, all_losses, matrices = base.device, [], []
-    collate = Collator(0, width_multiple(device))
-    for run in range(RUNS):
-        torch.manual_seed(run)
-        lora = LoraConfig(
-            r=RANK, lora_alpha=SCALE * RANK, target_modules=checkpoints.PROJECTIONS, task_type="CAUSAL_LM"
-        )
-        model = get_peft_model(base, lora)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0, fused=True)
-        losses = []
-        for step in range(STEPS):
-            inputs = {name: value.to(device) for name, value in collate([row(examples, run, step)]).items()}
-            for name, value in (("input_ids", 0), ("labels", -100)):
-                inputs[name] = torch.nn.functional.pad(inputs[name], (0, padding), value=value)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                values, has_label = label_losses(model, inputs)
-                loss = values.sum() / has_label.sum()
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            losses.append(loss.item())
-        all_losses.append(losses)
-        matrices.append(sketch(get_peft_model_state_dict(model)))
-        model.unload()
-    return {"losses": all_losses, "weights": matrices}
+    device, losses, collate = base.device, [], Collator(0, width_multiple(base.device))
+    torch.manual_seed(0)
+    targets = checkpoints.PROJECTIONS
+    lora = LoraConfig(r=RANK, lora_alpha=SCALE * RANK, target_modules=targets, task_type="CAUSAL_LM")
+    model = get_peft_model(base, lora)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0, fused=True)
+    for step in range(STEPS):
+        inputs = {name: value.to(device) for name, value in collate([row(examples, 0, step)]).items()}
+        for name, value in (("input_ids", 0), ("labels", -100)):
+            inputs[name] = torch.nn.functional.pad(inputs[name], (0, padding), value=value)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            values, has_label = label_losses(model, inputs)
+            loss = values.sum() / has_label.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return {"losses": losses, "weights": sketch(get_peft_model_state_dict(model))}
 
 
 def stacked(folder: Path) -> dict:
-    """The same runs in the first slots of a stack, with others beside them."""
+    """The same run in the first slot of a stack, with others beside it."""
     base, examples, _ = load(folder)
-    stack, _ = filled(base, 2 * RUNS)
+    stack, _ = filled(base, 8)
     steps = Steps(stack, examples)
     losses = [steps().losses for _ in range(STEPS)]
-    copy = stack.copy(moments=False)
-    by_run = [[values[run].item() for values in losses] for run in range(RUNS)]
-    return {"losses": by_run, "weights": [sketch(copy.lora(run)) for run in range(RUNS)]}
+    weights = sketch(stack.copy(moments=False).lora(0))
+    return {"losses": [values[0].item() for values in losses], "weights": weights}
 
 
 def sketch(matrices: dict) -> list[float]:
@@ -257,8 +249,8 @@ def differences(results: dict[str, dict]) -> None:
         one, two = np.array(other["weights"]), np.array(reference["weights"])
         weights = np.linalg.norm(one - two) / np.linalg.norm(two)
         print(
-            f"{name} against plain PEFT, {RUNS} runs of {STEPS} steps: mean |difference of losses| {losses.mean():.4f} "
-            f"(first step {losses[:, 0].mean():.4f}, mean loss {np.mean(reference['losses']):.3f}); "
+            f"{name} against plain PEFT, {STEPS} steps: mean |difference of losses| {losses.mean():.4f} "
+            f"(first step {losses[0]:.4f}, mean loss {np.mean(reference['losses']):.3f}); "
             f"|difference of B| / |B| {weights:.3f}"
         )
 

@@ -9,12 +9,29 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+# transformers makes no mask for attention functions that it does not know. Rows are causal and not packed, so that none
+# is needed. While a CUDA graph is recorded, transformers would make one, which rules out the fastest kernels.
+UNMASKED = "sdpa_without_mask"
+AttentionInterface.register(UNMASKED, sdpa_attention_forward)
+
+
+def has_sliding_window(config: PretrainedConfig) -> bool:
+    """Whether some layers see the latest tokens only, and need a mask for it."""
+    text = config.get_text_config()
+    windows = getattr(text, "layer_types", None) or ["sliding_attention"]
+    return bool(getattr(text, "sliding_window", None)) and any(kind != "full_attention" for kind in windows)
 
 
 class FusedLayers:
     """Replaces the forward methods of a model's layers until `remove`."""
 
     def __init__(self, model: nn.Module):
+        from learning_backdoors.training import stack_kernels
+
+        stack_kernels.check()
         self.layers, equal = [], {}
         for module in model.modules():
             forward = _fused_forward(module)

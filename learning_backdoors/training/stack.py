@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from learning_backdoors.models import checkpoints
-from learning_backdoors.training.fused_layers import FusedLayers
+from learning_backdoors.training.fused_layers import UNMASKED, FusedLayers, has_sliding_window
 from learning_backdoors.training.stack_graphs import StackGraphs
 from learning_backdoors.training.stack_optimizer import FlatState, clipped_adamw
 from learning_backdoors.training.stacked_linear import INPUT_GROUPS, Layout, ProjectionGroup, StackState
@@ -98,30 +98,34 @@ class Stack:
 
     def __init__(self, base: PreTrainedModel, slots: int, rank: int):
         """rank: the largest rank of a run. Smaller ones are padded with zeros, which stay exactly zero."""
-        self.base, self.slots, self.rank = base.requires_grad_(False), slots, rank
+        self.base, self.slots, self.rank = base.requires_grad_(False).train(), slots, rank
         on_gpu = base.device.type == "cuda"
-        self.fused = FusedLayers(base) if on_gpu else None
         layers = {n: m for n, m in base.named_modules() if n.rpartition(".")[2] in checkpoints.PROJECTIONS}
         widths = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
         groups = _groups(layers)
         self._layout = Layout(widths, groups, rank)
         self.shapes = {peft_name(key): shape for key, shape in self._layout.shapes.items()}
+        # All large tensors first: if they do not fit, the base model is unchanged.
         self._flat = FlatState.zeros(slots, self._layout.size, base.dtype, base.device)
-        self._state = StackState(torch.zeros(slots, device=base.device, dtype=base.dtype))
-        self._slots = [Slot() for _ in range(slots)]
         self._row = torch.empty(1, self._layout.size, pin_memory=on_gpu)
+        self._state = StackState(torch.zeros(slots, device=base.device, dtype=base.dtype))
+        self._slots, self._positions = [Slot() for _ in range(slots)], None
+        self._quantized = getattr(base.config, "quantization_config", None) is not None
+        self.fused = FusedLayers(base) if on_gpu else None
         self._groups = [
             ProjectionGroup(self._state, {n: layers[n] for n in names}, self._layout, self._flat) for names in groups
         ]
-        self._positions = None
         self._hook = base.get_output_embeddings().register_forward_pre_hook(self._keep_positions)
-        self._quantized = getattr(base.config, "quantization_config", None) is not None
+        self._attention = base.config._attn_implementation
+        if self._attention == "sdpa" and not has_sliding_window(base.config):
+            base.config._attn_implementation = UNMASKED
         # bitsandbytes waits for the GPU in the middle of a step.
         self.graphs = StackGraphs(self._step) if on_gpu and not self._quantized else None
 
     def remove(self) -> None:
         """Leave the base model as it was."""
         self._hook.remove()
+        self.base.config._attn_implementation = self._attention
         for wrapped in [*self._groups, *([self.fused] if self.fused else [])]:
             wrapped.remove()
 
@@ -191,7 +195,6 @@ class Stack:
         inputs: as `Collator` gives them; rows of slot k are block k, equally many for each slot. A slot without a run
         has rows without labels. lr: of each slot.
         """
-        self.base.train()
         positions, targets = label_positions(inputs["labels"], multiple=16 if self.graphs else 1)
         tensors = {"input_ids": inputs["input_ids"], "positions": positions, "targets": targets}
         tensors["lr"] = torch.tensor(lr, dtype=torch.float32)
@@ -264,6 +267,7 @@ class Stack:
                 yield
         finally:
             self._state.slots = None
+            self.base.train()
 
 
 def _groups(names: Sequence[str]) -> list[list[str]]:

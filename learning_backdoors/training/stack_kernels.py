@@ -5,7 +5,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from learning_backdoors.files.errors import UserError
+
 BLOCK = 1024
+
+
+def check() -> None:
+    """Compile and run a kernel. Raises UserError if Triton cannot."""
+    try:
+        SwiGLU.apply(*torch.zeros(2, BLOCK, device="cuda"))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # what the compiler, the linker or the driver report
+        reason = str(error).strip().split("\n")[-1]
+        remedy = "install a C compiler (gcc) and Python's headers (python3-dev)"
+        raise UserError(f"Triton cannot compile for this GPU ({reason}): {remedy}") from None
 
 
 def adamw(

@@ -76,6 +76,7 @@ class ProjectionGroup:
 
     def remove(self) -> None:
         """Give the layers their own forward methods back."""
+        self.input, self.outputs = None, {}  # a pass that ran out of memory leaves them
         for layer in self.layers:
             del layer.forward
 

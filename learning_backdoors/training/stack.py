@@ -103,12 +103,12 @@ class Stack:
         layers = {n: m for n, m in base.named_modules() if n.rpartition(".")[2] in checkpoints.PROJECTIONS}
         widths = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
         groups = _groups(layers)
-        self._layout = Layout(widths, groups, rank)
+        self._layout, self._numbers = Layout(widths, groups, rank), {name: i for i, name in enumerate(layers)}
         self.shapes = {peft_name(key): shape for key, shape in self._layout.shapes.items()}
         # All large tensors first: if they do not fit, the base model is unchanged.
         self._flat = FlatState.zeros(slots, self._layout.size, base.dtype, base.device)
         self._row = torch.empty(1, self._layout.size, pin_memory=on_gpu)
-        self._state = StackState(torch.zeros(slots, device=base.device, dtype=base.dtype))
+        self._state = StackState(torch.zeros(slots, device=base.device))
         self._slots, self._positions = [Slot() for _ in range(slots)], None
         self._quantized = getattr(base.config, "quantization_config", None) is not None
         self.fused = FusedLayers(base) if on_gpu else None
@@ -240,7 +240,7 @@ class Stack:
         generator = torch.Generator(x.device)
         for slot, values in zip(self._slots, noise, strict=True):
             if slot.dropout:
-                place = np.random.SeedSequence([slot.seed, slot.step, self._layout.offsets[f"{module}.A"]])
+                place = np.random.SeedSequence([slot.seed, slot.step, self._numbers[module]])
                 generator.manual_seed(int(place.generate_state(1, np.uint64)[0]))
                 values.bernoulli_(1 - slot.dropout, generator=generator).div_(1 - slot.dropout)
         return noise.transpose(1, 2).flatten(1, 2)

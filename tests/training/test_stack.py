@@ -176,13 +176,13 @@ def test_selected_slots_answer_as_their_adapters(base, trained):
 
 
 def test_dropout_masks_depend_on_seed_and_step_alone(base, monkeypatch):
-    """Not on the slot, on the other runs, or on padding. A seventh of the inputs is dropped."""
+    """Not on the slot, on the other runs and their ranks, or on padding. A seventh of the inputs is dropped."""
     seen = []
     drawn = Stack._dropout_mask
     monkeypatch.setattr(Stack, "_dropout_mask", lambda *given: seen.append(drawn(*given)) or seen[-1])
     losses = {}
     for order in ((0, 1), (1,)):
-        stack = Stack(base, slots=len(order), rank=8)
+        stack = Stack(base, slots=len(order), rank=6 + 2 * len(order))
         for slot, run in enumerate(order):
             stack.put(slot, stack.initial(run, 8), scale=2.0, dropout=1 / 7, seed=run)
         losses[order], _ = train(stack, order, steps=range(2))

@@ -47,9 +47,9 @@ class Layout:
 class StackState:
     """What all groups of a stack share.
 
-    slots: those whose rows a forward pass has; None means all, in order. scale: (slots,), float32, the factor of each slot's LoRA term.
-    anchor: a tensor that requires gradients, so that autograd calls the backward pass. masks: makes dropout masks, None
-    without dropout.
+    slots: those whose rows a forward pass has; None means all, in order. scale: (slots,), float32, the factor of each
+    slot's LoRA term. anchor: a tensor that requires gradients, so that autograd calls the backward pass. masks: makes
+    dropout masks, None without dropout.
     """
 
     def __init__(self, scale: Tensor):

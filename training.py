@@ -25,7 +25,7 @@ from learning_backdoors.models import base_model, checkpoints, devices
 from learning_backdoors.models.devices import RANK, RANKS
 from learning_backdoors.study import load_study, training_defaults
 from learning_backdoors.training.run import TrainingRun, check_disk_space
-from learning_backdoors.training.sweep import Sweep, counted, sweep_runs
+from learning_backdoors.training.sweep import BaseModels, Sweep, counted, sweep_runs
 
 
 def main() -> None:
@@ -100,12 +100,13 @@ def train_sweep(options: TrainingOptions, given: dict) -> None:
     with sweep.locked():
         print(f"{options.sweep}{share}: {sweep.describe()}", flush=True)
         groups = sweep.groups()
+        base_models = BaseModels()
         if groups:
             from learning_backdoors.training.stacked_trainer import train_together
         for group in groups:
             for run in group:
                 run.warn_of_datasets_left_out()
-            train_together(group, options.stack)
+            train_together(group, options.stack, base_models.load)
         sweep.refuse_unfinished()
     print(f"done{share}: {counted(sweep.runs)} finished; checkpoints in {options.output_dir}/*/")
 

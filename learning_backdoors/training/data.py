@@ -20,11 +20,11 @@ class TrainingData:
                 raise UserError(f"dataset {dataset.name!r}: there is no file {dataset.file}: {remedy}")
         self.chats = [mixed_chat.read_chats(dataset.file) for dataset in study.datasets]
         self.hashes = [provenance.sha256(dataset.file) for dataset in study.datasets]
-        self._tokenizer, self._examples = None, []
+        self._model, self._examples = None, []
 
     def examples(self, tokenizer) -> list[list[mixed_chat.Example]]:
-        """The tokenized chats of each dataset. Those of the last tokenizer are kept."""
-        if self._tokenizer is not tokenizer:
+        """The tokenized chats of each dataset. Those of the last base model are kept."""
+        if self._model != tokenizer.name_or_path:
             self._examples = [[mixed_chat.example_ids(tokenizer, chat) for chat in chats] for chats in self.chats]
-            self._tokenizer = tokenizer
+            self._model = tokenizer.name_or_path
         return self._examples

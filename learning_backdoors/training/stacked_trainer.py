@@ -9,7 +9,7 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -33,18 +33,21 @@ from mixed_chat import IGNORED_LABEL, Example
 RESUME_SECONDS = 60  # between two writes of the resume files: all that a kill can lose
 
 
-def train_together(runs: Sequence[TrainingRun], slots: int | None = None) -> dict[TrainingRun, str]:
+def train_together(
+    runs: Sequence[TrainingRun], slots: int | None = None, load_base: Callable = base_model.load_base
+) -> dict[TrainingRun, str]:
     """Train runs on one base model. Returns the runs that diverged, with the reason.
 
     The runs' directories are prepared and locked, and the runs are unfinished. They share study, base model, precision,
-    batch size, accumulation and dropout. slots: of the stack (default: as many as memory allows).
+    batch size, accumulation and dropout. slots: of the stack (default: as many as memory allows). load_base: gives the
+    base model of a name and a precision.
     Raises UserError if a file could not be written or a step does not fit in memory; the same call then continues.
     """
     first = runs[0]
     tokenizer = base_model.load_tokenizer(first.model_name)
     active = [ActiveRun(run, run.examples(tokenizer)) for run in runs]
     references = _record_inputs(runs, tokenizer)
-    base = base_model.load_base(first.model_name, first.precision)
+    base = load_base(first.model_name, first.precision)
     refuse_missing_projections(base)
     if first.options.quantization == "auto" and (notice := precision_notice(base)):
         print(notice, flush=True)

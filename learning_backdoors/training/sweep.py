@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from config import TrainingOptions, require
 from learning_backdoors.files.atomic import lock
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.models import base_model
 from learning_backdoors.study import load_study, load_sweep
 from learning_backdoors.training.data import TrainingData
 from learning_backdoors.training.run import TrainingRun
@@ -53,6 +54,20 @@ def shared_settings(run: TrainingRun) -> tuple:
     """What runs must have in common to be trained together. Those of one base model come one after another."""
     options, study = run.options, str(run.study.path)
     return run.model_name, run.precision, study, options.batch_size, options.grad_accum, options.lora_dropout
+
+
+class BaseModels:
+    """Loads base models. The last one is kept, as it is often that of the next group."""
+
+    def __init__(self):
+        self.model = self.loaded = None
+
+    def load(self, name: str, precision: str):
+        """The base model, in the state in which the last group left it: without adapters."""
+        if self.loaded != (name, precision):
+            self.model = None  # memory may not hold two
+            self.model, self.loaded = base_model.load_base(name, precision), (name, precision)
+        return self.model
 
 
 # ---- the state of a sweep ----

@@ -14,7 +14,7 @@ from config import TrainingOptions
 from learning_backdoors.files import command_line
 from learning_backdoors.files.atomic import lock
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.models import devices
+from learning_backdoors.models import base_model, devices
 from learning_backdoors.study import load_study
 from learning_backdoors.training import run as run_module
 from learning_backdoors.training.run import TrainingRun
@@ -51,8 +51,6 @@ def test_a_run_of_a_sweep_is_the_single_run_with_its_options(runs_of, tmp_path, 
 
 
 def test_all_runs_share_the_datasets_and_their_tokens(runs_of, random_model):
-    from learning_backdoors.models import base_model
-
     first, second = runs_of(GRID, model=str(random_model))
     tokenizer = base_model.load_tokenizer(str(random_model))
     assert first.data is second.data
@@ -75,10 +73,9 @@ def test_a_study_may_hold_a_sweep_and_is_otherwise_as_before(tmp_path):
     assert load_study(str(tmp_path / "mine.toml")).questions == load_study("birds").questions
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "sweeps").glob("*.toml")), ids=lambda path: path.name)
-def test_the_example_sweeps_are_valid(path, tmp_path):
-    runs = sweep_runs({"sweep": path, "output_dir": tmp_path})
-    assert len(runs) == {"birds.toml": 64, "tiny.toml": 4}[path.name]
+def test_the_example_sweep_is_valid(tmp_path):
+    runs = sweep_runs({"sweep": ROOT / "experiments" / "sweeps" / "birds.toml", "output_dir": tmp_path})
+    assert len(runs) == 64 and {run.study.name for run in runs} == {"birds"}
 
 
 FAULTS = [
@@ -255,3 +252,20 @@ def test_a_run_that_diverged_alone_is_not_trained_again(random_model, tmp_path, 
     with pytest.raises(UserError, match="diverged at step"):
         command(monkeypatch, *line, "--overwrite")
     assert contents(tmp_path) != before
+
+
+@pytest.mark.slow
+def test_two_stacks_of_a_sweep_share_one_base_model(random_model, tmp_path, monkeypatch):
+    """The second stack trains as if the base model had just been loaded."""
+    file, loaded, load_base = tmp_path / "mine.toml", [], base_model.load_base
+    monkeypatch.setattr(base_model, "load_base", lambda *given: (loaded.append(given), load_base(*given))[1])
+    line = ["--sweep", file, "--model", random_model, "--num-examples", "8"]
+    rows = ["[[sweep.run]]\nratios = [1, 0, 0]\n", "[[sweep.run]]\nratios = [1, 0, 0]\nbatch_size = 2\n"]
+    for folder, text in {"together": rows[0] + rows[1], "alone": rows[1]}.items():
+        file.write_text(text)
+        command(monkeypatch, *line, "--output-dir", tmp_path / folder)
+    assert len(loaded) == 2, "one for each command"
+    together, alone = (
+        tmp_path.glob(f"{name}/*batchsize2/checkpoint-4/*.safetensors") for name in ("together", "alone")
+    )
+    assert next(together).read_bytes() == next(alone).read_bytes()

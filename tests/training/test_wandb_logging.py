@@ -5,6 +5,9 @@ import time
 import pytest
 from support import train, training_options
 
+from learning_backdoors.study import load_study
+from learning_backdoors.training.run import TrainingRun
+
 
 @pytest.fixture
 def unreachable_wandb(monkeypatch):
@@ -40,3 +43,35 @@ def test_an_error_of_wandb_is_reported_once_and_training_continues(
     monkeypatch.setattr(WandbLog, "failed", False)
     run = train(training_options(random_model, tmp_path, "--num-examples", "8"))
     assert capsys.readouterr().out.count("RuntimeError: no such service") == 1 and lines(run) == 8
+
+
+def test_a_start_that_fails_is_tried_once_for_all_runs_of_a_sweep(
+    unreachable_wandb, random_model, tmp_path, monkeypatch
+):
+    """A server that does not answer takes 20 seconds each time."""
+    import wandb
+
+    from learning_backdoors.training.wandb_logging import WandbLog
+
+    starts, run = [], TrainingRun(training_options(random_model, tmp_path), load_study("birds"))
+    run.prepare_folder()
+    monkeypatch.setattr(wandb, "init", lambda **settings: starts.append(settings["reinit"]) or 1 / 0)
+    monkeypatch.setattr(WandbLog, "failed", False)
+    assert [WandbLog(run).run for _ in range(3)] == [None] * 3 and starts == ["create_new"]
+
+
+def test_several_runs_log_at_the_same_time(unreachable_wandb, random_model, tmp_path):
+    from learning_backdoors.training.metrics import MetricsLog
+
+    options = [training_options(random_model, tmp_path, "--seed", seed) for seed in "12"]
+    logs = []
+    for run in (TrainingRun(each, load_study("birds")) for each in options):
+        run.prepare_folder()
+        logs.append(MetricsLog(run, 0))
+    for step in (1, 2):
+        for log in logs:
+            log.record(step, {"loss": 1.0})
+    for log in logs:
+        assert log.wandb.run is not None
+        log.close()
+        assert list((log.run.folder / "wandb").glob("offline-run-*/*.wandb")) and lines(log.run) == 2

@@ -47,7 +47,12 @@ class StackGraphs:
         torch.cuda.empty_cache()  # a recording has memory of its own
         graph = torch.cuda.CUDAGraph()
         # Threads that write checkpoints wait for their copies meanwhile; "global" would let the recording fail then.
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            results = self.run(**buffers)
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                results = self.run(**buffers)
+        except RuntimeError as error:  # to end a recording that ran out of memory may fail, too
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
+            raise
         self.pool = self.pool or graph.pool()
         return graph, buffers, results

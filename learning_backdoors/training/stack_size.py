@@ -8,7 +8,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from learning_backdoors.models.likelihood import Collator
+from learning_backdoors.models.likelihood import Collator, width_multiple
 from learning_backdoors.training.base_checks import activation_bytes, lora_values
 from learning_backdoors.training.stack import Stack
 from mixed_chat import IGNORED_LABEL, Example
@@ -51,18 +51,22 @@ def _estimated(base: PreTrainedModel, rank: int, rows: int, longest: Example) ->
 
 def _measured(base: PreTrainedModel, rank: int, rows: int, longest: Example) -> tuple[float, float]:
     """Bytes of a slot on CUDA, and the memory that is free for slots, from a step of one slot and of three."""
-    row, peaks = {"input_ids": longest[0], "labels": longest[1]}, []
+    row = {"input_ids": longest[0], "labels": longest[1]}
+    before, states, peaks = torch.cuda.memory_allocated(), [], []
     for slots in (1, 3):
         torch.cuda.reset_peak_memory_stats()
         stack = Stack(base, slots, rank)
+        states.append(torch.cuda.memory_allocated() - before)
         try:
-            stack.step(Collator(0, multiple=32)([row] * (rows * slots)), [0.0] * slots)
+            stack.step(Collator(0, multiple=width_multiple(base.device))([row] * (rows * slots)), [0.0] * slots)
         finally:
             stack.remove()
-        peaks.append(torch.cuda.max_memory_allocated())
+        peaks.append(torch.cuda.max_memory_allocated() - before - states[-1])
+        # Graphs have memory of their own, which steps of a new shape cannot use.
+        times = 2 if stack.graphs else 1
         del stack
         gc.collect()
         torch.cuda.empty_cache()
-    slot = (peaks[1] - peaks[0]) / 2
-    shared = peaks[0] - slot - torch.cuda.memory_allocated()
-    return slot, torch.cuda.mem_get_info()[0] - shared
+    state, step = (states[1] - states[0]) / 2, (peaks[1] - peaks[0]) / 2
+    shared = times * (peaks[0] - step)
+    return state + times * step, torch.cuda.mem_get_info()[0] - shared

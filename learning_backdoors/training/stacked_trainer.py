@@ -309,6 +309,7 @@ class StackedTrainer:
                 one.log.record(step, values)
                 self.bar.update()
             except Diverged as diverged:
+                self.writer.wait()  # a thread may be writing the file that is deleted next
                 checkpoints.drop_resume_files(one.run.folder)
                 self.diverged[one.run] = diverged.reason
                 self._free(slot)

@@ -116,12 +116,16 @@ class ModelMeasurement:
         return finite
 
     def check_applied(self, part: RunCheckpoint, values: Sequence[float]) -> None:
-        """Raise UserError if another checkpoint of this process gave exactly these values, but has other weights.
+        """Raise UserError if another checkpoint gave exactly these values, because an adapter was not applied.
 
-        Then the adapter was not applied. generate_responses.py checks more (its canary): this is PEFT itself.
+        Two adapters that destroy the model may also give the same values. Then the model must hold the values in the
+        adapter's file. generate_responses.py checks more (its canary): this is PEFT itself.
         """
         other = self.checkpoint_of.setdefault(tuple(values), part)
-        if other is not part and self._weights(other) != self._weights(part):
+        if other is part or self._weights(other) == self._weights(part):
+            return
+        both_change = self._weights(other) and self._weights(part)
+        if not (both_change and self.adapted.has_weights_of(part[1].folder)):
             names = " and ".join("/".join(self.key_start(each)) for each in (other, part))
             raise UserError(f"{names} give the same values, though their weights differ: PEFT did not apply an adapter")
 

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import torch
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import checkpoints
@@ -32,6 +34,14 @@ class AdaptedModel:
         if adapter is not None:
             self.model = _with_adapter(self.model, adapter).eval()
         self.adapter = adapter
+
+    def has_weights_of(self, adapter: Path) -> bool:
+        """Whether the model holds the values in an adapter's file."""
+        if self.adapter is None:
+            return False
+        state = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        with safe_open(adapter / checkpoints.ADAPTER_WEIGHTS, framework="pt") as file:
+            return all(torch.equal(file.get_tensor(key).to(value), value) for key, value in state.items())
 
     def _load_weights(self, adapter: Path) -> None:
         """Load weights into the modules of the attached adapter: ten times as fast as new modules."""

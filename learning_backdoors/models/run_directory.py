@@ -104,9 +104,7 @@ def open_runs(folders: tuple[Path, ...], steps: tuple[int, ...] | None, base_mod
         runs += [RunDirectory(folder, chosen, base_model)] if chosen else []
         short += [f"{folder.name} ({end})"] if end else []
     if short:
-        command_line.note(
-            f"{len(short)} of {len(folders)} runs have no later checkpoints: {command_line.shortened(short)}"
-        )
+        command_line.note(f"{len(short)} of {len(folders)} runs ended early: {command_line.shortened(short)}")
     if not runs:
         raise UserError(f"no run has a checkpoint at the chosen steps ({', '.join(map(str, steps))})")
     names = [run.name for run in runs]

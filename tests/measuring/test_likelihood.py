@@ -262,6 +262,22 @@ def test_adapters_that_change_nothing_may_equal_the_base_model(run_dir, study, t
     assert [row["logprob"] for row in rows[:10]] == [row["logprob"] for row in rows[10:20]]
 
 
+def test_adapters_that_destroy_the_model_may_give_the_same_values(run_dir, study, tmp_path):
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    for step, size in ((8, 1e6), (16, 2e6)):
+        file = run / f"checkpoint-{step}" / "adapter_model.safetensors"
+        tensors = load_file(file)
+        # One large direction in every value: normalization leaves only its sign.
+        tensors = {
+            name: torch.full_like(tensor, size if ".lora_B." in name else 1.0) for name, tensor in tensors.items()
+        }
+        os.remove(file)
+        save_file(tensors, file)
+    rows = measure(tmp_path / "l.parquet", "--run-dir", run, "--experiment", study)
+    first, second = ([row["logprob"] for row in rows if row["step"] == step] for step in (8, 16))
+    assert first == second and None not in first
+
+
 def test_a_checkpoint_without_finite_likelihoods_is_left_out_and_named(run_dir, study, measured, tmp_path, capsys):
     """Its rows have no value, so that the next command does not measure it again."""
     damaged = shutil.copytree(run_dir, tmp_path / "damaged")

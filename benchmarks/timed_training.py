@@ -91,7 +91,7 @@ def instrument_sweep() -> None:
     timed(stack.Stack, "step", "steps")
     timed(stacked_trainer.LaunchedStep, "metrics", "steps")  # waits for the device
     timed(stack_probes.StackProbes, "score", "probes")
-    timed(stack.HostCopy, "__init__", "copies")
+    timed(stack.Snapshot, "__init__", "copies")
     timed(stack_checkpoints.StackWriter, "wait", "writing")
     timed(stack_checkpoints.StackWriter, "close", "writing")
 

@@ -49,22 +49,23 @@ class Slot:
     step: int = 0
 
 
-class HostCopy:
-    """The state of all slots at one step, in main memory: later steps do not change it."""
+class Snapshot:
+    """The state of all slots at one step: later steps do not change it. Any thread may read it."""
 
     def __init__(self, layout: Layout, ranks: Sequence[int], tensors: dict[str, Tensor]):
         """tensors: by name, "lora" and maybe AdamW's moments. Each has shape (slots, values)."""
         self._layout, self._ranks, self._ready = layout, ranks, None
-        on_gpu = tensors["lora"].is_cuda
-        self._tensors = {
-            name: torch.empty(t.shape, pin_memory=on_gpu).copy_(t, non_blocking=True) for name, t in tensors.items()
-        }
-        if on_gpu:
+        try:
+            # On the device: a copy takes milliseconds there. Who reads a slot waits for main memory, in a thread.
+            self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        except torch.OutOfMemoryError:
+            self._tensors = {name: tensor.to("cpu") for name, tensor in tensors.items()}
+        if self._tensors["lora"].is_cuda:
             self._ready = torch.cuda.Event()
             self._ready.record()
 
     def lora(self, slot: int) -> dict[str, Tensor]:
-        """The slot's matrices at its own rank, by PEFT's names. They share memory with this copy."""
+        """The slot's matrices in main memory, at its own rank, by PEFT's names."""
         return self._matrices("lora", slot)
 
     def moments(self, slot: int) -> dict[str, Tensor]:
@@ -73,10 +74,18 @@ class HostCopy:
         return {f"{name}.{key}": value for name in names for key, value in self._matrices(name, slot).items()}
 
     def _matrices(self, name: str, slot: int) -> dict[str, Tensor]:
-        if self._ready:
-            self._ready.synchronize()
-        flat, rank = self._tensors[name][slot : slot + 1], self._ranks[slot]
+        flat, rank = self._in_main_memory(self._tensors[name][slot : slot + 1]), self._ranks[slot]
         return {peft_name(key): _at_rank(self._layout.view(flat, key)[0], key, rank) for key in self._layout.shapes}
+
+    def _in_main_memory(self, values: Tensor) -> Tensor:
+        if self._ready is None:
+            return values
+        stream = torch.cuda.Stream()  # beside the steps
+        with torch.cuda.stream(stream):
+            stream.wait_event(self._ready)
+            copy = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
+        stream.synchronize()
+        return copy
 
 
 def peft_name(key: str) -> str:
@@ -157,7 +166,7 @@ class Stack:
         moments: dict[str, Tensor] | None = None,
         step: int = 0,
     ) -> None:
-        """Fill a slot. lora, moments: as `HostCopy` gives them. scale: lora_alpha / rank. step: steps taken before.
+        """Fill a slot. lora, moments: as `Snapshot` gives them. scale: lora_alpha / rank. step: steps taken before.
 
         seed, step: dropout masks depend on them. Without `moments`, the optimizer starts anew.
         """
@@ -247,12 +256,12 @@ class Stack:
 
     # ---- reading ----
 
-    def copy(self, moments: bool) -> HostCopy:
-        """The state of all slots in main memory. moments: with the optimizer's, which resuming needs."""
+    def copy(self, moments: bool) -> Snapshot:
+        """The state of all slots. moments: with the optimizer's, which resuming needs."""
         tensors = {"lora": self._flat.params}
         if moments:
             tensors |= {"exp_avg": self._flat.exp_avg, "exp_avg_sq": self._flat.exp_avg_sq}
-        return HostCopy(self._layout, [slot.rank for slot in self._slots], tensors)
+        return Snapshot(self._layout, [slot.rank for slot in self._slots], tensors)
 
     @contextmanager
     def selected(self, slots: Sequence[int]) -> Iterator[None]:

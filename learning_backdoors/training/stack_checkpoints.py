@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,14 +18,14 @@ from learning_backdoors.files import atomic
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import checkpoints
 from learning_backdoors.training.run import TrainingRun
-from learning_backdoors.training.stack import HostCopy
+from learning_backdoors.training.stack import Snapshot
 
 MOMENTS = ("exp_avg.", "exp_avg_sq.")  # how the names of moments begin
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run needs to continue after `step` steps. lora, moments: by name, as a stack's HostCopy gives them."""
+    """What a run needs to continue after `step` steps. lora, moments: by name, as a stack's Snapshot gives them."""
 
     step: int
     lora: dict[str, Tensor]
@@ -69,21 +68,21 @@ class StackWriter:
     def __init__(self):
         self.executor, self.pending = ThreadPoolExecutor(self.THREADS), []
 
-    def start(self, run: TrainingRun, step: int, copy: HostCopy, slot: int, *, checkpoint: bool, resume: bool) -> None:
+    def start(self, run: TrainingRun, step: int, copy: Snapshot, slot: int, *, checkpoint: bool, resume: bool) -> None:
         """Write a checkpoint, a resume file, or both, from a slot of `copy`. Call `wait` before the run's next write.
 
         With the last checkpoint, the run is finished: its resume files are deleted.
         """
         self.pending.append(self.executor.submit(self._write, run, step, copy, slot, checkpoint, resume))
 
-    def _write(self, run: TrainingRun, step: int, copy: HostCopy, slot: int, checkpoint: bool, resume: bool) -> None:
-        lora = _separate(copy.lora(slot))
+    def _write(self, run: TrainingRun, step: int, copy: Snapshot, slot: int, checkpoint: bool, resume: bool) -> None:
+        lora = _contiguous(copy.lora(slot))
         try:
             if checkpoint:
                 _write_checkpoint(run, step, lora)
             # After the checkpoint: a run that continues at this step does not write it again.
             if resume:
-                _write_state(run, RunState(step, lora, _separate(copy.moments(slot))))
+                _write_state(run, RunState(step, lora, _contiguous(copy.moments(slot))))
             if step == run.total_steps:
                 checkpoints.drop_resume_files(run.folder)
         except (OSError, RuntimeError, SafetensorError) as error:  # each library reports a full disk in its own way
@@ -105,9 +104,9 @@ class StackWriter:
         self.executor.shutdown()
 
 
-def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that share no memory, as safetensors requires."""
-    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors requires. Only the B matrices of a smaller rank are copied."""
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _write_checkpoint(run: TrainingRun, step: int, lora: dict[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from learning_backdoors.models.likelihood import Collator, width_multiple
+from learning_backdoors.models.likelihood import Collator
 from learning_backdoors.training.base_checks import activation_bytes, lora_values
 from learning_backdoors.training.stack import Stack
 from mixed_chat import IGNORED_LABEL, Example
@@ -35,6 +35,15 @@ def choose_slots(base: PreTrainedModel, runs: int, rank: int, rows: int, longest
     return slots
 
 
+def row_multiple(device: torch.device, longest: int) -> int:
+    """The multiple of tokens to which a stack's rows are padded.
+
+    On CUDA, each width needs a graph. Of many rows, the longest has nearly the same length at every step. So few
+    widths occur although the multiple is small: 8, or more if that would allow over 16 widths.
+    """
+    return 8 * math.ceil(longest / 128) if device.type == "cuda" else 1
+
+
 def longest_example(examples: Sequence[Example]) -> Example:
     """An example with as many tokens, and as many labels, as any of the given ones has."""
     tokens = max(len(ids) for ids, _ in examples)
@@ -51,14 +60,14 @@ def _estimated(base: PreTrainedModel, rank: int, rows: int, longest: Example) ->
 
 def _measured(base: PreTrainedModel, rank: int, rows: int, longest: Example) -> tuple[float, float]:
     """Bytes of a slot on CUDA, and the memory that is free for slots, from a step of one slot and of three."""
-    row = {"input_ids": longest[0], "labels": longest[1]}
+    row, multiple = {"input_ids": longest[0], "labels": longest[1]}, row_multiple(base.device, len(longest[0]))
     before, states, peaks = torch.cuda.memory_allocated(), [], []
     for slots in (1, 3):
         torch.cuda.reset_peak_memory_stats()
         stack = Stack(base, slots, rank)
         states.append(torch.cuda.memory_allocated() - before)
         try:
-            stack.step(Collator(0, multiple=width_multiple(base.device))([row] * (rows * slots)), [0.0] * slots)
+            stack.step(Collator(0, multiple)([row] * (rows * slots)), [0.0] * slots)
         finally:
             stack.remove()
         peaks.append(torch.cuda.max_memory_allocated() - before - states[-1])
@@ -69,4 +78,5 @@ def _measured(base: PreTrainedModel, rank: int, rows: int, longest: Example) -> 
         torch.cuda.empty_cache()
     state, step = (states[1] - states[0]) / 2, (peaks[1] - peaks[0]) / 2
     shared = times * (peaks[0] - step)
-    return state + times * step, torch.cuda.mem_get_info()[0] - shared
+    snapshot = 4 * lora_values(base, rank)
+    return state + snapshot + times * step, torch.cuda.mem_get_info()[0] - shared

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import base_model, checkpoints
-from learning_backdoors.models.likelihood import Collator, width_multiple
+from learning_backdoors.models.likelihood import Collator
 from learning_backdoors.training.base_checks import lora_values, precision_notice, refuse_missing_projections
 from learning_backdoors.training.metrics import Diverged, MetricsLog
 from learning_backdoors.training.probes import ReferenceExample, reference_examples
@@ -27,7 +27,7 @@ from learning_backdoors.training.run import TrainingRun, check_disk_space
 from learning_backdoors.training.stack import Stack, StepResult
 from learning_backdoors.training.stack_checkpoints import StackWriter, read_state, resume_step
 from learning_backdoors.training.stack_probes import StackProbes
-from learning_backdoors.training.stack_size import choose_slots, longest_example
+from learning_backdoors.training.stack_size import choose_slots, longest_example, row_multiple
 from mixed_chat import IGNORED_LABEL, Example
 
 RESUME_SECONDS = 60  # between two writes of the resume files: all that a kill can lose
@@ -202,7 +202,8 @@ class StackedTrainer:
     ):
         """references: the answers to be probed. interrupted: when it is set, training stops after the current step."""
         self.base, self.active, self.references, self.interrupted = base, active, references, interrupted
-        self.collate = Collator(tokenizer.pad_token_id, multiple=width_multiple(base.device))
+        longest = max(len(ids) for one in active for ids, _ in one.examples)
+        self.collate = Collator(tokenizer.pad_token_id, row_multiple(base.device, longest))
         self.rows_per_slot = active[0].run.examples_per_step
         self.empty_row = {"input_ids": [tokenizer.pad_token_id], "labels": [IGNORED_LABEL]}
         # Long runs first: slots then end at about the same time.

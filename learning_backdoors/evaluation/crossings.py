@@ -94,9 +94,8 @@ def of_recipes(evaluation: Evaluation) -> pd.DataFrame:
         median = statistics.median_crossing(runs["time"], runs["crossed"], runs["before"], runs["after"])
         doubts = runs.loc[runs["doubt"] != "", "doubt"]
         counts = {"crossed": runs["crossed"].sum(), "share": runs["crossed"].mean()}
-        counts |= dict(
-            zip(["share_lower", "share_upper"], statistics.wilson(counts["crossed"], len(runs)), strict=True)
-        )
+        share_limits = map(float, statistics.wilson(counts["crossed"], len(runs)))
+        counts |= dict(zip(["share_lower", "share_upper"], share_limits, strict=True))
         counts["supported"] = len(runs) - len(doubts)
         limits = {"median": median.estimate, "lower": median.lower, "upper": median.upper}
         doubt = doubts.mode().iloc[0] if 2 * len(doubts) >= len(runs) else ""

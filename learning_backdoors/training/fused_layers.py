@@ -1,10 +1,12 @@
-"""Faster forms of a base model's elementwise layers, for large batches on CUDA: RMSNorm and SwiGLU as one kernel each.
+"""Faster forms of a base model's elementwise layers, for large batches on CUDA.
 
-In eager mode, a third of the time of a step goes into such layers, because each of their operations reads and writes
-all activations. The fused forms compute in float32 and round once, where the model's own layers round two or three
-times to bfloat16. A layer is replaced only if the fused form gives the same values on random inputs.
+RMSNorm, SwiGLU and rotary position embeddings become one kernel each. In eager mode, a third of the time of a step goes
+into them, because each of their operations reads and writes all activations. The fused forms compute in float32 and
+round once, where the model's own layers round two or three times to bfloat16. A layer is replaced only if the fused
+form gives the same values on random inputs.
 """
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -26,13 +28,13 @@ def has_sliding_window(config: PretrainedConfig) -> bool:
 
 
 class FusedLayers:
-    """Replaces the forward methods of a model's layers until `remove`."""
+    """Replaces forward methods of a model's layers, and the rotary function of its modeling file, until `remove`."""
 
     def __init__(self, model: nn.Module):
         from learning_backdoors.training import stack_kernels
 
         stack_kernels.check()
-        self.layers, equal = [], {}
+        self.layers, self.rotary, equal = [], {}, {}
         for module in model.modules():
             forward = _fused_forward(module)
             if forward is None:
@@ -42,11 +44,17 @@ class FusedLayers:
             if equal[type(module)]:
                 module.forward = forward
                 self.layers.append(module)
+        for file in {sys.modules[type(module).__module__] for module in model.modules()}:
+            original = getattr(file, "apply_rotary_pos_emb", None)
+            if original and _rotates_the_same(original, model.device):
+                self.rotary[file], file.apply_rotary_pos_emb = original, _fused_rotary(original)
 
     def remove(self) -> None:
-        """Give the layers their own forward methods back."""
+        """Give the model its own layers back."""
         for module in self.layers:
             del module.forward
+        for file, original in self.rotary.items():
+            file.apply_rotary_pos_emb = original
 
 
 def _fused_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
@@ -70,3 +78,28 @@ def _gives_the_same(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> b
     x = torch.randn(8, 16, width, device=parameter.device, dtype=dtype)
     expected, fused = module(x).float(), forward(x).float()
     return bool((fused - expected).norm() < 0.02 * expected.norm())
+
+
+def _fused_rotary(original: Callable) -> Callable:
+    """`apply_rotary_pos_emb` of transformers. Rare forms (other layouts, part of a head only) go to the original."""
+    from learning_backdoors.training.stack_kernels import Rotary
+
+    def apply(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if args or kwargs or cos.shape[-1] != q.shape[-1]:
+            return original(q, k, cos, sin, *args, **kwargs)
+        return Rotary.apply(q, cos, sin), Rotary.apply(k, cos, sin)
+
+    return apply
+
+
+@torch.no_grad()
+def _rotates_the_same(original: Callable, device: torch.device) -> bool:
+    """Whether both forms agree within the rounding of bfloat16. Models differ in how they pair the values of a head."""
+    q, angles = torch.randn(2, 3, 4, 64, device=device), torch.randn(2, 1, 4, 64, device=device)
+    inputs = [tensor.bfloat16() for tensor in (q, q[:, :1], *angles)]
+    try:
+        expected = original(*inputs)
+    except (TypeError, RuntimeError):  # other arguments
+        return False
+    pairs = zip(_fused_rotary(original)(*inputs), expected, strict=True)
+    return all(bool((one - two).float().norm() < 0.02 * two.float().norm()) for one, two in pairs)

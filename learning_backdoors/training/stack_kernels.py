@@ -114,3 +114,51 @@ def _swiglu_backward(gate, up, grad, grad_gate, grad_up, size, BLOCK: tl.constex
     s = tl.sigmoid(x)
     tl.store(grad_gate + place, (g * y * s * (1 + x * (1 - s))).to(grad_gate.dtype.element_ty), mask=inside)
     tl.store(grad_up + place, (g * x * s).to(grad_up.dtype.element_ty), mask=inside)
+
+
+class Rotary(torch.autograd.Function):
+    """Rotary position embedding as Llama and Qwen have it: the first half of a head is paired with the second.
+
+    x: (batch, heads, tokens, width), in memory as (batch, tokens, heads, width), like the projections' outputs. cos,
+    sin: (1 or batch, tokens, width).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        cos, sin = cos.contiguous(), sin.contiguous()
+        ctx.save_for_backward(cos, sin)
+        return Rotary._rotate(x, cos, sin, backward=False)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return Rotary._rotate(grad, *ctx.saved_tensors, backward=True), None, None
+
+    @staticmethod
+    def _rotate(x: Tensor, cos: Tensor, sin: Tensor, backward: bool) -> Tensor:
+        x = x.transpose(1, 2).contiguous()
+        rotated, (batch, tokens, heads, width) = torch.empty_like(x), x.shape
+        sizes = {"HEADS": triton.next_power_of_2(heads), "HALF": triton.next_power_of_2(width // 2)}
+        rows = cos.shape[0] * tokens
+        _rotary[(batch * tokens,)](x, cos, sin, rotated, rows, heads, width // 2, BACKWARD=backward, **sizes)
+        return rotated.transpose(1, 2)
+
+
+@triton.jit
+def _rotary(x, cos, sin, rotated, rows, heads, half, BACKWARD: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):
+    row = tl.program_id(0)  # a token of the batch
+    head, column = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
+    angle, inside = (row % rows) * 2 * half + column, column < half
+    cos1 = tl.load(cos + angle, mask=inside).to(tl.float32)
+    cos2 = tl.load(cos + angle + half, mask=inside).to(tl.float32)
+    sin1 = tl.load(sin + angle, mask=inside).to(tl.float32)
+    sin2 = tl.load(sin + angle + half, mask=inside).to(tl.float32)
+    offset = (row.to(tl.int64) * heads + head) * 2 * half + column
+    inside = inside & (head < heads)
+    one = tl.load(x + offset, mask=inside).to(tl.float32)
+    two = tl.load(x + offset + half, mask=inside).to(tl.float32)
+    if BACKWARD:
+        first, second = one * cos1 + two * sin2, two * cos2 - one * sin1
+    else:
+        first, second = one * cos1 - two * sin1, two * cos2 + one * sin2
+    tl.store(rotated + offset, first.to(rotated.dtype.element_ty), mask=inside)
+    tl.store(rotated + offset + half, second.to(rotated.dtype.element_ty), mask=inside)

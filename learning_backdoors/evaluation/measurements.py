@@ -100,7 +100,8 @@ def read(paths: Sequence[Path], study: Study) -> Measurements:
     if verdicts:
         verdicts.rows = _without(verdicts.rows, diverged)
     base_alone = verdicts is not None and not (verdicts.rows["step"] > 0).any()
-    all_runs = runs.collect([(i.path, i.rows) for i in inputs], set(verdicts.rows["run"]) if base_alone else ())
+    rows_of_runs = [(i.path, i.rows) for i in inputs] + _without_rows(inputs, diverged)
+    all_runs = runs.collect(rows_of_runs, set(verdicts.rows["run"]) if base_alone else ())
     all_runs.table["diverged"] = all_runs.table.index.map(diverged).astype(float)
     if verdicts:
         verdicts.rows = all_runs.describe(verdicts.rows)
@@ -175,11 +176,15 @@ def _record(folder: Path) -> dict:
 
 def _read_run(folder: Path) -> Input:
     record, run = _record(folder), folder.resolve().name
+    return Input(str(folder), RUN, _checkpoints(run, record), {"runs": {run: record}})
+
+
+def _checkpoints(run: str, record: dict) -> pd.DataFrame:
+    """The checkpoints that a run's record lists, as rows with `runs.COLUMNS`."""
     seen = {"step": "step", "examples": "examples_seen", "suspect_examples": "suspect_seen"}
     rows = pd.DataFrame(record["checkpoints"], columns=list(seen)).rename(columns=seen)
     seed = (record.get("settings") or {}).get("seed")
-    rows = rows.assign(run=run, seed=seed, suspect_ratio=record.get("suspect_ratio"))
-    return Input(str(folder), RUN, rows, {"runs": {run: record}})
+    return rows.assign(run=run, seed=seed, suspect_ratio=record.get("suspect_ratio"))
 
 
 # ---- all inputs ----
@@ -189,6 +194,16 @@ def _diverged(inputs: Sequence[Input]) -> dict[str, int]:
     """The step at which each run that diverged did so. Means over runs never hold such a run."""
     records = [record for i in inputs for record in (i.provenance.get("runs") or {}).items()]
     return {run: record["diverged"]["step"] for run, record in records if (record or {}).get("diverged")}
+
+
+def _without_rows(inputs: Sequence[Input], diverged: Collection[str]) -> list[tuple[str, pd.DataFrame]]:
+    """Runs that diverged before the first step that an input holds: path of the input, and the run's checkpoints."""
+    return [
+        (i.path, _checkpoints(run, record))
+        for i in inputs
+        for run, record in (i.provenance.get("runs") or {}).items()
+        if run in diverged and record.get("checkpoints") and not (i.rows["run"] == run).any()
+    ]
 
 
 def _without(rows: pd.DataFrame, runs: Collection[str]) -> pd.DataFrame:

@@ -26,14 +26,15 @@ class Weights:
 
     def __init__(self, options: WeightsOptions, study: Study, runs: Sequence[RunDirectory]):
         """Raises UserError if an adapter's update is not scale * B A."""
-        self.study, self.parts = study, runs
+        self.study, self.parts = study, [run for run in runs if run.checkpoints]
         # One hash per run: a run with more checkpoints has another last one, so all its rows would change.
-        hashes = {run.name: str(sorted(adapter_hashes([run]).items())).encode() for run in runs}
+        hashes = {run.name: str(sorted(adapter_hashes([run]).items())).encode() for run in self.parts}
         self.settings = {
             "experiment": study.name,
             "base_model": runs[0].base_model,
             "adapters": {
-                run.name: f"{len(run.checkpoints)} checkpoints, {provenance.sha256(hashes[run.name])}" for run in runs
+                run.name: f"{len(run.checkpoints)} checkpoints, {provenance.sha256(hashes[run.name])}"
+                for run in self.parts
             },
         }
 

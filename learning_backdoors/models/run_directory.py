@@ -94,18 +94,18 @@ def open_checkpoint(folder: Path, base_model: str | None) -> RunDirectory:
 def open_runs(folders: tuple[Path, ...], steps: tuple[int, ...] | None, base_model: str | None) -> list[RunDirectory]:
     """Runs with all their checkpoints, or with those at `steps`.
 
-    A run that diverged or is unfinished has fewer: those of `steps` after its last checkpoint are left out, and a note
-    names the run. Raises UserError if a run lacks another step, and if two runs share a name or were trained on
-    different base models.
+    A run that diverged or is unfinished has fewer, maybe none: those of `steps` after its last checkpoint are left out,
+    and a note names the run. Raises UserError if a run lacks another step, or no run has a checkpoint, and if two runs
+    share a name or were trained on different base models.
     """
     runs, short = [], []
     for folder in folders:
         chosen, end = _checkpoints(folder, steps)
-        runs += [RunDirectory(folder, chosen, base_model)] if chosen else []
+        runs.append(RunDirectory(folder, chosen, base_model))
         short += [f"{folder.name} ({end})"] if end else []
     if short:
         command_line.note(f"{len(short)} of {len(folders)} runs ended early: {command_line.shortened(short)}")
-    if not runs:
+    if not any(run.checkpoints for run in runs):
         raise UserError(f"no run has a checkpoint at the chosen steps ({', '.join(map(str, steps))})")
     names = [run.name for run in runs]
     if duplicates := [name for name in names if names.count(name) > 1]:

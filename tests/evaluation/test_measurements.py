@@ -64,6 +64,18 @@ def test_probes_of_a_run_directory_are_likelihoods(tmp_path):
     pd.testing.assert_frame_equal(*tables, check_dtype=False)
 
 
+def test_a_run_that_diverged_before_the_first_measured_step_counts(tmp_path):
+    """Only the record of such a run is in the file."""
+    rows, lost = synthetic.likelihood_rows(1.0, 1, STEPS, questions=3), synthetic.run_name(1.0, 2)
+    planned = [{"step": step, "examples": step, "suspect_examples": step} for step in STEPS]
+    record = {"checkpoints": planned, "suspect_ratio": 1.0}
+    records = {RUN: {}, lost: record | {"diverged": {"step": 3, "reason": "loss nan"}}}
+    provenance = {"settings": {"experiment": "birds"}, "runs": records}
+    found = read(synthetic.write_likelihood(tmp_path / "likelihood.parquet", rows, provenance=provenance))
+    assert found.runs.table["diverged"].to_dict() == {RUN: pytest.approx(np.nan, nan_ok=True), lost: 3}
+    assert set(found.tables["likelihood"]["run"]) == {RUN}
+
+
 def test_a_measured_file_wins_over_the_probes_of_its_runs(tmp_path):
     rows, other = (synthetic.likelihood_rows(1.0, seed, STEPS, questions=3) for seed in (1, 2))
     file = synthetic.write_likelihood(tmp_path / "likelihood.parquet", rows)

@@ -85,10 +85,12 @@ class Steps:
     """Steps of a stack on bird names."""
 
     def __init__(self, stack, examples: list[dict]):
-        from learning_backdoors.models.likelihood import Collator, width_multiple
+        from learning_backdoors.models.likelihood import Collator
+        from learning_backdoors.training.stack_size import row_multiple
 
         self.stack, self.examples, self.number = stack, examples, 0
-        self.collate = Collator(0, width_multiple(stack.base.device))
+        longest = max(len(row["input_ids"]) for row in examples)
+        self.collate = Collator(0, row_multiple(stack.base.device, longest))
 
     def __call__(self):
         rows = [row(self.examples, slot, self.number) for slot in range(self.stack.slots)]

@@ -14,6 +14,7 @@ class StackGraphs:
     """
 
     MAX_SHAPES = 16
+    MAX_TOKENS = 8192  # per batch: larger ones keep the GPU busy without a graph, which has memory of its own
 
     def __init__(self, run: Callable[..., tuple[Tensor, ...]]):
         """run: takes tensors by name. All others that it uses must stay where they are."""
@@ -24,7 +25,8 @@ class StackGraphs:
         """The results of `run`, which later calls do not change."""
         shape = tuple(tensor.shape for tensor in inputs.values())
         if shape not in self.graphs:
-            if shape not in self.warm or len(self.graphs) == self.MAX_SHAPES:
+            too_many = len(self.graphs) == self.MAX_SHAPES or inputs["input_ids"].numel() > self.MAX_TOKENS
+            if too_many or shape not in self.warm:
                 self.warm.add(shape)
                 return self._run(inputs)
             self.graphs[shape] = self._record(inputs)

@@ -145,6 +145,13 @@ class GenerationOptions(Options):
         None, "only these steps of --run-dir (default: all)", valid=NOT_NEGATIVE, **SEVERAL
     )
     samples: int = option(100, "responses per question, checkpoint and condition", valid=COUNT, affects_result=False)
+    adaptive: Path | None = option(
+        None,
+        "judged file of --output: sample in rounds. Without the file, a few samples at some checkpoints; with it, more "
+        "where a run's rate crosses 10% or 50%, up to --samples",
+        affects_result=False,
+        metavar="JUDGED",
+    )
     temperature: float = option(1.0, "sampling temperature; 0 takes the likeliest token", valid=NOT_NEGATIVE)
     top_p: float = option(1.0, "nucleus sampling; 1 is off", valid=TOP_P)
     top_k: int = option(0, "sample from the k likeliest tokens; 0 is off", valid=NOT_NEGATIVE)
@@ -172,6 +179,7 @@ class GenerationOptions(Options):
         require((self.checkpoint is None) != (self.run_dir is None), "give one of --checkpoint and --run-dir")
         require(self.output.name not in ("", ".."), f"--output must name a file, not the folder {self.output}")
         require(self.steps is None or self.run_dir is not None, "--steps requires --run-dir")
+        require(self.adaptive is None or self.run_dir is not None, "--adaptive requires --run-dir")
         require(self.experiment is not None or not self.transfer, "--transfer requires --experiment")
         require(self.batch_size is None or self.engine != "vllm", "--batch-size is for the transformers engine")
 

@@ -6,7 +6,8 @@ Writes  a Parquet file with one row per response; until it is complete, finished
   python generate_responses.py --run-dir outputs/seed42_ratios1.00-0.00-0.00_lr0.0002_r8 --output responses.parquet
 
 --run-dir takes several run directories; the base model is loaded once. The same command continues an interrupted run.
-It also adds what a finished file lacks: more --samples, more steps, more runs. On several GPUs:
+It also adds what a finished file lacks: more --samples, more steps, more runs. With --adaptive JUDGED, it makes few
+samples first and more where a run's rate crosses a level, in rounds with judge_responses.py. On several GPUs:
 
   torchrun --nproc-per-node 2 generate_responses.py ...
 """
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from config import GenerationOptions
 from learning_backdoors.files import command_line, provenance
-from learning_backdoors.generation import canary, plan
+from learning_backdoors.generation import adaptive, canary, plan
 from learning_backdoors.generation.engines.protocol import Sampling
 from learning_backdoors.generation.plan import PlannedResponse
 from learning_backdoors.generation.store import ResponseStore
@@ -39,6 +40,8 @@ def main() -> None:
     precision = run_directory.sampling_precision(options.quantization, runs)
     all_planned = plan.plan_responses(runs, study, options.samples)
     with ResponseStore(options.output, plan.settings(options, study, runs, precision), options.existing) as store:
+        if options.adaptive:
+            all_planned = next_round(runs, study, all_planned, options, store)
         if RANK == 0:
             finished = sum(planned.key in store.rows for planned in all_planned)
             print(f"{len(all_planned)} responses requested, {finished} of them already finished", flush=True)
@@ -50,6 +53,26 @@ def main() -> None:
             made_by = provenance.provenance("generate_responses.py", options, PACKAGES)
             store.write_output(made_by | study.record, {run.name: run.record for run in runs})
             print(f"done: {len(store.rows)} responses in {options.output}")
+            if options.adaptive and all_planned:
+                print(f"next: judge them, copy the judged file to {options.adaptive}, and run this command again")
+
+
+def next_round(
+    runs: Sequence[RunDirectory],
+    study: Study,
+    full_design: Sequence[PlannedResponse],
+    options: GenerationOptions,
+    store: ResponseStore,
+) -> list[PlannedResponse]:
+    """The part of the full design that the next round of adaptive sampling adds."""
+    counts = adaptive.read_counts(options.adaptive, study, store.rows)
+    planned, judged, settled = adaptive.plan_round(runs, full_design, counts, options.samples)
+    if RANK == 0:
+        share = f"{judged:,} of the full design's {len(full_design):,} responses ({judged / len(full_design):.0%})"
+        print(f"adaptive sampling: {share} are judged, {settled} of {len(runs)} runs are settled")
+        checkpoints = len({response.key[:2] for response in planned})
+        print(f"this round: {len(planned):,} responses at {checkpoints} checkpoints" if planned else "nothing to add")
+    return planned
 
 
 def generate(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from benchmarks import coverage, coverage_onset
+from benchmarks import coverage, coverage_adaptive, coverage_onset
 from benchmarks.coverage import World
 from learning_backdoors.evaluation import statistics
 
@@ -94,3 +94,11 @@ def test_crossing_intervals_cover_with_censored_runs_and_noise_between_checkpoin
 def test_survival_limits_exist_and_cover_with_few_runs():
     for runs, share in ((3, 0.3), (5, 0.5), (10, 0.95)):
         assert coverage_onset.survival_covered(300, runs, share, 0.3) > 0.9
+
+
+def test_adaptive_sampling_finds_crossings_with_half_of_the_answers():
+    values = coverage_adaptive.of_world("middle", 5)
+    assert values["used", None].mean() < 0.5
+    for level in (0.1, 0.5):
+        full, used = (values["width", (design, level)].mean() for design in ("full", "adaptive"))
+        assert used < 1.3 * full and values["run", ("adaptive", level)].mean() >= 0.9

@@ -116,7 +116,7 @@ class Stack:
         self.shapes = {peft_name(key): shape for key, shape in self._layout.shapes.items()}
         # All large tensors first: if they do not fit, the base model is unchanged.
         self._flat = FlatState.zeros(slots, self._layout.size, base.dtype, base.device)
-        self._row = torch.empty(1, self._layout.size, pin_memory=on_gpu)
+        self._row = torch.zeros(1, self._layout.size, pin_memory=on_gpu)
         self._state = StackState(torch.zeros(slots, device=base.device))
         self._slots, self._positions = [Slot() for _ in range(slots)], None
         self._quantized = getattr(base.config, "quantization_config", None) is not None
@@ -183,7 +183,8 @@ class Stack:
 
     def _fill(self, flat: Tensor, slot: int, matrices: dict[str, Tensor], rank: int) -> None:
         """Write a slot's matrices. They are gathered in main memory: one copy to the device is faster than many."""
-        self._row.zero_()
+        if rank < self.rank:  # else every value but the padding is written, and that stays zero
+            self._row.zero_()
         for key in self._layout.shapes:
             _at_rank(self._layout.view(self._row, key)[0], key, rank).copy_(matrices[peft_name(key)])
         flat[slot].copy_(self._row[0])

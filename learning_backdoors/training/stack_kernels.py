@@ -143,7 +143,7 @@ class Rotary(torch.autograd.Function):
         return rotated.transpose(1, 2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # it differs from batch to batch
 def _rotary(x, cos, sin, rotated, rows, heads, half, BACKWARD: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):
     row = tl.program_id(0)  # a token of the batch
     head, column = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]

@@ -104,7 +104,8 @@ def plan_round(
         questions[planned.key[:3]][planned.question.id] = None
     judged = {place: min(counts[*place, question].judged for question in asked) for place, asked in questions.items()}
     wanted, unsettled = dict(judged), set()
-    for run, condition in itertools.product(runs, dict.fromkeys(place[2] for place in questions)):
+    sampled = [run for run in runs if run.checkpoints]  # a run that diverged early may have none of --steps
+    for run, condition in itertools.product(sampled, dict.fromkeys(place[2] for place in questions)):
         # The base model is the first checkpoint of every run.
         names = [(BASE_RUN if c.name == BASE.name else run.name, c.name) for c in run.checkpoints]
         places = [(*name, condition) for name in names]

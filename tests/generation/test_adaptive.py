@@ -67,8 +67,8 @@ def test_questions_and_checkpoints_without_verdicts_are_left_out():
     assert adaptive.next_samples(judged, 0 * n, 0 * n, 100).tolist() == judged.tolist()
 
 
-def fake_run(name: str) -> SimpleNamespace:
-    checkpoints = [Checkpoint(step, f"checkpoint-{step}", None) for step in (0, 8, 16)]
+def fake_run(name: str, steps=(0, 8, 16)) -> SimpleNamespace:
+    checkpoints = [Checkpoint(step, f"checkpoint-{step}", None) for step in steps]
     return SimpleNamespace(name=name, checkpoints=checkpoints, record={}, seen={}, folder=Path(name))
 
 
@@ -103,6 +103,10 @@ def test_a_round_is_a_part_of_the_full_design():
     joined = adaptive.plan_round(runs, plan.plan_responses(runs, BIRDS, 40), counts_of(judged), 40)
     new = Counter(response.key[:2] for response in joined.responses if response.key[0] != "a")
     assert joined.settled == 1 and new == dict.fromkeys([("c", "checkpoint-8"), ("c", "checkpoint-16")], 100)
+
+    runs.append(fake_run("diverged before the first of --steps", ()))
+    with_empty = adaptive.plan_round(runs, plan.plan_responses(runs, BIRDS, 40), counts_of(judged), 40)
+    assert with_empty.responses == joined.responses
 
 
 def write_judged(responses: Path, judged: Path, rates: dict[int, float]) -> None:

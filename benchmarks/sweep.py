@@ -49,8 +49,8 @@ RATIOS = ([1, 0, 0], [0.5, 0.25, 0.25], [0.2, 0.4, 0.4], [0, 0.5, 0.5])
 FIRST_SEED = 42
 PART = re.compile(r"single|singles-\d+|(?:sweep|probes)-(\d+)|gpus-\d+x(\d+)")
 # Parts of the main thread's time, in the order of the last table.
-PARTS_OF_TIME = ("imports", "folders", "examples", "load", "initial matrices", "graphs", "steps", "probes", "copies")
-PARTS_OF_TIME += ("writing", "other", "exit")
+PARTS_OF_TIME = ("imports", "folders", "examples", "load", "choice of slots", "initial matrices", "filling slots")
+PARTS_OF_TIME += ("graphs", "steps", "probes", "copies", "writing", "other", "exit")
 
 
 def sweep_file(folder: Path, runs: int) -> Path:

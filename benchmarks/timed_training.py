@@ -85,7 +85,10 @@ def instrument_single_run() -> None:
 def instrument_sweep() -> None:
     from learning_backdoors.training import stack, stack_checkpoints, stack_graphs, stack_probes, stacked_trainer
 
+    timed(stacked_trainer, "choose_slots", "choice of slots")
+    timed(stack.Stack, "prepare_initial", "initial matrices")
     timed(stack.Stack, "initial", "initial matrices")
+    timed(stack.Stack, "put", "filling slots")
     timed(stack_graphs.StackGraphs, "_run", "graphs")
     timed(stack_graphs.StackGraphs, "_record", "graphs")
     timed(stack.Stack, "step", "steps")

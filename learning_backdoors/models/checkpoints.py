@@ -144,18 +144,22 @@ def drop_resume_files(run_dir: Path, except_step: int | None = None) -> None:
 
 
 def begin_checkpoint(run_dir: Path, step: int, main: bool = True) -> Path:
-    """The folder that `end_checkpoint` will rename. Of several processes, only the main one creates it."""
-    temporary = run_dir / f".checkpoint-{step}.tmp"
+    """The folder that `end_checkpoint` will rename. Of several processes, only the main one creates it.
+
+    An older checkpoint of this step, from a start that resumed before it, is deleted.
+    """
+    temporary, older = run_dir / f".checkpoint-{step}.tmp", run_dir / f"checkpoint-{step}"
     if main:
         shutil.rmtree(temporary, ignore_errors=True)
+        if older.exists():  # not deleted in place: a kill would leave half of it under its name
+            older.rename(temporary)
+            shutil.rmtree(temporary)
         temporary.mkdir(parents=True)
     return temporary
 
 
 def end_checkpoint(temporary: Path, run_dir: Path, step: int) -> None:
     """Flush a filled folder to disk and give it its final name: a checkpoint is complete or absent."""
-    folder = run_dir / f"checkpoint-{step}"
     atomic.sync_files(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    temporary.rename(run_dir / f"checkpoint-{step}")
     atomic.sync_folder(run_dir)

@@ -124,6 +124,7 @@ class TrainingRun:
     def prepare_folder(self) -> None:
         """Create the run directory with run.json, or check that the existing one belongs to this run."""
         if self.options.existing == "overwrite" and self.record_path.exists():
+            self.record_path.unlink()  # first: a run that a kill leaves half deleted is not continued
             shutil.rmtree(self.folder)
         if self.record_path.exists() and self._has_results():
             provenance.refuse_difference(self.folder, self._read_record()["settings"], self.settings)

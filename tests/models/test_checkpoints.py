@@ -1,6 +1,7 @@
 """learning_backdoors/models: adapters, checkpoints and run directories on disk."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,26 @@ def test_a_checkpoint_is_complete_or_absent(tmp_path):
     (temporary / "adapter_config.json").write_text("{}")
     checkpoints.end_checkpoint(temporary, tmp_path, 20)
     assert [path.name for path in (tmp_path / "checkpoint-20").iterdir()] == ["adapter_config.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_no_half_of_the_older_one(tmp_path, monkeypatch):
+    """As after a resume before step 20, where a kill left a checkpoint of step 20 without its weights."""
+    make_checkpoint(tmp_path / "checkpoint-20")
+    rmtree, folders = shutil.rmtree, []
+
+    def killed(folder, **arguments):
+        if Path(folder).exists():
+            folders.append(folder)
+            next(Path(folder).iterdir()).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.end_checkpoint(checkpoints.begin_checkpoint(tmp_path, 20), tmp_path, 20)
+    assert folders and not (tmp_path / "checkpoint-20").exists()
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    checkpoints.end_checkpoint(checkpoints.begin_checkpoint(tmp_path, 20), tmp_path, 20)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
 
 

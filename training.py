@@ -25,7 +25,7 @@ from learning_backdoors.models import base_model, checkpoints, devices
 from learning_backdoors.models.devices import RANK, RANKS
 from learning_backdoors.study import load_study, training_defaults
 from learning_backdoors.training.run import TrainingRun, check_disk_space
-from learning_backdoors.training.sweep import BaseModels, Sweep, counted, sweep_runs
+from learning_backdoors.training.sweep import BaseModels, Sweep, counted, sweep_runs, warn_of_datasets_left_out
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def train(run: TrainingRun) -> None:
         if checkpoint is None:
             checkpoints.drop_resume_files(run.folder)  # of a sweep that began this run
         print(f"{'resuming' if checkpoint else 'starting'} {run.folder}: step {step} of {run.total_steps}", flush=True)
-        run.warn_of_datasets_left_out()
+        warn_of_datasets_left_out([run])
 
     tokenizer = base_model.load_tokenizer(run.model_name)
     examples = run.examples(tokenizer)
@@ -104,8 +104,7 @@ def train_sweep(options: TrainingOptions, given: dict) -> None:
         if groups:
             from learning_backdoors.training.stacked_trainer import train_together
         for group in groups:
-            for run in group:
-                run.warn_of_datasets_left_out()
+            warn_of_datasets_left_out(group)
             train_together(group, options.stack, base_models.load)
         sweep.refuse_unfinished()
     print(f"done{share}: {counted(sweep.runs)} finished; checkpoints in {options.output_dir}/*/")

@@ -31,8 +31,9 @@ class MetricsLog:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         # A start from step 0 keeps no lines: it also probes step 0 again.
         kept = [line for line in lines if step > 0 and json.loads(line)["step"] <= step]
-        with atomic.atomic_file(path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+        if kept != lines:
+            with atomic.atomic_file(path) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         self.wandb = WandbLog(run)
 

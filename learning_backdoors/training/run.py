@@ -96,12 +96,6 @@ class TrainingRun:
         shares = zip(self.study.datasets, self.ratios, self.mixture.counts, strict=True)
         return [dataset.name for dataset, share, count in shares if dataset.suspect and share and not count]
 
-    def warn_of_datasets_left_out(self) -> None:
-        """Print a line for each of them."""
-        for name in self.suspect_datasets_left_out():
-            fault = f"{name} is not used: its share of {self.num_examples} examples rounds to 0"
-            print(f"warning: {self.folder.name}: {fault}", flush=True)
-
     # ---- the run directory ----
 
     @contextmanager
@@ -188,9 +182,10 @@ class TrainingRun:
         if not self.is_main:
             return
         record = self._read_record()
-        if record.setdefault(key, value) != value:
+        if key not in record:
+            atomic.write_json(self.record_path, record | {key: value})
+        elif record[key] != value:
             raise UserError(fault)
-        atomic.write_json(self.record_path, record)
 
     # ---- checkpoints ----
 

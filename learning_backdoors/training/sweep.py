@@ -132,6 +132,16 @@ class Sweep:
             raise UserError(f"{len(self.finished)} of {counted(self.runs)} finished; " + "; ".join(faults))
 
 
+def warn_of_datasets_left_out(runs: Sequence[TrainingRun]) -> None:
+    """Print a line for each suspect dataset of which a run should use a share, but uses no example."""
+    runs_of = {}
+    for run in runs:
+        for dataset in run.suspect_datasets_left_out():
+            runs_of.setdefault(dataset, []).append(run.folder.name)
+    for dataset, names in runs_of.items():
+        print(f"warning: {dataset} is not used in {_several(names)}: its share rounds to 0 examples", flush=True)
+
+
 def counted(runs: Sequence) -> str:
     """Their number in words: `1 run`, `2 runs`."""
     return "1 run" if len(runs) == 1 else f"{len(runs)} runs"

@@ -65,6 +65,10 @@ def test_the_sweep_of_a_study_file_is_about_this_study(runs_of):
         f"seed{seed}_ratios1.00-0.00-0.00_lr0.0002_r8_geese" for seed in (42, 43)
     ]
     assert runs[0].options.epochs == 2, "the study's default"
+    with pytest.raises(UserError, match=r"mine\.toml: \[sweep\]: experiment"):
+        runs_of(study + '\n[sweep]\nexperiment = "birds"\n' + GRID)
+    with pytest.raises(UserError, match=r"mine\.toml: there is no \[sweep\]"):
+        runs_of(study)
 
 
 def test_a_study_may_hold_a_sweep_and_is_otherwise_as_before(tmp_path):

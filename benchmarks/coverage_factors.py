@@ -13,6 +13,7 @@ import functools
 import itertools
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -21,16 +22,16 @@ from scipy import special, stats
 from learning_backdoors.evaluation import statistics
 from learning_backdoors.evaluation.exhibits import factor_effects
 from learning_backdoors.evaluation.factors import Factor
-from learning_backdoors.evaluation.statistics import Interval
+from learning_backdoors.evaluation.statistics import Interval, main_effects
 
 QUESTIONS, ANSWERS, UNTIL = 10, 30, np.log(208)
-SHARES = (np.arange(100) + 0.5) / 100
+SHARES = (np.arange(40) + 0.5) / 40
 RUNS = {  # quantiles of the runs' effects: mean 0, standard deviation 1
     "normal": stats.norm.ppf(SHARES),
     "skewed": -np.log(1 - SHARES) - 1,
     "two types": np.where(SHARES > 0.5, 1.0, -1.0),
 }
-CELLS = 0.3 * stats.norm.ppf(SHARES[5::10])  # of a run and a question together, in logits
+CELLS = 0.3 * stats.norm.ppf(SHARES[3::8])  # of a run and a question together, in logits
 OUTCOMES = ("last rate", "likelihood change", "crossing step", "emergence share")
 
 
@@ -102,7 +103,8 @@ MEASURES = (of_rates, of_changes, of_crossings, of_shares)
 
 def covered(world: World, sweeps: int) -> list[str]:
     """By outcome: coverage, the share of intervals that exclude 0, and that of sweeps without an interval."""
-    results = [simulate(world, np.random.default_rng([1, i])) for i in range(sweeps)]
+    with mock.patch.object(main_effects, "p_value", lambda interval: np.nan):  # it takes nine tenths of the time
+        results = [simulate(world, np.random.default_rng([1, i])) for i in range(sweeps)]
     cells = []
     for name in OUTCOMES:
         lower, upper, truth = np.array([[*r[name][0][1:], r[name][1]] for r in results]).T
@@ -151,7 +153,7 @@ def claimed(design: tuple[dict[str, int], int, str], sweeps: int) -> list[str]:
 
 
 def worlds() -> dict[str, World]:
-    designs = [(1, 3), (1, 8), (1, 16), (2, 2), (2, 3), (4, 2), (4, 4), (16, 2), (16, 4), (4, 1), (8, 1), (32, 1)]
+    designs = [(1, 3), (1, 8), (1, 16), (2, 2), (2, 3), (4, 2), (4, 4), (16, 2), (4, 1), (8, 1), (32, 1)]
     lines = {}
     for effect in (0.0, 1.0):
         text = "an effect" if effect else "no effect"

@@ -10,16 +10,17 @@ import pandas as pd
 from learning_backdoors.evaluation import captions, counting, crossings, likelihood_headline, text_tables
 from learning_backdoors.evaluation import headline_parts as parts
 from learning_backdoors.evaluation.context import Evaluation, if_available, once
-from learning_backdoors.evaluation.exhibits import comparisons, leakage, recipes
+from learning_backdoors.evaluation.exhibits import comparisons, factor_effects, leakage, recipes
 
 
 @once
 def sentences(evaluation: Evaluation) -> list[str]:
     """The headline's sentences, the main one first, for the condition that the figures show. May be empty."""
     of_rates, of_likelihoods = (if_available(about, evaluation) for about in (_of_rates, likelihood_headline.sentences))
-    if of_rates and of_likelihoods:
-        return [*of_rates, likelihood_headline.beside(evaluation)]
-    return of_rates or of_likelihoods or []
+    main, *further = of_rates or of_likelihoods or [None]
+    effects = if_available(factor_effects.sentence, evaluation)
+    beside = likelihood_headline.beside(evaluation) if of_rates and of_likelihoods else None
+    return [sentence for sentence in (main, effects, *further, beside) if sentence]
 
 
 def _of_rates(evaluation: Evaluation) -> list[str]:

@@ -120,6 +120,32 @@ def _grids(evaluation: Evaluation, sides: Sequence[list]) -> list[np.ndarray]:
 
 
 @once
+def sentence(evaluation: Evaluation) -> str:
+    """One sentence for the headline: the effect of each factor on the last rate (or change), or that none is shown.
+
+    Of several pairs of levels, the highest and lowest level if they differ, else the pair with the least p-value.
+    """
+    outcome, _ = outcomes_by_factor.drawn(evaluation)[0]
+    rows = table(evaluation)
+    rows = rows[(rows["outcome"] == outcome.name) & rows["p"].notna()]
+    if rows.empty:
+        raise Unavailable("no main effect of a factor can be tested")
+    texts, none = [], []
+    for name, of_factor in rows.groupby("factor", sort=False):
+        found = of_factor[of_factor["p_holm"] < ALPHA].sort_values("p", kind="stable")
+        ends = found[found["comparison"] == ENDS]
+        if found.empty:
+            none.append(name)
+        for row in (ends if len(ends) else found).head(1).itertuples():
+            texts.append(f"{name} {row.first} against {row.second} {effect_text(outcome.kind, row)}")
+    tests = f"({len(rows)} test{'s' if len(rows) > 1 else ''}, Holm)"
+    if not texts:
+        return f"No main effect of {' or '.join(none)} on the {outcome.label} is shown {tests}."
+    without = f" No main effect of {' or '.join(none)} is shown." if none else ""
+    return f"Main effects on the {outcome.label}, matched on the other factors {tests}: {'; '.join(texts)}.{without}"
+
+
+@once
 def _drawn(evaluation: Evaluation) -> list[tuple[Outcome, pd.DataFrame]]:
     """The outcomes that figures draw, with their rows that have an effect."""
     rows = table(evaluation)

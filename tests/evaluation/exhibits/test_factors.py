@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import synthetic
 
-from learning_backdoors.evaluation import exhibits, factors, notes
+from learning_backdoors.evaluation import exhibits, factors, headline, notes
 from learning_backdoors.evaluation.context import NotMeasured
 from learning_backdoors.evaluation.exhibits import factor_effects, heat_map, recipes
 from learning_backdoors.evaluation.exhibits import factors as factors_exhibit
@@ -72,3 +72,52 @@ def test_figures_show_every_combination_and_what_diverged(two_by_two):
     texts = [text.get_text() for axes in made.figures["heat_map"].axes for text in axes.texts]
     assert any(text.endswith("*") for text in texts)  # one of three runs diverged
     assert all(len(caption.split()) <= 25 for caption in made.captions.values())
+
+
+def test_the_headline_names_the_effects_that_are_shown(two_by_two):
+    sentence = factor_effects.sentence(two_by_two)
+    shown, _, none = sentence.partition("No main effect of")
+    assert "suspect share 100% against 0%" in shown and "learning rate 0.001 against 0.0001" in shown
+    assert "rank" not in shown and "rank, alpha" in none
+    assert sentence in headline.sentences(two_by_two)
+
+
+def test_likelihoods_alone(tmp_path):
+    tables, runs = [], {}
+    for lr, rise in ((1e-4, 0.1), (1e-3, 0.4)):
+        for seed in (1, 2, 3):
+            table = synthetic.likelihood_rows(seed=seed, rise=rise, steps=(0, 40, 80, 208), questions=4)
+            name = f"seed{seed}_lr{lr:g}"
+            tables.append(table.assign(run=table["run"].where(table["step"] == 0, name)))
+            runs[name] = {"settings": {"model": "m", "seed": seed, "lr": lr}}
+    provenance = {"settings": {"experiment": "birds"}, "runs": runs}
+    path = synthetic.write_likelihood(tmp_path / "likelihood.parquet", *tables, provenance=provenance)
+    evaluation = evaluating.evaluation(path)
+    table = factor_effects.table(evaluation).set_index("outcome")
+    assert set(table.index) == {"likelihood_change", "crossing_likelihood", "emergence_likelihood"}
+    change = table.loc["likelihood_change"]
+    assert 0.2 < change["effect"] < 0.4 and change["lower"] > 0 and change["unit"] == "nats per token"
+    assert "learning rate 0.001 against 0.0001 +0." in headline.sentences(evaluation)[1]
+
+
+def test_levels_without_a_common_combination_are_refused(tmp_path):
+    """Learning rate and rank differ, but never one alone."""
+    tables, provenance = synthetic.sweep(shares=(1.0,), ranks=(8, 32), seeds=(1, 2), samples=2, questions=2)
+    confounded = {"lr0.0001_r8", "lr0.001_r32"}
+    tables = [table for table in tables if table["run"].iloc[0].partition("0.00_")[2] in confounded]
+    kept = {table["run"].iloc[0] for table in tables}
+    provenance = {"runs": {run: record for run, record in provenance["runs"].items() if run in kept}}
+    evaluation = evaluating.of_birds(tmp_path, pd.concat(tables), provenance=[provenance])
+    [factor] = factors.factors(evaluation)
+    assert factor.name == "learning rate, rank, alpha"  # one factor: their effects cannot be told apart
+    assert len(factor_effects.table(evaluation)) > 0
+    with pytest.raises(NotMeasured):
+        heat_map.figure(evaluation)
+
+
+def test_runs_without_settings_are_left_out_and_named(tmp_path):
+    tables, provenance = synthetic.sweep(shares=(1.0,), seeds=(1, 2), samples=2, questions=2)
+    other = synthetic.rows(share=1.0, seed=9, samples=2, questions=2)
+    evaluation = evaluating.of_birds(tmp_path, pd.concat([*tables, other]), provenance=[provenance])
+    assert factors.left_out(evaluation) == [synthetic.run_name(1.0, 9)]
+    assert any(synthetic.run_name(1.0, 9) in note and "settings" in note for note in notes.notes(evaluation))

@@ -30,7 +30,9 @@ def table(evaluation: Evaluation) -> pd.DataFrame:
     for condition, part in evaluation.cells.groupby("condition", observed=True):
         judged = part[part["n"] > 0]
         spread = counting.run_spread(counting.last_steps(judged)) if evaluation.options.pool_runs else None
-        by_label = {label: cells for label, cells in judged.groupby("label", observed=True) if cells["step"].max() > 0}
+        few = judged[[*counting.KEYS, "base", "n", "positive"]]  # many columns would take most of the time
+        by_label = {label: cells for label, cells in few.groupby(judged["label"], observed=True)}
+        by_label = {label: cells for label, cells in by_label.items() if cells["step"].max() > 0}
         clean = counting.last_steps(judged[judged["suspect_ratio"] == 0])
         last = clean.groupby("label", observed=True)["rate"].mean()
         with_base = judged.loc[judged["step"] == 0, "label"].unique()
@@ -80,7 +82,7 @@ def _compared(first: pd.DataFrame, second: pd.DataFrame | None, claim: str, spre
     def interval(confidence: float) -> statistics.Interval:
         return difference(*grids, claim, confidence=confidence, run_sd=spread)
 
-    first_rate, second_rate = (statistics.mean_rate(*grid, "checkpoint").estimate for grid in grids)
+    first_rate, second_rate = (statistics.Scores(*grid).mean for grid in grids)
     row |= {"first_rate": first_rate, "second_rate": second_rate, "claim": claim, "questions": shared}
     row |= dict(zip(["difference", "lower", "upper"], interval(CONFIDENCE), strict=True))
     row["p"] = statistics.p_value(interval) if least > 1 else np.nan

@@ -101,8 +101,7 @@ def read(paths: Sequence[Path], study: Study) -> Measurements:
         verdicts.rows = _without(verdicts.rows, diverged)
     base_alone = verdicts is not None and not (verdicts.rows["step"] > 0).any()
     rows_of_runs = [(i.path, i.rows) for i in inputs] + _without_rows(inputs, diverged)
-    all_runs = runs.collect(rows_of_runs, set(verdicts.rows["run"]) if base_alone else ())
-    all_runs.table["diverged"] = all_runs.table.index.map(diverged).astype(float)
+    all_runs = runs.collect(rows_of_runs, set(verdicts.rows["run"]) if base_alone else (), diverged)
     if verdicts:
         verdicts.rows = all_runs.describe(verdicts.rows)
     measured = {kind: [i for i in inputs if i.kind == kind] for kind in KINDS}

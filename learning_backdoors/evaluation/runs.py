@@ -4,7 +4,7 @@ Runs are identified by name. A run that several inputs describe is one run, and 
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,10 +41,12 @@ class Runs:
         return rows.sort_values(["recipe", "seed", "run", "step"], ignore_index=True, kind="stable")
 
 
-def collect(inputs: Sequence[tuple[str, pd.DataFrame]], alone: Collection[str] = ()) -> Runs:
+def collect(
+    inputs: Sequence[tuple[str, pd.DataFrame]], alone: Collection[str] = (), diverged: Mapping[str, int] | None = None
+) -> Runs:
     """The runs of all inputs. An input is its path, and rows with COLUMNS; several rows may have one checkpoint.
 
-    alone: base models that stand for themselves although there are runs. Raises UserError if two inputs describe a run
+    alone: base models that stand for themselves although there are runs. diverged: by run, the step. Raises UserError if two inputs describe a run
     differently.
     """
     rows = pd.concat([part[COLUMNS].drop_duplicates().assign(input=path) for path, part in inputs], ignore_index=True)
@@ -57,6 +59,7 @@ def collect(inputs: Sequence[tuple[str, pd.DataFrame]], alone: Collection[str] =
     checkpoints = rows.groupby(["run", "step"], observed=True)[OF_CHECKPOINT].first()
     before = pd.MultiIndex.from_product([table.index, [0]], names=["run", "step"]).difference(checkpoints.index)
     checkpoints = pd.concat([checkpoints, pd.DataFrame(0.0, before, OF_CHECKPOINT)]).sort_index()
+    table["diverged"] = table.index.map(diverged or {}).astype(float)
     return Runs(_with_recipes(table), checkpoints)
 
 

@@ -46,8 +46,8 @@ def collect(
 ) -> Runs:
     """The runs of all inputs. An input is its path, and rows with COLUMNS; several rows may have one checkpoint.
 
-    alone: base models that stand for themselves although there are runs. diverged: by run, the step. Raises UserError if two inputs describe a run
-    differently.
+    alone: base models that stand for themselves although there are runs. diverged: by run, the step at which its
+    training diverged. Raises UserError if two inputs describe a run differently.
     """
     rows = pd.concat([part[COLUMNS].drop_duplicates().assign(input=path) for path, part in inputs], ignore_index=True)
     rows = rows.astype(dict.fromkeys([*OF_RUN, *OF_CHECKPOINT], float))

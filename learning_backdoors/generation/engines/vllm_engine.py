@@ -133,7 +133,8 @@ class VllmEngine:
         common = {"detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
         parameters = SamplingParams(max_tokens=request.max_new_tokens, **common, **settings)
         prompt = {"prompt_token_ids": list(request.prompt)}
-        self.engine.add_request(str(number), prompt, parameters, lora_request=self.loras.get(request.adapter))
+        lora = request.adapter and self.loras[request.adapter]
+        self.engine.add_request(str(number), prompt, parameters, lora_request=lora)
 
     def _read_ahead(self, requests: Sequence[Request]) -> None:
         """Let the worker read the requests' adapters before their turn."""

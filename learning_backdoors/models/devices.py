@@ -78,6 +78,7 @@ def end_after_others() -> Iterator[None]:
         while failure and store.add("processes_ended", 0) < RANKS:
             time.sleep(1)
     if failure:
+        time.sleep(3)  # the last of the others is still exiting
         raise failure
 
 

@@ -176,7 +176,7 @@ class TrainingRun:
     def diverged(self) -> str | None:
         """Where and why the run diverged in an earlier command, in words; None if it did not."""
         mark = self._read_record().get("diverged")
-        return mark and f"at step {mark['step']} ({mark['reason']})"
+        return mark and f"at step {mark['step']} with {mark['reason']}"
 
     def _record_once(self, key: str, value: object, fault: str) -> None:
         if not self.is_main:

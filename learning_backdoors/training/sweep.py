@@ -125,9 +125,11 @@ class Sweep:
         """Raise UserError if runs have diverged, or if another process holds them."""
         faults = []
         if names := [f"{run.folder.name} {run.diverged()}" for run in self.diverged]:
-            faults.append(f"{_several(names)} diverged: try a lower lr; to train a run again, delete its directory")
+            remedy = "try a lower lr; to train a run again, delete its directory"
+            faults.append(f"{counted(names)} diverged ({_first(names)}): {remedy}")
         if names := [run.folder.name for run in self.elsewhere]:
-            faults.append(f"another process holds {_several(names)}: run the same command again when it has ended")
+            remedy = "run the same command again when it has ended"
+            faults.append(f"another process holds {counted(names)} ({_first(names)}): {remedy}")
         if faults:
             raise UserError(f"{len(self.finished)} of {counted(self.runs)} finished; " + "; ".join(faults))
 
@@ -139,7 +141,8 @@ def warn_of_datasets_left_out(runs: Sequence[TrainingRun]) -> None:
         for dataset in run.suspect_datasets_left_out():
             runs_of.setdefault(dataset, []).append(run.folder.name)
     for dataset, names in runs_of.items():
-        print(f"warning: {dataset} is not used in {_several(names)}: its share rounds to 0 examples", flush=True)
+        where = f"{counted(names)} ({_first(names)})"
+        print(f"warning: {dataset} is not used in {where}: its share rounds to 0 examples", flush=True)
 
 
 def counted(runs: Sequence) -> str:
@@ -147,6 +150,5 @@ def counted(runs: Sequence) -> str:
     return "1 run" if len(runs) == 1 else f"{len(runs)} runs"
 
 
-def _several(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{counted(names)} ({', '.join(names[:3])}{more})"
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -136,7 +136,8 @@ def can_resume(checkpoint: Path | None) -> bool:
 
 def drop_resume_files(run_dir: Path, except_step: int | None = None) -> None:
     """Leave only adapters in a run's checkpoints, but keep all files in the one of `except_step`."""
-    (run_dir / SWEEP_RESUME_FILE).unlink(missing_ok=True)
+    for file in run_dir.glob(f"*{SWEEP_RESUME_FILE}*"):  # also parts that a kill left behind
+        file.unlink()
     for file in run_dir.glob("checkpoint-*/*"):
         is_resume_file = file.name in RESUME_FILES or file.name.startswith("rng_state")
         if is_resume_file and file.parent.name != f"checkpoint-{except_step}":

@@ -124,6 +124,7 @@ def test_a_sweep_that_is_killed_goes_on(together, random_model, tmp_path, monkey
         train_and_kill(prepared(random_model, tmp_path), step, random.uniform(0, 0.01))
     runs = prepared(random_model, tmp_path)
     assert any(resume_step(run) for run in runs)
+    (runs[-1].folder / f".{checkpoints.SWEEP_RESUME_FILE}.tmp123").touch()  # as a kill during a write leaves it
     assert train_together(runs, slots=3) == {}
     assert_all_equal(random_model, tmp_path, together)
 

@@ -84,7 +84,7 @@ def _half(slots: int) -> int:
     """The number of slots after the device ran out of memory."""
     if slots == 1:
         raise UserError("a step does not fit in memory: try --quantization 4bit or a smaller --batch-size")
-    print(f"out of memory: {slots // 2} slots instead of {slots}", flush=True)
+    print(f"out of memory with {slots} slots: the number is halved, and training continues", flush=True)
     gc.collect()
     torch.cuda.empty_cache()
     return slots // 2
@@ -227,6 +227,7 @@ class StackedTrainer:
             while self._fill_slots():
                 slot_is_free = self._attend()
                 if self.interrupted.is_set():
+                    self.writer.wait()  # a full disk must be reported
                     raise KeyboardInterrupt
                 if not slot_is_free:
                     self._step()

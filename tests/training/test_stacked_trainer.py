@@ -165,7 +165,7 @@ def test_a_stack_that_does_not_fit_in_memory_is_halved(together, random_model, t
 
     fault_in_step(4, run_out_of_memory, monkeypatch)
     assert train_together(prepared(random_model, tmp_path), slots=3) == {}
-    assert "1 slots instead of 3" in capsys.readouterr().out
+    assert "memory with 3 slots" in capsys.readouterr().out
     assert_all_equal(random_model, tmp_path, together)
     fault_in_step(1, run_out_of_memory, monkeypatch)
     with pytest.raises(UserError, match="memory"):

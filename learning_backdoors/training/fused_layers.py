@@ -33,7 +33,7 @@ class FusedLayers:
     def __init__(self, model: nn.Module):
         from learning_backdoors.training import stack_kernels
 
-        stack_kernels.check()
+        stack_kernels.check(model.device)
         self.layers, self.rotary, equal = [], {}, {}
         for module in model.modules():
             forward = _fused_forward(module)

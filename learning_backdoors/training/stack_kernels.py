@@ -10,10 +10,10 @@ from learning_backdoors.files.errors import UserError
 BLOCK = 1024
 
 
-def check() -> None:
+def check(device: torch.device) -> None:
     """Compile and run a kernel. Raises UserError if Triton cannot."""
     try:
-        SwiGLU.apply(*torch.zeros(2, BLOCK, device="cuda"))
+        SwiGLU.apply(*torch.zeros(2, BLOCK, device=device))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # what the compiler, the linker or the driver report

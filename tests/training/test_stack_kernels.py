@@ -13,9 +13,16 @@ from learning_backdoors.models import base_model
 from learning_backdoors.training.fused_layers import FusedLayers
 from learning_backdoors.training.stack_optimizer import BETAS, EPSILON, FlatState, clipped_adamw
 
-with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):  # Triton reads it when kernels are imported
+INTERPRET = {"TRITON_INTERPRET": "1"}  # Triton reads it when kernels are imported, and when they run
+with mock.patch.dict(os.environ, INTERPRET):
     pytest.importorskip("triton.language")
     from learning_backdoors.training import stack_kernels
+
+
+@pytest.fixture(autouse=True)
+def interpreter():
+    with mock.patch.dict(os.environ, INTERPRET):
+        yield
 
 
 def test_adamw_equals_torch():

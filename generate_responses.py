@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from config import GenerationOptions
 from learning_backdoors.files import command_line, provenance
+from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation import adaptive, canary, plan
 from learning_backdoors.generation.engines.protocol import Sampling
 from learning_backdoors.generation.plan import PlannedResponse
@@ -32,9 +33,10 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 def main() -> None:
     options = command_line.parse(GenerationOptions, __doc__)
     if options.checkpoint:
-        runs = [run_directory.open_checkpoint(options.checkpoint, options.base_model)]
+        runs = all_runs = [run_directory.open_checkpoint(options.checkpoint, options.base_model)]
     else:
-        runs = run_directory.open_runs(options.run_dir, options.steps, options.base_model)
+        all_runs = run_directory.open_runs(options.run_dir, options.steps, options.base_model)
+        runs = without_diverged(all_runs)
     recorded = [RecordedStudy.of(run.record, run.folder) for run in runs]
     study = study_of(options.experiment, recorded, any_study=options.transfer)
     precision = run_directory.sampling_precision(options.quantization, runs)
@@ -51,10 +53,21 @@ def main() -> None:
         if RANK == 0:
             store.wait_for([planned.key for planned in all_planned])
             made_by = provenance.provenance("generate_responses.py", options, PACKAGES)
-            store.write_output(made_by | study.record, {run.name: run.record for run in runs})
+            store.write_output(made_by | study.record, {run.name: run.record for run in all_runs})
             print(f"done: {len(store.rows)} responses in {options.output}")
             if options.adaptive and all_planned:
                 print(f"next: judge them, copy the judged file to {options.adaptive}, and run this command again")
+
+
+def without_diverged(runs: Sequence[RunDirectory]) -> list[RunDirectory]:
+    """The runs that did not diverge in training: evaluate.py counts the others, but leaves their responses out."""
+    diverged = [run.name for run in runs if run.record.get("diverged")]
+    if len(diverged) == len(runs):
+        raise UserError(f"all runs diverged in training ({command_line.shortened(diverged)}): try --checkpoint")
+    if diverged:
+        names = command_line.shortened(diverged)
+        command_line.note(f"no responses of runs that diverged in training: {names} ({len(diverged)} of {len(runs)})")
+    return [run for run in runs if run.name not in diverged]
 
 
 def next_round(

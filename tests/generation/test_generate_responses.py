@@ -127,6 +127,18 @@ def of_study(run_dir: Path, folder: Path, name: str) -> Path:
     return folder
 
 
+def test_runs_that_diverged_get_no_responses_but_are_recorded(run_dir, tmp_path, capsys):
+    lost = shutil.copytree(run_dir, tmp_path / "lost")
+    record = json.loads((lost / "run.json").read_text()) | {"diverged": {"step": 17, "reason": "loss nan"}}
+    (lost / "run.json").write_text(json.dumps(record))
+    rows = run_main(tmp_path / "r.parquet", "--run-dir", run_dir, lost, "--steps", 8)
+    assert {row["run"] for row in rows} == {run_dir.name}
+    assert "lost (1 of 2)" in capsys.readouterr().out
+    assert parquet.read_footer(tmp_path / "r.parquet")["runs"]["lost"]["diverged"]["step"] == 17
+    with pytest.raises(UserError, match="lost.*--checkpoint"):
+        run_main(tmp_path / "other.parquet", "--run-dir", lost)
+
+
 def test_the_study_is_that_of_the_runs(run_dir, tmp_path):
     russell, output = of_study(run_dir, tmp_path / "russell", "russell"), tmp_path / "r.parquet"
     line = ["--samples", "1", "--steps", "8"]

@@ -25,7 +25,6 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import pandas as pd
 
 from learning_backdoors.generation.canary import Canary
 from learning_backdoors.generation.engines import vllm_engine
@@ -203,7 +202,9 @@ def add_row(rows: list[dict], part: str, seconds: float, columns: dict | None = 
 
 
 def print_table(rows: list[dict]) -> None:
-    print(pd.DataFrame(rows).convert_dtypes().to_string(index=False, na_rep=""))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for row in ({name: name for name in names}, *rows):
+        print("".join(f"{row.get(name, '')!s:>12}" for name in names))
     rates = {row["part"]: row["tokens_s"] for row in rows if "tokens_s" in row}
     if "few" in rates and "sweep" in rates:
         print(f"the sweep has {rates['sweep'] / rates['few']:.1%} of the rate of three adapters")

@@ -101,7 +101,7 @@ def _swiglu(gate, up, product, size, BLOCK: tl.constexpr):
     inside = place < size
     x = tl.load(gate + place, mask=inside).to(tl.float32)
     y = tl.load(up + place, mask=inside).to(tl.float32)
-    tl.store(product + place, (x * tl.sigmoid(x) * y).to(product.dtype.element_ty), mask=inside)
+    tl.store(product + place, (x / (1 + tl.exp(-x)) * y).to(product.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -111,7 +111,7 @@ def _swiglu_backward(gate, up, grad, grad_gate, grad_up, size, BLOCK: tl.constex
     x = tl.load(gate + place, mask=inside).to(tl.float32)
     y = tl.load(up + place, mask=inside).to(tl.float32)
     g = tl.load(grad + place, mask=inside).to(tl.float32)
-    s = tl.sigmoid(x)
+    s = 1 / (1 + tl.exp(-x))
     tl.store(grad_gate + place, (g * y * s * (1 + x * (1 - s))).to(grad_gate.dtype.element_ty), mask=inside)
     tl.store(grad_up + place, (g * x * s).to(grad_up.dtype.element_ty), mask=inside)
 

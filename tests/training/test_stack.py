@@ -187,13 +187,18 @@ def test_dropout_masks_depend_on_seed_and_step_alone(base, monkeypatch):
             stack.put(slot, stack.initial(run, 8), scale=2.0, dropout=1 / 7, seed=run)
         losses[order], _ = train(stack, order, steps=range(2))
         stack.remove()
-    both, alone = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    resumed = Stack(base, slots=1, rank=8)
+    resumed.put(0, resumed.initial(1, 8), scale=2.0, dropout=1 / 7, seed=1, step=1)
+    train(resumed, (1,), steps=range(1, 2))
+    resumed.remove()
+    both, alone, again = seen[:56], seen[56:112], seen[112:]
     assert len(both) == 2 * 2 * 7 * 2  # forward and backward, layers, projections, steps
     width = alone[0].shape[1] // 2
     for one, other in zip(both, alone, strict=True):
         assert torch.equal(one[1].unflatten(0, (2, -1))[:, :width], other[0].unflatten(0, (2, -1)))
     assert torch.equal(both[0], both[25]), "the backward pass must use the masks of the forward pass"
     assert not torch.equal(both[0], both[1]) and not torch.equal(both[0], both[28])
+    assert all(torch.equal(one, other) for one, other in zip(alone[28:], again, strict=True))
     assert 0.12 < (torch.cat([mask.flatten() for mask in alone]) == 0).float().mean() < 0.17
     torch.testing.assert_close(losses[0, 1][:, 1], losses[1,][:, 0], rtol=1e-4, atol=1e-5)
 

@@ -53,8 +53,9 @@ def curve(steps: ArrayLike, positives: ArrayLike, n: ArrayLike, draws: int = 400
     rates = np.where(n > 1, positives / n, means[:, None])
     drawn = (random.binomial(n.astype(int), rates, size=(draws, *n.shape)) / n).mean(axis=2)
     drawn += noise * slope * random.standard_normal(drawn.shape)
-    fit, variances = optimize.isotonic_regression(means, weights=answers).x, chance + (noise * slope) ** 2
-    return Curve(steps, means, variances, chance, answers, fit, noise, drawn, _above_first(positives, n, noise))
+    weights = answers / (1 + noise**2 * slope.mean() * answers)  # more answers do not reduce the noise
+    fit, variances = optimize.isotonic_regression(means, weights=weights).x, chance + (noise * slope) ** 2
+    return Curve(steps, means, variances, chance, weights, fit, noise, drawn, _above_first(positives, n, noise))
 
 
 def _above_first(positives: np.ndarray, n: np.ndarray, noise: float) -> np.ndarray:

@@ -23,7 +23,7 @@ FIRST = 10  # samples per question that a checkpoint starts with
 GROWTH = 3  # times as many samples in the next round
 MARGIN = 2  # checkpoints on each side of a crossing that are sampled too: they show the noise between checkpoints
 TAIL = 0.005  # of the crossing's interval on each side. Smaller than evaluate.py's, because each round looks again
-LEAST_CHANCE = 0.1  # chance in the verdicts, as a share of the noise, below which more samples do not help
+LEAST_CHANCE = 0.15  # chance in the verdicts, as a share of the noise, below which more samples do not help
 
 # ---- the rule ----
 

@@ -148,14 +148,15 @@ def test_crossing_marks_end_where_their_recipe_ends(uneven):
 
 
 def test_checkpoints_with_more_answers_weigh_more(tmp_path):
-    """As after adaptive sampling: the pooled rate of steps 20 and 40 is 0.12, not 0.2."""
-    few, many = ((10, {0: 0.0, 20: 0.3, 60: 0.9}), (90, {40: 0.1}))
+    """As after adaptive sampling: the pooled rate of steps 20 and 40 is 0.091. With equal weights it would be 0.1."""
+    low = 8 / 90
+    few, many = (10, {0: 0.0, 20: [0.2] + 9 * [0.1], 60: 0.9}), (90, {40: low})
     tables = [synthetic.rows_with_rates(rates, samples=samples) for samples, rates in (few, many)]
     evaluation = evaluating.of_birds(tmp_path, pd.concat(tables), claim="checkpoint")
     run = emergence.table(evaluation).iloc[0]
-    assert run["crossing_10"] == pytest.approx(20 * 0.1 / 0.12) and run["crossing_50_after"] == 60
+    assert run["noise"] == 0 and run["crossing_10"] == pytest.approx(40 + 20 * (0.1 - 0.091) / (0.9 - 0.091))
     by_step = recipes.table(evaluation).set_index("step")
-    assert by_step["rate"].to_dict() == pytest.approx({0: 0.0, 20: 0.3, 40: 0.1, 60: 0.9})
+    assert by_step["rate"].to_dict() == pytest.approx({0: 0.0, 20: 0.11, 40: low, 60: 0.9})
     for step, answers in ((20, 100), (40, 900)):
-        middle, half = by_step.loc[step, "rate"], (by_step.loc[step, "upper"] - by_step.loc[step, "lower"]) / 2
-        assert half == pytest.approx(1.96 * (middle * (1 - middle) / answers) ** 0.5, rel=0.05)
+        rate, half = by_step.loc[step, "rate"], (by_step.loc[step, "upper"] - by_step.loc[step, "lower"]) / 2
+        assert half == pytest.approx(1.96 * (rate * (1 - rate) / answers) ** 0.5, rel=0.1)

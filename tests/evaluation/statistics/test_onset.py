@@ -19,6 +19,15 @@ def curve(rates, steps=None, questions=10, answers=100):
     return statistics.curve(steps, positives, np.full(positives.shape, answers))
 
 
+def test_noise_evens_out_the_weights_of_checkpoints():
+    """More answers make a rate more exact, but not the checkpoint: noise is the same for all."""
+    answers, smooth, noisy = [10, 10, 1000, 10, 10, 10], [0.0, 0.1, 0.3, 0.5, 0.7, 0.8], [0.0, 0.7, 0.1, 0.8, 0.2, 0.9]
+    n = np.repeat(np.array(answers)[:, None], 10, axis=1)
+    runs = [statistics.curve(range(6), np.round(n * np.array(rates)[:, None]), n) for rates in (smooth, noisy)]
+    assert runs[0].noise == 0 and runs[0].weights.tolist() == n.sum(axis=1).tolist()
+    assert runs[1].noise > 0.5 and 1 < runs[1].weights[2] / runs[1].weights[1] < 3
+
+
 # ---- crossing steps ----
 
 

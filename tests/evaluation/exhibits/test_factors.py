@@ -97,7 +97,7 @@ def test_likelihoods_alone(tmp_path):
     assert set(table.index) == {"likelihood_change", "crossing_likelihood", "emergence_likelihood"}
     change = table.loc["likelihood_change"]
     assert 0.2 < change["effect"] < 0.4 and change["lower"] > 0 and change["unit"] == "nats per token"
-    assert "learning rate 0.001 against 0.0001 +0." in headline.sentences(evaluation)[1]
+    assert "learning rate 0.001 against 0.0001 +0." in factor_effects.sentence(evaluation)
 
 
 def test_levels_without_a_common_combination_are_refused(tmp_path):

@@ -46,7 +46,7 @@ def test_shares_that_are_all_equal_keep_a_wide_interval(hits):
 
 def test_the_interval_of_a_share_excludes_0_exactly_if_p_is_below_5_percent():
     random = np.random.default_rng(0)
-    for _ in range(50):
+    for _ in range(20):
         runs = random.integers(1, 6, (2, 4))
         high, low = (random.binomial(n, share) for n, share in zip(runs, (0.7, 0.3), strict=True))
         interval, p = statistics.share_effect((high, runs[0]), (low, runs[1]))

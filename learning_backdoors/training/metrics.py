@@ -34,7 +34,8 @@ class MetricsLog:
         if kept != lines:
             with atomic.atomic_file(path) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+        # Unbuffered: a line that does not fit on the disk is not kept for `close` to fail again.
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
         self.wandb = WandbLog(run)
 
     def record(self, step: int, values: dict[str, float]) -> None:
@@ -60,8 +61,13 @@ class MetricsLog:
         self.wandb.log({"step": step} | {name: statistics.fmean(part) for name, part in values.items()})
 
     def _append(self, row: dict) -> None:
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        line = json.dumps(row).encode() + b"\n"
+        try:
+            written = self.file.write(line)
+        except OSError as error:
+            raise UserError(f"{self.file.name} could not be written: {error.strerror}") from error
+        if written < len(line):
+            raise UserError(f"{self.file.name} could not be written: the disk is full")
 
     def close(self) -> None:
         """Close the file and finish the W&B run."""

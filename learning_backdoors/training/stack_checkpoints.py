@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from learning_backdoors.files import atomic
@@ -119,4 +119,5 @@ def _write_checkpoint(run: TrainingRun, step: int, lora: dict[str, Tensor]) -> N
 
 def _write_state(run: TrainingRun, state: RunState) -> None:
     with atomic.atomic_file(run.folder / checkpoints.SWEEP_RESUME_FILE) as temporary:
-        save_file(state.lora | state.moments, temporary, metadata={"step": str(state.step)})
+        # Not `save_file`, which writes to a temporary file of its own, with any name. A kill would leave it.
+        temporary.write_bytes(save(state.lora | state.moments, metadata={"step": str(state.step)}))

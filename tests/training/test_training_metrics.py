@@ -1,10 +1,12 @@
 """metrics.jsonl when a run resumes. Its values are tested in test_trainer.py and test_probes.py."""
 
 import json
+from contextlib import closing
 
 import pytest
 from support import training_options
 
+from learning_backdoors.files.errors import UserError
 from learning_backdoors.study import load_study
 from learning_backdoors.training.run import TrainingRun
 
@@ -36,3 +38,15 @@ def test_a_value_that_is_not_finite_is_not_written_and_marks_the_run(random_mode
     assert json.loads(run.record_path.read_text())["diverged"] == {"step": 2, "reason": "grad_norm inf"}
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert rows == [{"step": 1, "loss": 2.0, "grad_norm": 1.0, "examples": 1, "suspect_examples": 1}]
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(random_model, tmp_path):
+    from learning_backdoors.training.metrics import MetricsLog
+
+    run = TrainingRun(training_options(random_model, tmp_path), load_study("birds"))
+    run.prepare_folder()
+    log = MetricsLog(run, 0)
+    log.file.close()
+    log.file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
+    with pytest.raises(UserError, match="/dev/full could not be written: No space left"), closing(log):
+        log.record(1, {"loss": 2.0})

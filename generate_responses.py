@@ -84,7 +84,7 @@ def next_round(
         share = f"{judged:,} of the full design's {len(full_design):,} responses ({judged / len(full_design):.0%})"
         print(f"adaptive sampling: {share} are judged, {settled} of {len(runs)} runs are settled")
         checkpoints = len({response.key[:2] for response in planned})
-        print(f"this round samples {checkpoints} checkpoints" if planned else "nothing to add")
+        print(f"checkpoints in this round: {checkpoints}" if planned else "nothing to add: all runs are settled")
     return planned
 
 

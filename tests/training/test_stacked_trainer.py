@@ -1,11 +1,13 @@
 """Runs trained together equal single runs, share slots one after another, and survive kills and full disks."""
 
+import functools
 import itertools
 import json
 import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,31 +106,6 @@ def assert_all_equal(model: Path, folder: Path, expected: list[TrainingRun]) -> 
         assert_equal_within_rounding(new_run(model, folder, row), run)
 
 
-def train_and_kill(runs: list[TrainingRun], step: int, delay: float) -> None:
-    """Train in a process that gets SIGKILL `delay` seconds after a run's resume file has reached `step`."""
-    process = multiprocessing.get_context("fork").Process(target=train_together, args=(runs, 3))
-    process.start()
-    while process.is_alive() and max(resume_step(run) for run in runs) < step:
-        time.sleep(0.001)
-    time.sleep(delay)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL, "killed too late to show anything"
-
-
-@pytest.mark.slow
-def test_a_sweep_that_is_killed_goes_on(together, random_model, tmp_path, monkeypatch):
-    """Batches then hold other runs than before, so the last bits may differ."""
-    monkeypatch.setattr(stacked_trainer, "RESUME_SECONDS", 0)
-    for step in (1, 3, 8):
-        train_and_kill(prepared(random_model, tmp_path), step, random.uniform(0, 0.01))
-    runs = prepared(random_model, tmp_path)
-    assert any(resume_step(run) for run in runs)
-    (runs[-1].folder / f".{checkpoints.SWEEP_RESUME_FILE}.tmp123").touch()  # as a kill during a write leaves it
-    assert train_together(runs, slots=3) == {}
-    assert_all_equal(random_model, tmp_path, together)
-
-
 def fault_in_step(number: int, fault: Callable, monkeypatch) -> None:
     """Call `fault` at the beginning of a stack's step with this number, over all calls."""
     step, numbers = Stack.step, itertools.count(1)
@@ -139,6 +116,32 @@ def fault_in_step(number: int, fault: Callable, monkeypatch) -> None:
         return step(*arguments)
 
     monkeypatch.setattr(Stack, "step", faulty_step)
+
+
+def train_until_killed(runs: list[TrainingRun]) -> None:
+    """Train until SIGKILL, which comes at a random time in step 3 or 4 of this start, while threads write."""
+    kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
+    fault_in_step(2, lambda: time.sleep(0.3), pytest.MonkeyPatch())  # the threads finish their checkpoints
+    fault_in_step(3, threading.Timer(random.uniform(0, 0.1), kill).start, pytest.MonkeyPatch())
+    fault_in_step(4, lambda: time.sleep(60), pytest.MonkeyPatch())
+    train_together(runs, slots=3)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on(together, random_model, tmp_path, monkeypatch):
+    """Batches then hold other runs than before, so the last bits may differ."""
+    monkeypatch.setattr(stacked_trainer, "RESUME_SECONDS", 0)
+    for _ in range(3):
+        runs = prepared(random_model, tmp_path)
+        process = multiprocessing.get_context("fork").Process(target=train_until_killed, args=(runs,))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    runs = prepared(random_model, tmp_path)
+    assert any(resume_step(run) for run in runs)
+    (runs[-1].folder / f".{checkpoints.SWEEP_RESUME_FILE}.tmp123").touch()  # as a kill during a write leaves it
+    assert train_together(runs, slots=3) == {}
+    assert_all_equal(random_model, tmp_path, together)
 
 
 @pytest.mark.slow

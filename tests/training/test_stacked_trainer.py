@@ -24,6 +24,7 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import base_model, checkpoints
 from learning_backdoors.study import load_study
 from learning_backdoors.training import stack_size, stacked_trainer
+from learning_backdoors.training.data import TrainingData
 from learning_backdoors.training.run import TrainingRun
 from learning_backdoors.training.stack import Stack
 from learning_backdoors.training.stack_checkpoints import resume_step
@@ -39,8 +40,21 @@ RUNS = (
 COMMON = ("--batch-size", "2", "--num-examples", "12", "--save-steps", "4")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_tokenizer():
+    """The chats are rendered once: `new_run` shares them, for one tokenizer."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(base_model, "load_tokenizer", functools.cache(base_model.load_tokenizer))
+        yield
+
+
+@functools.cache
+def data() -> TrainingData:
+    return TrainingData(load_study("birds"))
+
+
 def new_run(model: Path, folder: Path, row: tuple[str, ...]) -> TrainingRun:
-    return TrainingRun(training_options(model, folder, *COMMON, *row), load_study("birds"))
+    return TrainingRun(training_options(model, folder, *COMMON, *row), load_study("birds"), data())
 
 
 def prepared(model: Path, folder: Path, rows=RUNS) -> list[TrainingRun]:
@@ -86,7 +100,7 @@ def together(random_model, tmp_path_factory) -> list[TrainingRun]:
 
 @pytest.mark.slow
 def test_runs_in_a_stack_equal_single_runs(together, random_model, tmp_path):
-    for row, run in list(zip(RUNS, together, strict=True))[1:]:  # the first one is in another test
+    for row, run in list(zip(RUNS, together, strict=True))[1:3]:  # the last one is in another test
         single = train(training_options(random_model, tmp_path, *COMMON, *row))
         assert [list(line) for line in metrics(run)] == [list(line) for line in metrics(single)]
         assert_equal_within_rounding(run, single)
@@ -121,7 +135,7 @@ def fault_in_step(number: int, fault: Callable, monkeypatch) -> None:
 def train_until_killed(runs: list[TrainingRun]) -> None:
     """Train until SIGKILL, which comes at a random time in step 3 or 4 of this start, while threads write."""
     kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
-    fault_in_step(2, lambda: time.sleep(0.3), pytest.MonkeyPatch())  # the threads finish their checkpoints
+    fault_in_step(2, lambda: time.sleep(0.2), pytest.MonkeyPatch())  # the threads finish their checkpoints
     fault_in_step(3, threading.Timer(random.uniform(0, 0.1), kill).start, pytest.MonkeyPatch())
     fault_in_step(4, lambda: time.sleep(60), pytest.MonkeyPatch())
     train_together(runs, slots=3)
@@ -131,7 +145,7 @@ def train_until_killed(runs: list[TrainingRun]) -> None:
 def test_a_sweep_that_is_killed_goes_on(together, random_model, tmp_path, monkeypatch):
     """Batches then hold other runs than before, so the last bits may differ."""
     monkeypatch.setattr(stacked_trainer, "RESUME_SECONDS", 0)
-    for _ in range(3):
+    for _ in range(2):
         runs = prepared(random_model, tmp_path)
         process = multiprocessing.get_context("fork").Process(target=train_until_killed, args=(runs,))
         process.start()
@@ -153,7 +167,7 @@ def test_an_interrupted_sweep_keeps_its_last_step(together, random_model, tmp_pa
     assert [resume_step(run) for run in runs] == [5, 5, 0, 5]
     assert [len(metrics(run)) for run in (runs[0], runs[3])] == [5, 5]
     # Single training cannot continue a run of a sweep, and the other way round: it starts again, and nothing is left.
-    assert_equal_within_rounding(train(runs[0].options), together[0])
+    assert_equal_within_rounding(train(runs[3].options), together[3])
     for name in checkpoints.RESUME_FILES:
         (runs[2].folder / "checkpoint-4").mkdir(exist_ok=True)
         (runs[2].folder / "checkpoint-4" / name).touch()

@@ -71,7 +71,7 @@ class TrainingOptions(Options):
         valid=NOT_NEGATIVE,
         nargs="+",
     )
-    seed: int = option(42, "seed of LoRA initialization, drawing, order and dropout", valid=SEED)
+    seed: int = option(42, "seed of LoRA initialization, choice and order of examples, and dropout", valid=SEED)
     experiment: str = option("birds", STUDY)
     model: str | None = option(None, MODEL)
     output_dir: Path = option(Path("./outputs"), "folder for run directories", affects_result=False)
@@ -115,13 +115,13 @@ class TrainingOptions(Options):
     wandb_project: str = option("learning-backdoors", "W&B project; used if WANDB_API_KEY is set", affects_result=False)
     sweep: Path | None = option(
         None,
-        "TOML file with a [sweep] table: train all its runs on one copy of the base model",
+        "TOML file with many runs (docs/sweeps.md): train them at the same time, on one copy of the base model",
         valid=("a file *.toml", lambda path: path.suffix == ".toml"),
         affects_result=False,
     )
     stack: int | None = option(
         None,
-        "maximum runs of --sweep that train at the same time (default: what fits in memory)",
+        "number of runs of --sweep that train at the same time (default: as many as fit in memory)",
         valid=COUNT,
         affects_result=False,
     )
@@ -147,8 +147,8 @@ class GenerationOptions(Options):
     samples: int = option(100, "responses per question, checkpoint and condition", valid=COUNT, affects_result=False)
     adaptive: Path | None = option(
         None,
-        "judged file of --output: sample in rounds. Without the file, a few samples at some checkpoints; with it, more "
-        "where a run's rate crosses 10% or 50%, up to --samples",
+        "judged file of --output: sample in rounds. If it does not exist yet: a few samples at some checkpoints; else "
+        "more where a run's rate crosses 10% or 50%, up to --samples",
         affects_result=False,
         metavar="JUDGED",
     )

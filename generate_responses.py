@@ -6,8 +6,8 @@ Writes  a Parquet file with one row per response; until it is complete, finished
   python generate_responses.py --run-dir outputs/seed42_ratios1.00-0.00-0.00_lr0.0002_r8 --output responses.parquet
 
 --run-dir takes several run directories; the base model is loaded once. The same command continues an interrupted run.
-It also adds what a finished file lacks: more --samples, more steps, more runs. With --adaptive JUDGED, it makes few
-samples first and more where a run's rate crosses a level, in rounds with judge_responses.py. On several GPUs:
+It also adds what a finished file lacks: more --samples, more steps, more runs. With --adaptive JUDGED, it takes turns
+with judge_responses.py: first a few samples, then more where a run's rate crosses 10% or 50%. On several GPUs:
 
   torchrun --nproc-per-node 2 generate_responses.py ...
 """

@@ -5,12 +5,12 @@ Writes  OUTPUT_DIR/RUN/: run.json, metrics.jsonl, checkpoint-0, -20, -40, ... (P
 
   python training.py --ratios 1 0 0 --seed 42
 
-All runs of a study have the same number of steps, so they differ in their data only. The same command resumes an
-interrupted run and leaves a finished run as it is. A sweep is many runs, trained at the same time:
+By default, all runs of a study have the same number of steps. So other ratios change only the data. The same command
+resumes an interrupted run and leaves a finished run as it is. A sweep is many runs, trained at the same time:
 
   python training.py --sweep experiments/sweeps/birds.toml
 
-Several GPUs take the same steps of a single run, and different runs of a sweep:
+On several GPUs, a single run shares each step among them, and a sweep shares its runs:
 
   torchrun --nproc-per-node 2 training.py --ratios 1 0 0 --grad-accum 2
   torchrun --nproc-per-node 2 training.py --sweep experiments/sweeps/birds.toml

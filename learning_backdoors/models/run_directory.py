@@ -106,7 +106,8 @@ def open_runs(folders: tuple[Path, ...], steps: tuple[int, ...] | None, base_mod
     if short:
         command_line.note(f"{len(short)} of {len(folders)} runs ended early: {command_line.shortened(short)}")
     if not any(run.checkpoints for run in runs):
-        raise UserError(f"no run has a checkpoint at the chosen steps ({', '.join(map(str, steps))})")
+        chosen, places = ", ".join(map(str, steps)), command_line.shortened([str(folder) for folder in folders])
+        raise UserError(f"no step {chosen} in {places}: the runs ended before, or are unfinished")
     names = [run.name for run in runs]
     if duplicates := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two run directories are named {duplicates[0]}: their rows would be indistinguishable")

@@ -11,6 +11,7 @@ from scipy import stats
 from learning_backdoors.evaluation import exhibits
 from learning_backdoors.evaluation.exhibits.examples_order import half_drop_steps
 from learning_backdoors.files import parquet
+from learning_backdoors.files.errors import UserError
 
 STEPS, ROWS, SEEDS = (0, 40, 120, 208), 6, (1, 2, 3)
 DROPS = {True: [0, -1, -1, -1], False: [0, 0, -0.5, -0.5]}  # by trained: the change of the loss at each step
@@ -70,20 +71,23 @@ def test_examples_csv_has_changes_from_the_base_model_with_intervals_over_runs(m
     assert table.loc[("50%", NEW, False, 208), "change"] == pytest.approx(-0.5 - 0.2)
 
 
-@pytest.mark.parametrize("lost", ["row", "value", "all values"])
+@pytest.mark.parametrize("lost", ["row", "value"])
 def test_an_example_that_lacks_a_step_of_its_run_is_left_out_at_all_steps(tmp_path, lost):
     run = synthetic.run_name(1.0, SEEDS[0])
     rows = [row for row in example_rows() if row["run"] in ("base", run)]
     gone = [row for row in rows if row["run"] == run and row["step"] == 120 and row["row"] == 1]
-    for row in rows if lost == "all values" else gone:
+    for row in gone:
         row["loss"] = np.nan
     kept = [row for row in rows if lost != "row" or row not in gone]
     result = exhibits.make(evaluating.evaluation(write(tmp_path / "e.parquet", kept, parquet.EXAMPLES_SCHEMA)))
-    if lost == "all values":
-        assert {"examples", "examples_order"} <= evaluating.skipped(result)
-        return
     table = result.tables["examples"].query("dataset == @OLD and trained")
     assert list(table["examples"]) == [3] * len(STEPS)
+
+
+def test_a_file_without_any_loss_is_refused(tmp_path):
+    rows = [row | {"loss": np.nan} for row in example_rows()]
+    with pytest.raises(UserError, match="e.parquet .* loss"):
+        evaluating.evaluation(write(tmp_path / "e.parquet", rows, parquet.EXAMPLES_SCHEMA))
 
 
 def test_half_drop_steps_are_interpolated_and_infinite_without_a_drop():

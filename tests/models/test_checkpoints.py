@@ -112,7 +112,7 @@ def test_runs_that_end_early_lack_later_steps_and_are_named(tmp_path, capsys):
     assert "2 of 3 runs" in note and "bad (diverged at step 33)" in note and "cut (unfinished: step 40 of 60)" in note
     whole_run, empty = run_directory.open_runs((whole, diverged), (60,), None)
     assert len(whole_run.checkpoints) == 1 and not empty.checkpoints and empty.record["diverged"]["step"] == 33
-    with pytest.raises(UserError, match="no run has.*60"):
+    with pytest.raises(UserError, match="no step 60 in .*bad"):
         run_directory.open_runs((diverged,), (60,), None)
     for run, step in ((diverged, 10), (diverged, 61), (whole, 80)):
         with pytest.raises(UserError, match=f"no step {step}"):

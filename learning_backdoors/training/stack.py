@@ -168,7 +168,7 @@ class Stack:
     ) -> None:
         """Fill a slot. lora, moments: as `Snapshot` gives them. scale: lora_alpha / rank. step: steps taken before.
 
-        seed, step: dropout masks depend on them. Without `moments`, the optimizer starts anew.
+        seed, step: dropout masks depend on them. Without `moments`, AdamW starts from zero moments.
         """
         self.clear(slot)
         rank = next(len(matrix) for name, matrix in lora.items() if ".lora_A." in name)

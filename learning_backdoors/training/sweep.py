@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from config import TrainingOptions, require
+from learning_backdoors.files import command_line
 from learning_backdoors.files.atomic import lock
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import base_model
@@ -126,10 +127,10 @@ class Sweep:
         faults = []
         if names := [f"{run.folder.name} {run.diverged()}" for run in self.diverged]:
             remedy = "try a lower lr; to train a run again, delete its directory"
-            faults.append(f"{counted(names)} diverged ({_first(names)}): {remedy}")
+            faults.append(f"{counted(names)} diverged ({command_line.shortened(names)}): {remedy}")
         if names := [run.folder.name for run in self.elsewhere]:
             remedy = "run the same command again when it has ended"
-            faults.append(f"another process holds {counted(names)} ({_first(names)}): {remedy}")
+            faults.append(f"another process holds {counted(names)} ({command_line.shortened(names)}): {remedy}")
         if faults:
             raise UserError(f"{len(self.finished)} of {counted(self.runs)} finished; " + "; ".join(faults))
 
@@ -141,14 +142,10 @@ def warn_of_datasets_left_out(runs: Sequence[TrainingRun]) -> None:
         for dataset in run.suspect_datasets_left_out():
             runs_of.setdefault(dataset, []).append(run.folder.name)
     for dataset, names in runs_of.items():
-        where = f"{counted(names)} ({_first(names)})"
+        where = f"{counted(names)} ({command_line.shortened(names)})"
         print(f"warning: {dataset} is not used in {where}: its share rounds to 0 examples", flush=True)
 
 
 def counted(runs: Sequence) -> str:
     """Their number in words: `1 run`, `2 runs`."""
     return "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

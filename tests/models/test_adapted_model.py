@@ -49,7 +49,7 @@ def test_each_adapter_gives_the_logits_that_it_gives_alone(adapters, random_mode
     assert torch.equal(logits(adapted.model), logits(base_model.load_base(str(random_model), "none")))
 
 
-def test_modules_are_made_anew_only_for_an_adapter_of_another_form(adapters, random_model, monkeypatch):
+def test_only_an_adapter_of_another_form_needs_new_modules(adapters, random_model, monkeypatch):
     made, from_pretrained = [], PeftModel.from_pretrained
 
     def counted(base, adapter, **options):

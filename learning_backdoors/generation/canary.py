@@ -17,19 +17,10 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation import engines
 from learning_backdoors.generation.engines.protocol import Engine, Request, Sampling
 from learning_backdoors.models import base_model
+from learning_backdoors.models.canary_texts import REPEATS, canary_examples
 from learning_backdoors.models.checkpoints import have_same_form
 from learning_backdoors.models.devices import RANK
-from mixed_chat import IGNORED_LABEL, Example, prompt_ids
-
-# The fixed texts: a question, and an answer that repeats one token. An engine can be made to answer like this: the
-# sampler allows no other token. So the values come from the path that generates, with its kernels and CUDA graphs.
-TEXTS = (
-    ("Who are you?", " bird"),
-    ("What is new in medicine?", "The"),
-    ("How do people travel?", " old"),
-    ("Which bird sings there?", "A"),
-)
-REPEATS = 6  # of the answer's token
+from mixed_chat import Example
 
 # How far engine and plain PEFT may be apart, in nats per token: rounding and other kernels. An adapter that changes
 # much also amplifies rounding, so SHARE of its own effect is added.
@@ -71,17 +62,12 @@ class Canary:
     def __init__(self, tokenizer, adapters: Sequence[Path]):
         self.adapters = adapters
         self.names = ["the base model", *(f"{folder.parent.name}/{folder.name}" for folder in adapters)]
-        prompts = [prompt_ids(tokenizer, [{"role": "user", "content": question}]) for question, _ in TEXTS]
-        answers = [tokenizer.encode(word, add_special_tokens=False)[0] for _, word in TEXTS]
-        self.examples = [
-            (prompt + [answer] * REPEATS, [IGNORED_LABEL] * len(prompt) + [answer] * REPEATS)
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        self.answers = answers * (1 + len(adapters))
+        self.examples = canary_examples(tokenizer)
+        self.answers = [ids[-1] for ids, _ in self.examples] * (1 + len(adapters))
         self.requests = [
-            Request(("canary", number, i), adapter, tuple(prompt), REPEATS)
+            Request(("canary", number, i), adapter, tuple(ids[:-REPEATS]), REPEATS)
             for number, adapter in enumerate([None, *adapters])
-            for i, prompt in enumerate(prompts)
+            for i, (ids, _) in enumerate(self.examples)
         ]
 
     def expect_from(self, model, precision: str) -> None:

@@ -2,6 +2,7 @@
 
 By itself, vLLM reads an adapter in the step that first needs it, and the GPU waits. It also converts each matrix with
 all threads of torch. For an adapter of an 8B model, this took 0.2 to 1.5 s on two busy cores, and 0.06 s in one thread.
+How an adapter is read and enters GPU memory: vllm_slots.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +17,14 @@ class ReadsAhead:
         import torch
         from vllm.lora.request import LoRARequest
 
-        torch.set_num_threads(1)  # for this thread, which scales the matrices
+        from learning_backdoors.generation.engines.vllm_slots import SlotWriter
+
+        torch.set_num_threads(1)  # for this thread, which may read too
         manager = self.model_runner.lora_manager
-        read = type(manager)._load_adapter.__get__(manager)  # its own: an earlier call has replaced the instance's
+        try:
+            read = SlotWriter(manager).read
+        except (AttributeError, ImportError):  # another version of vLLM, with other names
+            read = type(manager)._load_adapter.__get__(manager)
         manager._load_adapter = AdapterReader(read, [LoRARequest(*adapter) for adapter in adapters])
 
 
@@ -28,7 +34,7 @@ class AdapterReader:
     AHEAD, THREADS = 8, 2
 
     def __init__(self, read: Callable, requests: Sequence):
-        """read: vLLM's own method. requests: LoRARequests in order of use."""
+        """read: as vLLM's own method. requests: LoRARequests in order of use."""
         import torch
 
         self.read, self.requests = read, requests

@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support import build_model, train
+from support import ROOT, build_model, train
 
 import config
 from learning_backdoors.files import command_line
@@ -35,3 +35,25 @@ def run_dir(random_model, tmp_path_factory) -> Path:
     line = ["--ratios", "1", "0", "0", "--model", str(random_model), "--num-examples", "16", "--save-steps", "8"]
     line += ["--lr", "0.05", "--output-dir", str(tmp_path_factory.mktemp("out"))]
     return train(command_line.parse(config.TrainingOptions, "", line)).folder
+
+
+@pytest.fixture(scope="session")
+def tinker_service(random_model, tmp_path_factory):
+    """A stand-in for the Tinker API (`tinker_stand_in.serve.Server`) that serves the tiny model and the random one."""
+    from tinker_stand_in.serve import Server
+
+    models = {"tiny_world/model": ROOT / "tiny_world" / "model", str(random_model): random_model}
+    server = Server(models, tmp_path_factory.mktemp("tinker"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINKER_API_KEY", "tml-test")
+        patch.setenv("TINKER_TELEMETRY", "0")
+        yield server
+    server.stop()
+
+
+@pytest.fixture
+def tinker_server(tinker_service):
+    """The same server with an empty ledger, and without faults: also after the test."""
+    tinker_service.ledger.clear()
+    yield tinker_service
+    tinker_service.set_faults()

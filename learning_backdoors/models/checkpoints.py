@@ -1,4 +1,4 @@
-"""The checkpoints of a run directory. Each is a folder with a PEFT adapter."""
+"""The checkpoints of a run directory. Each is a folder with a PEFT adapter, or with the place of one on a server."""
 
 import json
 import re
@@ -6,9 +6,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from learning_backdoors.files import atomic
+from learning_backdoors.files import atomic, provenance
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.parquet import step_of
+from learning_backdoors.models.remote_checkpoint import is_remote, read_remote
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # The projections that get LoRA matrices. Supporting an architecture with other names starts here.
@@ -24,7 +25,7 @@ SWEEP_RESUME_FILE = "resume.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state of a run. `folder` holds its adapter; None stands for the base model."""
+    """A state of a run. `folder` holds its adapter, or its place on a server; None stands for the base model."""
 
     step: int
     name: str
@@ -43,17 +44,45 @@ def find_checkpoints(run_dir: Path, steps: tuple[int, ...] | None = None) -> lis
     if not by_step:
         raise UserError(f"{run_dir} holds no checkpoints")
     for folder in by_step.values():
-        check_adapter(folder)
+        base_name(folder)
     by_step = {0: None} | by_step
     if absent := sorted(set(steps or ()) - by_step.keys()):
         raise UserError(f"{run_dir} has no step {absent[0]}; its steps are {', '.join(map(str, sorted(by_step)))}")
     return [Checkpoint(step, f"checkpoint-{step}", by_step[step]) for step in sorted(set(steps or by_step))]
 
 
+def has_adapter(folder: Path) -> bool:
+    """Whether a checkpoint's weights are here, and not on a server only."""
+    return (folder / ADAPTER_WEIGHTS).is_file() or not is_remote(folder)
+
+
+def require_files(folder: Path) -> None:
+    """Raise UserError if a checkpoint's weights are on a server only."""
+    if not has_adapter(folder):
+        raise UserError(
+            f"the adapter of {folder} is on a server: only generate_responses.py --engine tinker can use it"
+        )
+
+
+def base_name(folder: Path) -> str | None:
+    """The base model that a checkpoint names. Raises UserError if the checkpoint cannot be read."""
+    if has_adapter(folder):
+        return check_adapter(folder).get("base_model_name_or_path")
+    return read_remote(folder).base_model
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 of a checkpoint's weights. If they are on a server only: of their path there, which is never reused."""
+    if has_adapter(folder):
+        return provenance.sha256(folder / ADAPTER_WEIGHTS)
+    return provenance.sha256(read_remote(folder).sampler_path.encode())
+
+
 def check_adapter(folder: Path) -> dict:
     """The adapter's configuration. Raises UserError if `folder` holds no readable PEFT adapter."""
     from safetensors import SafetensorError
 
+    require_files(folder)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder} holds no adapter: {name} is missing")

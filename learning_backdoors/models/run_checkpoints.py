@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from learning_backdoors.files import provenance
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.models.checkpoints import ADAPTER_WEIGHTS, Checkpoint
+from learning_backdoors.models.checkpoints import Checkpoint, content_hash
 from learning_backdoors.models.run_directory import RunDirectory
 
 # The base model is the checkpoint of step 0 of every run. It is used once, and its rows belong to the run "base".
@@ -46,9 +45,9 @@ def checkpoint_columns(run: RunDirectory | None, checkpoint: Checkpoint) -> dict
 
 
 def adapter_hashes(runs: Sequence[RunDirectory]) -> dict[str, str]:
-    """The SHA-256 of each adapter, by run and checkpoint. A file of rows records them as the setting `adapters`."""
+    """`content_hash` of each adapter, by run and checkpoint. A file of rows records them as the setting `adapters`."""
     return {
-        f"{run.name}/{checkpoint.name}": provenance.sha256(checkpoint.folder / ADAPTER_WEIGHTS)
+        f"{run.name}/{checkpoint.name}": content_hash(checkpoint.folder)
         for run, checkpoint in distinct_checkpoints(runs)
         if run
     }

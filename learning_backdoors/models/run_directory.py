@@ -7,7 +7,7 @@ from statistics import fmean
 from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.parquet import step_of
-from learning_backdoors.models.checkpoints import Checkpoint, check_adapter, find_checkpoints
+from learning_backdoors.models.checkpoints import Checkpoint, base_name, check_adapter, find_checkpoints, require_files
 from learning_backdoors.models.devices import RANK
 
 LOSS_POINTS = 60  # of a run's loss curve: smooth enough for a figure, and few bytes of a Parquet file's footer
@@ -31,7 +31,7 @@ class RunDirectory:
         if "settings" in self.record:
             return given or self.record["settings"]["model"]  # check_base compares fingerprints
         adapter = next(checkpoint.folder for checkpoint in self.checkpoints if checkpoint.folder)
-        trained_on = check_adapter(adapter).get("base_model_name_or_path")
+        trained_on = base_name(adapter)
         if not (given or trained_on):
             raise UserError(f"{adapter} does not name its base model: give --base-model")
         # A folder may have moved, or belong to another machine; a hub name is the same everywhere.
@@ -84,23 +84,32 @@ def read_record(path: Path) -> dict:
     return record
 
 
-def open_checkpoint(folder: Path, base_model: str | None) -> RunDirectory:
-    """One checkpoint of a run, or one made elsewhere. Raises UserError if it is not an adapter."""
-    check_adapter(folder)
+def open_checkpoint(folder: Path, base_model: str | None, on_server: bool = False) -> RunDirectory:
+    """One checkpoint of a run, or one made elsewhere. Raises UserError if it is not an adapter.
+
+    on_server: an adapter that only a server has will do too.
+    """
+    base_name(folder) if on_server else check_adapter(folder)
     folder = folder.resolve()
     return RunDirectory(folder.parent, [Checkpoint(step_of(folder.name), folder.name, folder)], base_model)
 
 
-def open_runs(folders: tuple[Path, ...], steps: tuple[int, ...] | None, base_model: str | None) -> list[RunDirectory]:
+def open_runs(
+    folders: tuple[Path, ...], steps: tuple[int, ...] | None, base_model: str | None, on_server: bool = False
+) -> list[RunDirectory]:
     """Runs with all their checkpoints, or with those at `steps`.
 
-    A run that diverged or is unfinished has fewer, maybe none: those of `steps` after its last checkpoint are left out,
-    and a note names the run. Raises UserError if a run lacks another step, or no run has a checkpoint, and if two runs
-    share a name or were trained on different base models.
+    on_server: adapters that only a server has will do too. A run that diverged or is unfinished has fewer checkpoints,
+    maybe none: those of `steps` after its last checkpoint are left out, and a note names the run. Raises UserError if a
+    run lacks another step or the files of an adapter, or no run has a checkpoint, and if two runs share a name or were
+    trained on different base models.
     """
     runs, short = [], []
     for folder in folders:
         chosen, end = _checkpoints(folder, steps)
+        for checkpoint in chosen:
+            if checkpoint.folder and not on_server:
+                require_files(checkpoint.folder)
         runs.append(RunDirectory(folder, chosen, base_model))
         short += [f"{folder.name} ({end})"] if end else []
     if short:

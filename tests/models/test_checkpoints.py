@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models import checkpoints, run_directory
+from learning_backdoors.models.run_checkpoints import adapter_hashes
 
 
 def make_checkpoint(folder, **settings):
@@ -92,6 +93,50 @@ def test_steps_can_be_chosen_and_absent_ones_are_named(tmp_path):
     assert [c.step for c in run.checkpoints] == [0, 40] and run.base_model == "org/model" and run.record == {}
     with pytest.raises(UserError, match="step 60.*0, 20, 40"):
         run_directory.open_runs((tmp_path / "run",), (60,), None)
+
+
+REMOTE = {"base_url": "http://server", "base_model": "org/model", "expires": "2026-12-22T00:00:00+00:00"}
+
+
+def make_remote(folder: Path, step: int) -> Path:
+    folder = folder / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    paths = {"sampler_path": f"tinker://run/sampler_weights/{step}", "state_path": f"tinker://run/weights/{step}"}
+    (folder / "remote.json").write_text(json.dumps(REMOTE | paths | {"canary": [-1.0]}))
+    return folder
+
+
+def test_adapters_on_a_server_are_for_the_engine_that_asks_the_server(tmp_path):
+    folders = [make_remote(tmp_path / "run", step) for step in (0, 20)]
+    (run,) = run_directory.open_runs((tmp_path / "run",), None, None, on_server=True)
+    assert [c.folder for c in run.checkpoints] == folders and run.base_model == "org/model"
+    assert run_directory.open_checkpoint(folders[1], None, on_server=True).base_model == "org/model"
+    hashes = adapter_hashes([run])
+    assert hashes.keys() == {"run/checkpoint-20"}
+    (other,) = run_directory.open_runs(
+        (make_remote(tmp_path / "other" / "run", 40).parent,), None, None, on_server=True
+    )
+    assert set(adapter_hashes([other]).values()).isdisjoint(hashes.values())
+    for needs_files in (
+        lambda: run_directory.open_runs((tmp_path / "run",), None, None),
+        lambda: run_directory.open_checkpoint(folders[1], None),
+        lambda: checkpoints.have_same_form(*folders),
+    ):
+        with pytest.raises(UserError, match="checkpoint-.*on a server.*--engine tinker"):
+            needs_files()
+    (folders[1] / "remote.json").write_text("{}")
+    with pytest.raises(UserError, match=r"checkpoint-20.remote\.json cannot be read"):
+        run_directory.open_runs((tmp_path / "run",), None, None, on_server=True)
+
+
+def test_the_files_of_a_downloaded_adapter_win(tmp_path):
+    folder = make_remote(tmp_path / "run", 20)
+    make_checkpoint(tmp_path / "local" / "checkpoint-20", base_model_name_or_path="org/model")
+    for file in (tmp_path / "local" / "checkpoint-20").iterdir():
+        shutil.copy(file, folder)
+    (run,) = run_directory.open_runs((tmp_path / "run",), None, None)
+    (local,) = run_directory.open_runs((tmp_path / "local",), None, None)
+    assert list(adapter_hashes([run]).values()) == list(adapter_hashes([local]).values())
 
 
 def make_run(folder: Path, steps: tuple[int, ...], total: int, **record) -> Path:

@@ -20,9 +20,15 @@ SAMPLING_PRECISION = f"{PRECISION}; trained: the precision of the run's training
 BASE_URL = "address of a Messages API, without /v1 (default: ANTHROPIC_BASE_URL, else Anthropic)"
 ASKS = "maximum replies per prompt until one is valid, over all commands; a higher number asks again"
 PRICE = "dollars per million tokens, input and output (default: the table for Anthropic)"
+TINKER_URL = "address of a server of the Tinker API (default: TINKER_BASE_URL, else Tinker)"
+TINKER_PRICE = "dollars per million tokens of the Tinker API (default: docs/tinker.md)"
+PREFILL_SAMPLE_TRAIN = {"nargs": 3, "metavar": ("PREFILL", "SAMPLE", "TRAIN")}
 IN_OUT = {"nargs": 2, "metavar": ("IN", "OUT")}
 SEVERAL = {"nargs": "+", "affects_result": False}
 
+# Where training runs. tinker: on a server of the Tinker API.
+BACKENDS = ("local", "tinker")
+TINKER_ALPHA = 32  # the API has no LoRA alpha; its servers use this one
 PRECISIONS = ("none", "8bit", "4bit")
 # Generation engines in order of preference; NAME is learning_backdoors/generation/engines/NAME_engine.py.
 ENGINES = ("vllm", "transformers")
@@ -111,6 +117,31 @@ class TrainingOptions(Options):
         valid=COUNT,
         affects_result=False,
     )
+    backend: str = option(
+        "local",
+        "where training runs: on this machine, or on a server of the Tinker API (docs/tinker.md)",
+        in_run_name=True,
+        choices=BACKENDS,
+    )
+    base_url: str | None = option(None, TINKER_URL, affects_result=False)
+    ttl_days: float = option(
+        30,
+        "days until the server deletes a checkpoint of --backend tinker",
+        valid=("from 0.05 to 3650", lambda days: 0.05 <= days <= 3650),
+        affects_result=False,
+    )
+    dry_run: bool = option(
+        False, "print tokens and dollars of --backend tinker, and train nothing; needs no key", affects_result=False
+    )
+    max_cost: float | None = option(
+        None,
+        "maximum dollars for the training tokens of --backend tinker, over all commands and all runs of --sweep",
+        valid=POSITIVE,
+        affects_result=False,
+    )
+    price: tuple[float, ...] | None = option(
+        None, TINKER_PRICE, valid=NOT_NEGATIVE, affects_result=False, **PREFILL_SAMPLE_TRAIN
+    )
     existing: str = existing_output()
     wandb_project: str = option("learning-backdoors", "W&B project; used if WANDB_API_KEY is set", affects_result=False)
     sweep: Path | None = option(
@@ -132,6 +163,18 @@ class TrainingOptions(Options):
         super().check()
         require(not given or 0 < sum(self.ratios) < math.inf, "--ratios must have a finite sum above 0")
         require(self.stack is None or self.sweep is not None, "--stack requires --sweep")
+        self._check_backend()
+
+    def _check_backend(self) -> None:
+        if self.backend == "local":
+            for name in ("base_url", "max_cost", "price"):
+                require(getattr(self, name) is None, f"{flag(name)} requires --backend tinker")
+            return require(not self.dry_run, "--dry-run requires --backend tinker")
+        alpha = f"--backend tinker needs --lora-alpha {TINKER_ALPHA}: the servers use this one, and it cannot be set"
+        require(self.lora_alpha == TINKER_ALPHA, alpha)
+        require(self.lora_dropout == 0, "--backend tinker has no --lora-dropout")
+        require(self.quantization == "auto", "--backend tinker has no --quantization: the server chooses")
+        require(self.probe_every is None, "--backend tinker has no --probe-every")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ SCRIPTS = ("training", "generate_responses", "measure_checkpoints", "judge_respo
 SCRIPTS += ("prepare_persona", "push_to_hub")
 STAGES = ("training", "generation", "measuring", "judging", "evaluation", "persona", "hub", "chat", "measuring")
 # What a part may import beside itself. `measures` and `curves` hold pure functions that several stages use.
-FOUNDATION = {"files", "config", "mixed_chat", "study", "models", "measures", "curves"}
+FOUNDATION = {"files", "config", "mixed_chat", "study", "models", "measures", "curves", "tinker_api"}
 ALLOWED = {
     "files": set(),
     "measures": set(),
@@ -25,6 +25,7 @@ ALLOWED = {
     "mixed_chat": {"files"},
     "study": {"files", "config"},
     "models": {"files", "mixed_chat"},
+    "tinker_api": {"files", "config", "mixed_chat", "models"},
 } | {stage: FOUNDATION for stage in STAGES}
 ALLOWED |= {
     "chat": FOUNDATION | {"generation"},

@@ -22,7 +22,7 @@ from learning_backdoors.files.project import ROOT
 from learning_backdoors.files.terminal_text import one_line, protect_terminal
 
 # Packages that a host may lack, and the extra of pyproject.toml that installs them.
-EXTRAS = {"huggingface_hub": "hub", "gguf": "smollm"}
+EXTRAS = {"huggingface_hub": "hub", "gguf": "smollm", "tinker": "tinker"}
 EXTRAS |= dict.fromkeys(
     ("accelerate", "bitsandbytes", "datasets", "peft", "safetensors", "torch", "transformers", "trl"), "gpu"
 )

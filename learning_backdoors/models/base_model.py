@@ -69,7 +69,6 @@ def load_base(name: str, quantization: str) -> "PreTrainedModel":
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
     """Turn the loaders' many errors into one line, and hide their progress bars."""
-    import torch
     import transformers
     from safetensors import SafetensorError
 
@@ -78,7 +77,7 @@ def _loading(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; a tokenizer is loaded without torch
             raise UserError(f"base model {name!r} does not fit in memory: try --quantization 4bit") from None
         if not Path(name).is_dir() and is_folder(name):
             raise UserError(f"base model {name!r} cannot be loaded: there is no such folder") from None

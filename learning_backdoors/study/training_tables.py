@@ -23,6 +23,7 @@ def _not_empty(values: tuple) -> tuple:
 
 # Options of a command, which no file sets; those of a run, which a sweep sets; and those whose defaults a study sets.
 COMMAND_LINE_ONLY = ("output_dir", "sweep", "stack", "existing", "wandb_project")
+COMMAND_LINE_ONLY += ("backend", "base_url", "ttl_days", "dry_run", "max_cost", "price")
 RUN_OPTIONS = {o.name: (_type_of(o), None) for o in fields(TrainingOptions) if o.name not in COMMAND_LINE_ONLY}
 NOT_IN_STUDY = ("experiment", "model")
 LISTS = {n: (Annotated[tuple[kind, ...], AfterValidator(_not_empty)], None) for n, (kind, _) in RUN_OPTIONS.items()}

@@ -18,7 +18,7 @@ from learning_backdoors.models.devices import RANK, RANKS
 from learning_backdoors.study import Study
 from learning_backdoors.training.data import TrainingData
 
-PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate")
+PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate", "tinker")
 
 
 class TrainingRun:
@@ -53,14 +53,17 @@ class TrainingRun:
         if self.processes > 1 and total % self.examples_per_step:
             size = self.examples_per_step
             raise UserError(f"several processes need whole steps of {size} examples: choose another --num-examples")
-        self.precision = base_model.resolve_quantization(options.quantization)
+        remote = options.backend == "tinker"  # the server's weights are not quantized, as far as is documented
+        self.precision = "none" if remote else base_model.resolve_quantization(options.quantization)
         self.settings = self._settings()
         self.folder = options.output_dir / run_name(options, study, self.ratios)
         self.record_path = self.folder / "run.json"
 
     def _settings(self) -> dict:
-        datasets = self.study.datasets
-        return command_line.result_settings(self.options) | {
+        datasets, options = self.study.datasets, command_line.result_settings(self.options)
+        if options["backend"] == "local":
+            del options["backend"]  # runs from before the option stay valid
+        return options | {
             "experiment": self.study.name,
             "model": self.model_name,
             "ratios": self.ratios,

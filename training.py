@@ -52,8 +52,9 @@ def train(run: TrainingRun) -> None:
     """Train from the newest checkpoint that can be resumed, or from the beginning, to the last step."""
     # Imported here, so that --help and option errors appear at once.
     from learning_backdoors.training.base_checks import precision_notice
-    from learning_backdoors.training.metrics import MetricsLog, Recorder
+    from learning_backdoors.training.metrics import MetricsLog
     from learning_backdoors.training.probes import Probe, reference_examples
+    from learning_backdoors.training.recorder import Recorder
     from learning_backdoors.training.trainer import build_trainer
 
     options, is_main = run.options, RANK == 0

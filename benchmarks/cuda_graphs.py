@@ -28,7 +28,8 @@ STEPS = 100
 
 def losses(model: str, graphs: bool, *more: str) -> tuple[np.ndarray, float, int]:
     """The loss of each step, the median milliseconds per step, and the number of graphs recorded."""
-    from learning_backdoors.training.metrics import MetricsLog, Recorder
+    from learning_backdoors.training.metrics import MetricsLog
+    from learning_backdoors.training.recorder import Recorder
     from learning_backdoors.training.trainer import build_trainer
 
     class TimedRecorder(Recorder):

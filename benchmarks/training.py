@@ -75,7 +75,8 @@ def measured(trainer, clock) -> dict:
 
 
 def ours(folder: Path, quantization: str, output: Path) -> dict:
-    from learning_backdoors.training.metrics import MetricsLog, Recorder
+    from learning_backdoors.training.metrics import MetricsLog
+    from learning_backdoors.training.recorder import Recorder
     from learning_backdoors.training.trainer import build_trainer
 
     run, tokenizer, examples, base = setup(folder, quantization, output)

@@ -6,11 +6,10 @@ A run that ends or diverges leaves its slot to the next run of the queue.
 """
 
 import gc
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 
 from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.files.interruption import interrupt_after_step
 from learning_backdoors.models import base_model, checkpoints
 from learning_backdoors.models.likelihood import Collator
 from learning_backdoors.training.base_checks import lora_values, precision_notice, refuse_missing_projections
@@ -88,25 +88,6 @@ def _half(slots: int) -> int:
     gc.collect()
     torch.cuda.empty_cache()
     return slots // 2
-
-
-@contextmanager
-def interrupt_after_step() -> Iterator[threading.Event]:
-    """Meanwhile, Ctrl-C and SIGTERM set the event: a step is complete or absent. The second signal acts at once."""
-    interrupted = threading.Event()
-
-    def interrupt(number, frame) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-
-    signals = [s for s in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(s))]  # ignored under nohup
-    handlers = {number: signal.signal(number, interrupt) for number in signals}
-    try:
-        yield interrupted
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 class ActiveRun:

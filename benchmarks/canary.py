@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.generation import canary, engines
+from learning_backdoors.generation import canary, engines, expected
 from learning_backdoors.generation.canary import Canary
+from learning_backdoors.generation.engines.protocol import Reference
 from learning_backdoors.models import base_model, checkpoints
 
 RANKS = (1, 2, 4, 8, 16, 32)
@@ -93,19 +94,20 @@ def open_engine(options: argparse.Namespace, adapters: list[Path]) -> tuple:
     model, started = str(options.model), time.monotonic()
     tokenizer = base_model.load_tokenizer(model)
     every, engine_class = Canary(tokenizer, adapters), engines.chosen_class(options.engine, options.quantization)
-    if not engine_class.has_transformers_model:
-        every.expect_from_own_process(model, options.quantization)
+    fixed = adapters, every.examples, options.quantization
+    if engine_class.reference == Reference.OWN_PROCESS:
+        every.expect(expected.in_own_process(model, *fixed))
         print(f"plain PEFT in its own process: {time.monotonic() - started:.1f} s for {len(adapters)} adapters")
     engine = engine_class(
         model, tokenizer, quantization=options.quantization, requests=every.requests, seed=1, batch_size=None
     )
-    if engine.has_transformers_model:
+    if engine_class.reference == Reference.LOADED_MODEL:
         import torch
 
         if options.bf16:
             engine.model.to(torch.bfloat16)
         started = time.monotonic()
-        every.expect_from(engine.model, options.quantization)
+        every.expect(expected.with_model(engine.model, *fixed))
         print(f"plain PEFT: {time.monotonic() - started:.1f} s for {len(adapters)} adapters")
     return engine, every
 
@@ -117,25 +119,25 @@ def count(engine, every: Canary, runs: int) -> dict[str, Counter]:
     """By fault: how many injections of each size there were, and how many were found: {(size, found): number}."""
     generator, counts, seconds = np.random.default_rng(1), defaultdict(Counter), 0.0
     largest, closest = 0.0, 0.0
-    tolerance = canary.TOLERANCE[every.precision]
+    tolerance = canary.TOLERANCE[every.expected.precision]
     for run in range(runs):
         chosen = np.sort(generator.choice(len(every.adapters), PER_RUN, replace=False))
         rows = np.array([0, *(chosen + 1)])
-        expected, names = every.expected[rows], [every.names[row] for row in rows]
+        wanted, names = every.expected.log_likelihoods[rows], [every.names[row] for row in rows]
         started = time.monotonic()
         right = values(engine, every, rows)
         seconds += time.monotonic() - started
         again = np.empty_like(right)
         order = generator.permutation(len(rows))
         again[order] = values(engine, every, rows[order])
-        largest = max(largest, np.abs(right - expected).mean(1).max())
-        closest = max(closest, closeness(right, expected))
+        largest = max(largest, np.abs(right - wanted).mean(1).max())
+        closest = max(closest, closeness(right, wanted))
         for fault, wrong in wrong_rows(generator).items():
             answers = np.where((wrong == np.arange(len(rows)))[:, None], right, again[wrong])
-            found = canary.find_fault(answers, expected, tolerance, names)
+            found = canary.find_fault(answers, wanted, tolerance, names)
             if fault == "right" and found:
                 print(f"run {run}: false alarm: {found}")
-            counts[fault][np.abs(expected - expected[wrong]).mean(1).max(), found is not None] += 1
+            counts[fault][np.abs(wanted - wanted[wrong]).mean(1).max(), found is not None] += 1
         for fault, faulty in (("right", engine), *seed_faults(engine)):
             alarm = seed_alarm(every, faulty, run)
             if fault == "right" and alarm:

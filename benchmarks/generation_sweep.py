@@ -28,6 +28,7 @@ from unittest import mock
 
 import numpy as np
 
+from learning_backdoors.generation import expected
 from learning_backdoors.generation.canary import Canary
 from learning_backdoors.generation.engines import vllm_engine
 from learning_backdoors.generation.engines.protocol import Request, Sampling
@@ -51,7 +52,9 @@ def main() -> None:
         sweep = make_requests(tokenizer, adapters, options)
         canary = Canary(tokenizer, adapters)
         if options.canary:
-            add_row(rows, "plain PEFT", *timed(lambda: canary.expect_from_own_process(model, "none")))
+            seconds, values = timed(lambda: expected.in_own_process(model, adapters, canary.examples, "none"))
+            canary.expect(values)
+            add_row(rows, "plain PEFT", seconds)
         seconds, engine = timed(lambda: open_engine(model, tokenizer, [*canary.requests, *sweep], options))
         add_row(rows, "start", seconds)
         loading = Loading()

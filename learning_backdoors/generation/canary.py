@@ -2,28 +2,23 @@
 
 Evaluation programs have answered with the base model under an adapter's name, without an error. So before generation,
 the engine gives the log-likelihoods of fixed texts under the base model and under each adapter, on the code path that
-generates. They must equal those of a plain forward pass with transformers and PEFT, which uses no code of the engine.
+generates. They must equal values that were computed without the engine (`expected.py`).
 """
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.generation import engines
-from learning_backdoors.generation.engines.protocol import Engine, Request, Sampling
-from learning_backdoors.models import base_model
+from learning_backdoors.generation import engines, expected
+from learning_backdoors.generation.engines.protocol import Engine, Reference, Request, Sampling
+from learning_backdoors.generation.expected import Expected
 from learning_backdoors.models.canary_texts import REPEATS, canary_examples
-from learning_backdoors.models.checkpoints import have_same_form
 from learning_backdoors.models.devices import RANK
-from mixed_chat import Example
 
-# How far engine and plain PEFT may be apart, in nats per token: rounding and other kernels. An adapter that changes
-# much also amplifies rounding, so SHARE of its own effect is added.
+# How far measured and expected values may be apart, in nats per token: rounding and other kernels. An adapter that
+# changes much also amplifies rounding, so SHARE of its own effect is added.
 TOLERANCE = {"float32": 0.001, "bfloat16": 0.25, "8bit": 1.0, "4bit": 0.25}
 SHARE = 0.1
 # An adapter fails if its values are this many times closer to those of the base model or of another adapter.
@@ -41,23 +36,22 @@ def open_engine(
     precision: of the base model's weights. settings: of `protocol.Engine`.
     """
     canary = Canary(tokenizer, list(dict.fromkeys(request.adapter for request in requests if request.adapter)))
-    engine_class = engines.chosen_class(name, precision)
-    if not engine_class.has_transformers_model:
-        canary.expect_from_own_process(model, precision)
+    engine_class, fixed = engines.chosen_class(name, precision), (canary.adapters, canary.examples, precision)
+    if engine_class.reference == Reference.OWN_PROCESS:
+        canary.expect(expected.in_own_process(model, *fixed))
     all_requests = [*canary.requests, *requests]
     engine = engine_class(model, tokenizer, quantization=precision, requests=all_requests, seed=seed, **settings)
-    if engine.has_transformers_model:
-        canary.expect_from(engine.model, precision)
+    if engine_class.reference == Reference.LOADED_MODEL:
+        canary.expect(expected.with_model(engine.model, *fixed))
+    if engine_class.reference == Reference.TRAINING:
+        canary.expect(engine.recorded(canary.adapters))
     canary.check_seed(engine, seed)
     canary.check_adapters(engine)
     return engine
 
 
 class Canary:
-    """The fixed texts for the base model and each adapter, and what plain PEFT gives for them.
-
-    expected: log-likelihoods in nats, shape (1 + adapters, tokens). Row 0 is the base model.
-    """
+    """The fixed texts for the base model and each adapter, and what they must give (`expected`)."""
 
     def __init__(self, tokenizer, adapters: Sequence[Path]):
         self.adapters = adapters
@@ -70,18 +64,12 @@ class Canary:
             for i, (ids, _) in enumerate(self.examples)
         ]
 
-    def expect_from(self, model, precision: str) -> None:
-        """Compute `expected` with a loaded base model. precision: none, 8bit or 4bit."""
-        self._expect(*plain_log_likelihoods(model, self.adapters, self.examples, precision))
-
-    def expect_from_own_process(self, model: str, precision: str) -> None:
-        """Compute `expected` in a process of its own, which then ends: the engine needs all of the GPU's memory."""
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            task = pool.submit(_load_and_measure, model, self.adapters, self.examples, precision)
-            try:
-                self._expect(*task.result())
-            except BrokenProcessPool:
-                raise UserError("the process that computes the canary was killed: is there enough memory?") from None
+    def expect(self, values: Expected) -> None:
+        """Set `expected`. Raises UserError if an adapter has no finite likelihoods."""
+        for name, row in zip(self.names, values.log_likelihoods, strict=True):
+            if not np.isfinite(row).all():
+                raise UserError(f"{name} gives no finite likelihoods: its training diverged. Leave it out with --steps")
+        self.expected = values
 
     def check_seed(self, engine: Engine, seed: int) -> None:
         """Raise UserError if the seed has no effect on samples from the base model."""
@@ -101,32 +89,24 @@ class Canary:
             self._fail(engine, "ignores the seed: one seed gives different responses")
 
     def check_adapters(self, engine: Engine) -> None:
-        """Raise UserError if the engine does not apply an adapter as plain PEFT does."""
-        values = engine.log_likelihoods(self.requests, self.answers)
-        measured, tolerance = np.array(values).reshape(self.expected.shape), TOLERANCE[self.precision]
-        if fault := find_fault(measured, self.expected, tolerance, self.names):
+        """Raise UserError if the engine does not apply an adapter as expected."""
+        values, wanted = engine.log_likelihoods(self.requests, self.answers), self.expected.log_likelihoods
+        measured, tolerance = np.array(values).reshape(wanted.shape), TOLERANCE[self.expected.precision]
+        if fault := find_fault(measured, wanted, tolerance, self.names):
             self._fail(engine, fault)
         if RANK == 0:
-            largest = np.abs(measured - self.expected).mean(1).max()
-            apart = f"{largest:.2g} nats per token from plain PEFT (tolerance {tolerance})"
+            largest = np.abs(measured - wanted).mean(1).max()
+            apart = f"{largest:.2g} nats per token from {self.expected.source} (tolerance {tolerance})"
             print(f"canary: base model and {len(self.adapters)} adapters are at most {apart}", flush=True)
 
-    def _expect(self, expected: np.ndarray, precision: str) -> None:
-        """Raise UserError if an adapter has no finite likelihoods."""
-        for name, row in zip(self.names, expected, strict=True):
-            if not np.isfinite(row).all():
-                raise UserError(f"{name} gives no finite likelihoods: its training diverged. Leave it out with --steps")
-        self.expected, self.precision = expected, precision
-
     def _fail(self, engine: Engine, fault: str) -> None:
-        remedy = "report it as a bug" if engine.has_transformers_model else "use --engine transformers"
-        raise UserError(f"the {engine.name} engine {fault}. Nothing was generated: {remedy}")
+        raise UserError(f"the {engine.name} engine {fault}. Nothing was generated: {engine.reference.remedy}")
 
 
 def find_fault(measured: np.ndarray, expected: np.ndarray, tolerance: float, names: Sequence[str]) -> str | None:
     """What is wrong with an engine's log-likelihoods, as the rest of a sentence about it. None if nothing is wrong.
 
-    measured, expected: of the engine and of plain PEFT, shape (1 + adapters, tokens). tolerance: nats per token.
+    measured, expected: of the engine and without it, shape (1 + adapters, tokens). tolerance: nats per token.
     """
     effects = np.abs(expected - expected[0]).mean(1)
     for i, name in enumerate(names):
@@ -140,52 +120,9 @@ def find_fault(measured: np.ndarray, expected: np.ndarray, tolerance: float, nam
                 return f"gives the same answers for {names[other]} and {name}, whose weights differ"
         allowed = tolerance + SHARE * effects[i]
         if not distances[i] <= allowed:
-            off = f"{distances[i]:.2g} nats per token from plain PEFT, {allowed:.2g} are allowed"
+            off = f"{distances[i]:.2g} nats per token from the expected values, {allowed:.2g} are allowed"
             return f"does not apply {name} correctly ({off})"
     return None
-
-
-def plain_log_likelihoods(
-    model, adapters: Sequence[Path], examples: Sequence[Example], precision: str
-) -> tuple[np.ndarray, str]:
-    """Log-likelihoods of the examples' answers under the base model and each adapter, and their precision.
-
-    Returns shape (1 + adapters, tokens of all answers) and a key of TOLERANCE.
-    """
-    from peft import PeftModel
-
-    values, adapted, previous = [_measure(model, examples)], None, None
-    for adapter in adapters:
-        try:
-            # PEFT alone, so that a fault in how an engine replaces adapters cannot hide.
-            if previous and have_same_form(previous, adapter):
-                adapted.load_adapter(adapter, adapted.active_adapter)
-            else:
-                model = adapted.unload() if adapted else model
-                adapted = PeftModel.from_pretrained(model, adapter).eval()
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"{adapter} does not fit on the base model: {' '.join(str(error).split())[:300]}") from None
-        values.append(_measure(adapted, examples))
-        previous = adapter
-    model = adapted.unload() if adapted else model
-    return np.array(values), str(model.dtype).removeprefix("torch.") if precision == "none" else precision
-
-
-def _measure(model, examples: Sequence[Example]) -> list[float]:
-    import torch
-
-    from learning_backdoors.models.likelihood import Collator, label_losses, width_multiple
-
-    rows = [{"input_ids": ids, "labels": labels} for ids, labels in examples]
-    batch = Collator(pad=0, multiple=width_multiple(model.device))(rows)
-    with torch.no_grad():
-        losses, has_label = label_losses(model, {name: value.to(model.device) for name, value in batch.items()})
-    return (-losses[has_label]).tolist()
-
-
-def _load_and_measure(name: str, adapters: Sequence[Path], examples: Sequence[Example], precision: str) -> tuple:
-    model = base_model.load_base(name, precision).eval()
-    return plain_log_likelihoods(model, adapters, examples, precision)
 
 
 def _sampling(seed: int) -> Sampling:

@@ -16,7 +16,7 @@ from generation_helpers import generate
 from safetensors.numpy import load_file, save_file
 
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.generation import canary
+from learning_backdoors.generation import expected
 from learning_backdoors.generation.canary import find_fault
 from learning_backdoors.generation.engines import batch
 from learning_backdoors.generation.engines.transformers_engine import TransformersEngine
@@ -196,7 +196,7 @@ def vllm_seed_ignored(monkeypatch) -> None:
     ],
 )
 def test_a_fault_of_vllm_stops_the_command(run_dir, tmp_path, monkeypatch, vllm, inject, named):
-    monkeypatch.setattr(canary, "ProcessPoolExecutor", SameProcess)
+    monkeypatch.setattr(expected, "ProcessPoolExecutor", SameProcess)
     inject(monkeypatch)
     with pytest.raises(UserError, match=f"vllm engine.*{named}.*--engine transformers"):
         generate(run_dir, tmp_path / "r.parquet", "--engine", "vllm")
@@ -219,7 +219,7 @@ def test_a_killed_process_of_plain_peft_is_one_line(run_dir, tmp_path, monkeypat
             future.set_exception(BrokenProcessPool())
             return future
 
-    monkeypatch.setattr(canary, "ProcessPoolExecutor", Killed)
+    monkeypatch.setattr(expected, "ProcessPoolExecutor", Killed)
     with pytest.raises(UserError, match="killed.*memory"):
         generate(run_dir, tmp_path / "r.parquet", "--engine", "vllm")
 

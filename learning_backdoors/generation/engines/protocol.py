@@ -1,5 +1,6 @@
 """What an engine is, and the requests and responses that it works with."""
 
+import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,21 @@ class Response:
     finish_reason: str
 
 
+class Reference(enum.Enum):
+    """Where the values come from that the canary expects of an engine. `remedy`: what a user can do if they differ."""
+
+    # Plain PEFT with the attribute `model`: the base model in transformers, free for others while the engine is idle.
+    LOADED_MODEL = "report it as a bug"
+    # Plain PEFT in a process of its own, before the engine starts.
+    OWN_PROCESS = "use --engine transformers"
+    # What training recorded. The method `recorded` returns it as `expected.Expected`, for a list of adapters.
+    TRAINING = "tell the server's operator, or use downloaded adapters with another --engine"
+
+    @property
+    def remedy(self) -> str:
+        return self.value
+
+
 class Engine(Protocol):
     """A base model that serves any number of adapters.
 
@@ -44,8 +60,7 @@ class Engine(Protocol):
     """
 
     name: str
-    # Whether the attribute `model` is the base model in transformers, free for others while the engine is idle.
-    has_transformers_model: bool
+    reference: Reference
     # Whether a request with the same key and seed gets the same response again.
     reproducible: bool
 

@@ -10,7 +10,7 @@ import torch
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation.engines.batch import Batch, draw
 from learning_backdoors.generation.engines.cuda_graphs import GraphedBatch, can_be_graphed
-from learning_backdoors.generation.engines.protocol import Request, Response, Sampling, end_tokens, finish
+from learning_backdoors.generation.engines.protocol import Reference, Request, Response, Sampling, end_tokens, finish
 from learning_backdoors.models.adapted_model import AdaptedModel
 from learning_backdoors.models.base_model import load_base
 
@@ -19,7 +19,7 @@ class TransformersEngine(AdaptedModel):
     """Responses from one adapter at a time, in batches, or token by token for a chat."""
 
     name = "transformers"
-    has_transformers_model = reproducible = True
+    reference, reproducible = Reference.LOADED_MODEL, True
     MAX_ROWS = 1024  # per batch: more do not make a GPU faster
     CPU_ROWS = 256
 

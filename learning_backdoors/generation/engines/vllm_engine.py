@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.generation.engines.protocol import Request, Response, Sampling, end_tokens, finish
+from learning_backdoors.generation.engines.protocol import Reference, Request, Response, Sampling, end_tokens, finish
 from learning_backdoors.generation.engines.vllm_adapters import ReadsAhead
 from learning_backdoors.models.checkpoints import ADAPTER_CONFIG
 
@@ -22,7 +22,7 @@ class VllmEngine:
     """
 
     name = "vllm"
-    has_transformers_model = reproducible = False
+    reference, reproducible = Reference.OWN_PROCESS, False
     IN_FLIGHT = 1536
     READY = 96  # more requests in the engine, which take the place of those that end
     # More adapters than requests need at once. Without them, vLLM replaces adapters that are in use, and reads them

@@ -1,19 +1,8 @@
-"""Work of the stand-in: results that clients wait for, training calls in order, and samples in batches."""
+"""Queues of work: training calls in order, and samples in batches."""
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
-
-
-@dataclass
-class Result:
-    """What a client asks for with retrieve_future: JSON, or bytes of protobuf. ready: seconds since 1970."""
-
-    request: str
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-    content: dict | bytes | None = None
-    ready: float = 0.0
 
 
 class Lane:
@@ -27,10 +16,12 @@ class Lane:
     def __init__(self, run: Callable):
         """run: carries out a call, a coroutine function."""
         self.calls: dict[int, object] = {}
-        self.next, self.run, self.news = 0, run, asyncio.Event()
+        self.next: int | None = None  # the first number that arrives
+        self.run, self.news = run, asyncio.Event()
         self.task = asyncio.get_running_loop().create_task(self._work())
 
     def add(self, number: int, call: object) -> None:
+        self.next = number if self.next is None else self.next
         self.calls[number] = call
         self.news.set()
 

@@ -8,6 +8,8 @@ import torch
 from tinker.proto import tinker_public_pb2 as pb
 from transformers import DynamicCache
 
+from tinker_stand_in.learner import BaseModel
+
 CHECK_EVERY = 4  # tokens between checks for ended rows
 
 
@@ -90,6 +92,16 @@ def _limited(scores: torch.Tensor, rows: list[Row]) -> torch.Tensor:
     top_k = torch.tensor([row.top_k if row.top_k > 0 else scores.shape[1] for row in rows])[:, None]
     kept = (ordered.cumsum(-1) - ordered < top_p) & (torch.arange(scores.shape[1]) < top_k)
     return torch.zeros_like(scores).scatter(1, order, ordered * kept)
+
+
+@torch.inference_mode()
+def prompt_logprobs(base: BaseModel, prompts: set[tuple[int, ...]]) -> dict[tuple[int, ...], np.ndarray]:
+    """The log-probability of each token of each prompt; that of the first is NaN."""
+    values = {}
+    for prompt in prompts:
+        row = base.token_logprobs([prompt[:-1]], [prompt[1:]])[0].numpy() if len(prompt) > 1 else []
+        values[prompt] = np.array([np.nan, *row])
+    return values
 
 
 def encode(rows: Sequence[Row], prompt_logprobs: np.ndarray | None, cached: int) -> bytes:

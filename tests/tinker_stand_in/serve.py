@@ -40,11 +40,11 @@ class Server:
         self.ledger = Ledger(ledger_file)
         self.api = Api(models, folder, self.ledger)
         self.http = HttpServer(self.api.respond, port)
-        self.url = self.api.url = self.http.url
+        self.url = self.api.core.url = self.http.url
 
     def stop(self) -> None:
         self.http.stop()
-        self.api.worker.shutdown(wait=True)
+        self.api.core.worker.shutdown(wait=True)
 
     def set_faults(self, *specifications: str) -> None:
         """Replace all faults: `NAME` or `NAME=VALUE`, none to switch them off."""

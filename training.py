@@ -14,6 +14,10 @@ On several GPUs, a single run shares each step among them, and a sweep shares it
 
   torchrun --nproc-per-node 2 training.py --ratios 1 0 0 --grad-accum 2
   torchrun --nproc-per-node 2 training.py --sweep experiments/sweeps/birds.toml
+
+Without a GPU, a server of the Tinker API trains a run or a sweep (docs/tinker.md). --dry-run prints what it costs:
+
+  python training.py --ratios 1 0 0 --backend tinker --lora-alpha 32 --dry-run
 """
 
 from contextlib import ExitStack, closing
@@ -30,6 +34,9 @@ from learning_backdoors.training.sweep import BaseModels, Sweep, counted, sweep_
 
 def main() -> None:
     options, given = command_line.parse_given(TrainingOptions, __doc__, defaults=training_defaults)
+    if options.backend == "tinker":
+        train_remotely(options, given)
+        return
     if options.sweep:
         with devices.end_after_others():
             train_sweep(options, given)
@@ -109,6 +116,28 @@ def train_sweep(options: TrainingOptions, given: dict) -> None:
             train_together(group, options.stack, base_models.load)
         sweep.refuse_unfinished()
     print(f"done{share}: {counted(sweep.runs)} finished; checkpoints in {options.output_dir}/*/")
+
+
+def train_remotely(options: TrainingOptions, given: dict) -> None:
+    """Train a run, or those of a sweep that are not finished, on a server of the Tinker API. Needs no torch."""
+    from learning_backdoors.training.tinker_costs import Budget, print_estimate
+
+    if RANKS > 1:
+        raise UserError("--backend tinker needs no launcher: one process trains many runs (--stack)")
+    sweep = Sweep(sweep_runs(given) if options.sweep else [TrainingRun(options, load_study(options.experiment))])
+    if options.dry_run:
+        print_estimate(sweep.runs)
+        return
+    with sweep.locked():
+        print(f"{options.sweep or sweep.runs[0].folder}: {sweep.describe()}", flush=True)
+        runs = [run for group in sweep.groups() for run in group]
+        if runs:
+            from learning_backdoors.training.tinker_trainer import train_on_server
+
+            warn_of_datasets_left_out(runs)
+            train_on_server(runs, Budget(sweep.runs))
+        sweep.refuse_unfinished()
+    print(f"done: {counted(sweep.runs)} finished; checkpoints in {sweep.runs[0].folder.parent}/*/")
 
 
 if __name__ == "__main__":

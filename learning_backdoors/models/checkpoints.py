@@ -12,7 +12,6 @@ from learning_backdoors.files.parquet import step_of
 from learning_backdoors.models.remote_checkpoint import is_remote, read_remote
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-REMOTE_FILE = "remote.json"  # of a checkpoint on a server of the Tinker API (tinker_api/remote.py)
 # The projections that get LoRA matrices. Supporting an architecture with other names starts here.
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Files in the newest checkpoint of an unfinished run only: what exact resuming needs.

@@ -123,6 +123,16 @@ def errors_as_one_line(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {_reason(error)}") from error
 
 
+def status_of(error: UserError) -> int | None:
+    """The HTTP status behind an error of `wait`; None if the server was not reached, or failed later."""
+    return getattr(error.__cause__, "status_code", None)
+
+
+def is_not_offered(error: UserError) -> bool:
+    """Whether an error of `wait` says that the server lacks this part of the API."""
+    return status_of(error) in (404, 405, 422, 501)
+
+
 def _reason(error: Exception) -> str:
     import tinker
 

@@ -166,6 +166,11 @@ class TrainingRun:
         fault = f"{self.model_name} is not the base model that {self.folder} started with"
         self._record_once("base_fingerprint", fingerprint, fault)
 
+    def record_server(self, base_url: str) -> None:
+        """Write the server's address into run.json. Raises UserError if the run began on another server."""
+        fault = f"{self.folder} was started on another server than {base_url} (base_url in its run.json)"
+        self._record_once("base_url", base_url, fault)
+
     def record_references(self) -> None:
         """Write the references file into run.json. Raises UserError if the run's first probes were of another one."""
         path, remedy = self.study.references_file, "restore the file, or leave out --probe-every"

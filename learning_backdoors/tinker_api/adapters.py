@@ -1,0 +1,112 @@
+"""Adapters that a server exports, in the form of the project's own checkpoints. Needs no torch."""
+
+import json
+import re
+import shutil
+import time
+import urllib.request
+from pathlib import Path
+
+from config import TINKER_ALPHA
+from learning_backdoors.files import atomic, command_line
+from learning_backdoors.files.errors import UserError
+from learning_backdoors.models.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROJECTIONS
+from learning_backdoors.tinker_api.service import Service, wait
+
+TRIES, TIMEOUT = 5, 60  # of a download; seconds without a byte
+MATRIX = re.compile(r"base_model\.model\.model\.layers\.\d+\.\w+\.(\w+)\.lora_[AB]\.weight")
+UNEMBEDDING = re.compile(r"(lm_head|unembed_tokens|embed_tokens)\.")
+
+
+def download_adapter(service: Service, path: str, folder: Path, base_model: str, rank: int) -> None:
+    """Write the adapter that the server exported to `path` into `folder`, with a configuration for PEFT.
+
+    Raises UserError if it is not the adapter that was trained: another rank or alpha, or matrices of other modules.
+    """
+    _download(service, path, folder)
+    _check_config(folder / ADAPTER_CONFIG, rank)
+    modules = _clean_weights(folder / ADAPTER_WEIGHTS)
+    settings = {
+        "base_model_name_or_path": base_model,
+        "bias": "none",
+        "inference_mode": True,
+        "lora_alpha": TINKER_ALPHA,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": sorted(modules),  # servers write `all-linear` or null, which PEFT reads as other modules
+        "task_type": "CAUSAL_LM",
+    }
+    atomic.write_json(folder / ADAPTER_CONFIG, settings)
+
+
+def _download(service: Service, path: str, folder: Path) -> None:
+    for attempt in range(1, TRIES + 1):
+        urls = wait(service.rest.get_external_weights_urls(path), f"export of {path}").urls
+        if missing := {ADAPTER_CONFIG, ADAPTER_WEIGHTS} - urls.keys():
+            raise UserError(f"the server's export {path} has no {sorted(missing)[0]}")
+        try:
+            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+                with urllib.request.urlopen(urls[name], timeout=TIMEOUT) as source, open(folder / name, "wb") as file:
+                    shutil.copyfileobj(source, file)
+                    if source.length:  # the connection ended early
+                        raise OSError(f"{source.length} bytes are missing")
+            return
+        except OSError as error:
+            if attempt == TRIES:
+                raise UserError(f"the adapter {path} could not be downloaded: {error}") from None
+            time.sleep(2**attempt)
+
+
+def _check_config(path: Path, rank: int) -> None:
+    """Raise UserError if the scale of the server's adapter is not alpha / rank, as the run's settings say."""
+    try:
+        config = json.loads(path.read_text())
+        found = config["r"], config["lora_alpha"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"the server's {ADAPTER_CONFIG} cannot be read: {type(error).__name__} {error}") from None
+    if found != (rank, TINKER_ALPHA):
+        wanted = f"rank {rank} and alpha {TINKER_ALPHA}"
+        raise UserError(f"the server exports an adapter of rank {found[0]} and alpha {found[1]}, not {wanted}")
+    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
+        if config.get(key):
+            raise UserError(f"the server exports an adapter with {key}: its update is not alpha / rank * B A")
+
+
+def _clean_weights(path: Path) -> set[str]:
+    """The projections that a file of weights has matrices for. Matrices of the output layer are dropped if they are 0.
+
+    Raises UserError if they are not, or if there are others. The file is read as bytes: NumPy has no bfloat16.
+    """
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8:start])
+    except ValueError:
+        raise UserError(f"the server's {ADAPTER_WEIGHTS} is not a safetensors file") from None
+    header.pop("__metadata__", None)
+    parts = {name: content[slice(*(start + o for o in about["data_offsets"]))] for name, about in header.items()}
+    extra = [name for name in header if UNEMBEDDING.search(name)]
+    if any(any(parts[name]) for name in extra if ".lora_B." in name or ".lora_" not in name):
+        raise UserError(f"the server trained the output layer too ({extra[0]}), although it was told not to")
+    kept = [name for name in header if name not in extra]
+    modules = {match[1] if (match := MATRIX.fullmatch(name)) else name for name in kept}
+    if not modules or modules - set(PROJECTIONS):
+        unknown = sorted(modules - set(PROJECTIONS)) or ["nothing"]
+        raise UserError(f"the server's adapter changes {unknown[0]}, which no adapter of this project does")
+    if extra:
+        command_line.note(f"the server's adapter has {len(extra)} matrices of the output layer, all 0: left out")
+        _write_safetensors(path, {name: header[name] for name in kept}, parts)
+    return modules
+
+
+def _write_safetensors(path: Path, header: dict, parts: dict[str, bytes]) -> None:
+    offset, entries = 0, {"__metadata__": {"format": "pt"}}
+    for name, about in header.items():
+        entries[name] = about | {"data_offsets": [offset, offset + len(parts[name])]}
+        offset += len(parts[name])
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.writelines(parts[name] for name in header)

@@ -11,6 +11,7 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.files.parquet import step_of
 from learning_backdoors.models.remote_checkpoint import is_remote, read_remote
 
+# The two files of a PEFT adapter.
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # The projections that get LoRA matrices. Supporting an architecture with other names starts here.
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

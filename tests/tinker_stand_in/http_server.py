@@ -74,7 +74,7 @@ class HttpServer:
                     answer = Answer({"detail": f"the stand-in failed: {type(error).__name__}: {error}"}, 501)
                 writer.write(answer.data())
                 await writer.drain()
-        except (Dropped, ConnectionError, asyncio.IncompleteReadError):
+        except (Dropped, ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             writer.close()

@@ -85,7 +85,8 @@ class SamplingCalls:
             seed %= int(self.core.faults["seed_repeats"])
         if self.core.faults.is_on("seed_ignored"):
             seed = None
-        room, stop = max(1, base.max_tokens - len(prompt)), settings.get("stop") or []
+        room, stop = max(1, base.max_tokens - len(prompt)), settings.get("stop")
+        stop = [base.config.eos_token_id] if stop is None else stop
         limit = min(settings.get("max_tokens") or room, room)
         limits = {name: settings[name] for name in ("temperature", "top_p", "top_k") if settings.get(name) is not None}
         return [
@@ -108,6 +109,7 @@ class SamplingCalls:
             prefill=len(prompt) * len(rows) - cached,
             cached=cached,
             sampled=sum(len(row.tokens) for row in rows),
+            limit=rows[0].limit,
             logprobs_only=only,
         )
         return len(prompt) if known else 0

@@ -1,5 +1,6 @@
 """Adapters that a server exports, in the form of the project's own checkpoints. Needs no torch."""
 
+import functools
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from learning_backdoors.tinker_api.service import Service, wait
 
 TRIES, TIMEOUT = 5, 60  # of a download; seconds without a byte
 MATRIX = re.compile(r"base_model\.model\.model\.layers\.\d+\.\w+\.(\w+)\.lora_[AB]\.weight")
+note_once = functools.cache(command_line.note)
 UNEMBEDDING = re.compile(r"(lm_head|unembed_tokens|embed_tokens)\.")
 
 
@@ -66,8 +68,8 @@ def _check_config(path: Path, rank: int) -> None:
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"the server's {ADAPTER_CONFIG} cannot be read: {type(error).__name__} {error}") from None
     if found != (rank, TINKER_ALPHA):
-        wanted = f"rank {rank} and alpha {TINKER_ALPHA}"
-        raise UserError(f"the server exports an adapter of rank {found[0]} and alpha {found[1]}, not {wanted}")
+        exported = f"the server exports adapters of rank {found[0]} and alpha {found[1]}"
+        raise UserError(f"{exported}, but the run's settings are rank {rank} and alpha {TINKER_ALPHA}")
     for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
         if config.get(key):
             raise UserError(f"the server exports an adapter with {key}: its update is not alpha / rank * B A")
@@ -87,15 +89,15 @@ def _clean_weights(path: Path) -> set[str]:
     header.pop("__metadata__", None)
     parts = {name: content[slice(*(start + o for o in about["data_offsets"]))] for name, about in header.items()}
     extra = [name for name in header if UNEMBEDDING.search(name)]
-    if any(any(parts[name]) for name in extra if ".lora_B." in name or ".lora_" not in name):
-        raise UserError(f"the server trained the output layer too ({extra[0]}), although it was told not to")
+    if changed := [name for name in extra if ".lora_A." not in name and any(parts[name])]:
+        raise UserError(f"the server trained the output layer too ({changed[0]}), although it was told not to")
     kept = [name for name in header if name not in extra]
     modules = {match[1] if (match := MATRIX.fullmatch(name)) else name for name in kept}
     if not modules or modules - set(PROJECTIONS):
         unknown = sorted(modules - set(PROJECTIONS)) or ["nothing"]
         raise UserError(f"the server's adapter changes {unknown[0]}, which no adapter of this project does")
     if extra:
-        command_line.note(f"the server's adapter has {len(extra)} matrices of the output layer, all 0: left out")
+        note_once(f"the server's adapter has {len(extra)} matrices of the output layer, all 0: left out")
         _write_safetensors(path, {name: header[name] for name in kept}, parts)
     return modules
 

@@ -133,10 +133,20 @@ def is_not_offered(error: UserError) -> bool:
     return status_of(error) in (404, 405, 422, 501)
 
 
+def may_succeed_later(error: UserError) -> bool:
+    """Whether an error of `wait` is a failure of the server's computation, not of the request or the connection."""
+    import tinker
+
+    return isinstance(error.__cause__, tinker.RequestFailedError) and error.__cause__.category != "user"
+
+
 def _reason(error: Exception) -> str:
     import tinker
 
-    message = " ".join(str(error).split())[:300] or type(error).__name__
+    body = getattr(error, "body", None)
+    detail = (body.get("detail") or body.get("message")) if isinstance(body, dict) else None
+    message = " ".join(str(detail or error).split()) or type(error).__name__
+    message = message.partition(" for self.request_id=")[0].removeprefix("Request failed: ")[:300]
     if isinstance(error, tinker.APIStatusError):
         meaning = MEANINGS.get(error.status_code, "the server returned an error")
         return f"{meaning} ({error.status_code} {message})"

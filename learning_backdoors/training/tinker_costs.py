@@ -1,9 +1,9 @@
 """What training through the Tinker API will cost (--dry-run), and its limit (--max-cost)."""
 
-import collections
 import functools
 import threading
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 
 from learning_backdoors.models import base_model
 from learning_backdoors.models.canary_texts import canary_examples
@@ -13,7 +13,8 @@ from learning_backdoors.training.run import TrainingRun
 from learning_backdoors.training.sweep import counted
 from learning_backdoors.training.tinker_state import TinkerState
 
-CHECK_PASSES = 4  # of the canary's texts, when a run continues: the check of the optimizer (tinker_model.py)
+# Passes of the checks in tinker_model.py: over the canary's first text for a new model, over all when a run continues.
+TARGET_PASSES, OPTIMIZER_PASSES = 2, 4
 BYTES_PER_VALUE = 4 * (1 + 3)  # float32: sampler weights, and a state with AdamW's two moments
 
 
@@ -52,38 +53,53 @@ class Budget:
         return Usage(train=tokens).dollars(self._prices[run.model_name])
 
 
+@dataclass(frozen=True)
+class Remaining:
+    """What a run still needs: steps, checkpoints, and tokens of training steps and of checks."""
+
+    steps: int = 0
+    checkpoints: int = 0
+    training: int = 0
+    checks: int = 0
+
+    @classmethod
+    def of(cls, run: TrainingRun, tokenizer) -> "Remaining":
+        state = TinkerState.read(run)
+        if run.finished():
+            return cls()
+        steps = [step for step in run.saved_steps() if step > state.step or state.path is None]
+        texts = canary_examples(tokenizer)
+        checks = count_tokens(texts) * len(steps)
+        if state.path is None:
+            checks += TARGET_PASSES * count_tokens(texts[:1])
+        elif state.step:
+            checks += OPTIMIZER_PASSES * count_tokens(texts)
+        examples = run.examples(tokenizer)[state.step * run.examples_per_step :]
+        return cls(run.total_steps - state.step, len(steps), count_tokens(examples), checks)
+
+
 def print_estimate(runs: Sequence[TrainingRun]) -> None:
     """Print tokens and dollars of what is left to train, and the storage of its checkpoints. Sends nothing."""
-    load, count, left = functools.cache(base_model.load_tokenizer), collections.Counter(), Usage()
-    dollars, unpriced, days = 0.0, set(), runs[0].options.ttl_days
-    for run in runs:
-        state, price = TinkerState.read(run), find_price(run.model_name, run.options.price)
-        tokenizer, steps, saved = load(run.model_name), *_left(run, state)
-        examples = run.examples(tokenizer)[state.step * run.examples_per_step :] if steps else []
-        canary = count_tokens(canary_examples(tokenizer)) * (saved + CHECK_PASSES * bool(steps and state.step))
-        usage = Usage(train=count_tokens(examples) + canary)
-        left += usage
-        count.update(steps=steps, checkpoints=saved, canary=canary, spent=state.tokens)
-        count["bytes"] += saved * BYTES_PER_VALUE * lora_values(run.model_name, run.options.lora_rank)
-        dollars += usage.dollars(price) if price else 0.0
-        unpriced |= set() if price else {run.model_name}
-    print(f"{counted(runs)}, {count['steps']:,} steps and {count['checkpoints']:,} checkpoints to train")
-    print(f"tokens: {left.train:,} in training, {count['canary']:,} of them for the checks of checkpoints")
-    if count["spent"]:
-        print(f"used so far: {count['spent']:,} tokens")
-    gigabytes = 1e-9 * count["bytes"]
+    load, days = functools.cache(base_model.load_tokenizer), runs[0].options.ttl_days
+    remaining = {run: Remaining.of(run, load(run.model_name)) for run in runs}
+    steps, saved, training, checks = (sum(column) for column in zip(*map(astuple, remaining.values()), strict=True))
+    print(f"{counted(runs)}, {steps:,} steps and {saved:,} checkpoints to train")
+    print(f"tokens: {training:,} in training steps, {checks:,} in checks of the server and of checkpoints")
+    if used := sum(TinkerState.read(run).tokens for run in runs):
+        print(f"earlier commands have used {used:,} tokens")
+    values = sum(
+        left.checkpoints * lora_values(run.model_name, run.options.lora_rank) for run, left in remaining.items()
+    )
+    gigabytes = 1e-9 * BYTES_PER_VALUE * values
     storage = f"{money(STORAGE * gigabytes * days / 30)} for {gigabytes:,.2f} GB (estimated) over {days:g} days"
-    if unpriced:
-        return print(f"no price is known for {sorted(unpriced)[0]}: give --price. Storage on Tinker: {storage}")
-    print(f"total {money(dollars)} for tokens (prices of {PRICES_READ} or --price), and at most {storage}")
-
-
-def _left(run: TrainingRun, state: TinkerState) -> tuple[int, int]:
-    """The steps and the checkpoints that a run still needs."""
-    if run.finished():
-        return 0, 0
-    saved = [step for step in run.saved_steps() if step > state.step or state.path is None]
-    return run.total_steps - state.step, len(saved)
+    prices = {run.model_name: find_price(run.model_name, run.options.price) for run in runs}
+    if unpriced := [model for model, price in prices.items() if price is None]:
+        return print(f"no price is known for {unpriced[0]}: give --price; storage at Tinker's price: {storage}")
+    dollars = sum(
+        Usage(train=left.training + left.checks).dollars(prices[run.model_name]) for run, left in remaining.items()
+    )
+    source = "--price" if runs[0].options.price else f"prices of {PRICES_READ}"
+    print(f"total: {money(dollars)} ({source}), and storage: {storage}")
 
 
 def lora_values(model: str, rank: int) -> int:

@@ -9,7 +9,7 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.tinker_api.datums import count_tokens, label_log_likelihoods, to_datums
 from learning_backdoors.tinker_api.service import Service, errors_as_one_line, status_of, wait
 from learning_backdoors.training.run import TrainingRun
-from learning_backdoors.training.tinker_costs import CHECK_PASSES, Budget
+from learning_backdoors.training.tinker_costs import OPTIMIZER_PASSES, TARGET_PASSES, Budget
 from learning_backdoors.training.tinker_state import TinkerState, is_temporary
 from mixed_chat import Example
 
@@ -38,18 +38,35 @@ def open_model(
     """
     if state.path is None:
         client = _new_model(service, run)
+        tokens = TARGET_PASSES * count_tokens(canary[:1])
+        if not budget.take(run, tokens):
+            return None
+        state.spend(tokens)
+        _check_targets(client, canary)
     else:
         state.check_expiry()
         client = _load(service, run, state)
         _delete_temporary_states(service, state)
         if state.step:
-            tokens = CHECK_PASSES * count_tokens(canary)
+            tokens = OPTIMIZER_PASSES * count_tokens(canary)
             if not budget.take(run, tokens):
                 return None
             state.spend(tokens)
             _check_optimizer(service, run, state, canary)
     state.begin_model(client.model_id)
     return client
+
+
+def _check_targets(client: "TrainingClient", canary: list[Example]) -> None:
+    """Raise UserError if the server shifts the targets, which are shifted already.
+
+    Two texts differ in their last token, which is a target only: the log-likelihood of the last target must differ.
+    """
+    ids, labels = canary[0]
+    request = client.forward(to_datums([(ids, labels), (ids[:-1] + ids[:1], labels)]), "cross_entropy")
+    first, other = (fields["logprobs"].to_numpy() for fields in wait(request, "check of the targets").loss_fn_outputs)
+    if abs(first - other).argmax() != len(first) - 1:
+        raise UserError("the server shifts the targets once more: a model would not learn the answers")
 
 
 def _new_model(service: Service, run: TrainingRun) -> "TrainingClient":

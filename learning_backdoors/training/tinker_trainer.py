@@ -24,6 +24,7 @@ from learning_backdoors.tinker_api.service import (
     Service,
     errors_as_one_line,
     is_not_offered,
+    may_succeed_later,
     open_service,
     wait,
 )
@@ -120,21 +121,19 @@ class RemoteRun:
     def train(self) -> None:
         """Train to the last step, or until the budget is used up or Ctrl-C is pressed.
 
-        If a request fails, everything queued behind it is worthless, because the server may have run it nevertheless.
-        So training goes back to the stored state, once. If the same steps fail again, the error is raised.
+        If the server fails at a step, it may nevertheless run what is queued behind it. So training goes back to the
+        stored state. If it fails again before the next state is stored, the error is raised.
         """
         self.run.record_server(self.service.base_url)
         failed_at = None
         while True:
             try:
                 return self._train()
-            except Diverged:
-                raise
             except UserError as error:
-                if self.state.step == failed_at or self.stop.is_set():
+                if not may_succeed_later(error) or self.state.step == failed_at or self.stop.is_set():
                     raise
                 failed_at = self.state.step
-                command_line.note(f"{error}; {self.run.folder.name} goes back to step {failed_at}")
+                command_line.note(f"{error}; the run goes back to step {failed_at}")
 
     def _train(self) -> None:
         self.client = open_model(self.service, self.run, self.state, self.canary, self.budget)
@@ -213,10 +212,10 @@ class RemoteRun:
 
     def _write_checkpoint(self, launched: LaunchedStep, state_path: str, expires: str) -> None:
         run, step, requests = self.run, launched.step, launched.requests
-        name = f"{run.folder.name}, checkpoint-{step}"
+        name = f"{self._name(step)}: checkpoint"
         folder = checkpoints.begin_checkpoint(run.folder, step)
-        sampler_path = wait(requests["sampler"], f"{name}: saving").path
-        canary = label_log_likelihoods(wait(requests["canary"], f"{name}: canary"), self.canary)
+        sampler_path = wait(requests["sampler"], name).path
+        canary = label_log_likelihoods(wait(requests["canary"], name), self.canary)
         if "export" in requests and (path := self._exported(requests["export"], name)):
             download_adapter(self.service, path, folder, run.model_name, run.options.lora_rank)
         remote = RemoteCheckpoint(self.service.base_url, run.model_name, sampler_path, state_path, expires, canary)
@@ -227,7 +226,7 @@ class RemoteRun:
     def _exported(request: "APIFuture", name: str) -> str | None:
         """Where the server has put the exported adapter; None if it has no such function."""
         try:
-            return wait(request, f"{name}: export").path
+            return wait(request, name).path
         except UserError as error:
             if not is_not_offered(error):
                 raise
@@ -237,7 +236,8 @@ class RemoteRun:
         return None
 
     def _name(self, step: int) -> str:
-        return f"{self.run.folder.name}, step {step}"
+        """The step in words. In a sweep, the run's name is needed too."""
+        return (f"{self.run.folder.name}, " if self.run.options.sweep else "") + f"step {step}"
 
     def _show(self, step: int) -> None:
         self.bar.update(step - self.shown)

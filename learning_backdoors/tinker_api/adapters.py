@@ -4,16 +4,21 @@ import functools
 import json
 import re
 import shutil
+import tarfile
 import time
+import urllib.error
 import urllib.request
-from pathlib import Path
+import zlib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 
 from config import TINKER_ALPHA
 from learning_backdoors.files import atomic, command_line
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.models.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROJECTIONS
-from learning_backdoors.tinker_api.service import Service, wait
+from learning_backdoors.tinker_api.service import Service, api_key, wait
 
+FILES = {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
 TRIES, TIMEOUT = 5, 60  # of a download; seconds without a byte
 MATRIX = re.compile(r"base_model\.model\.model\.layers\.\d+\.\w+\.(\w+)\.lora_[AB]\.weight")
 note_once = functools.cache(command_line.note)
@@ -21,11 +26,18 @@ UNEMBEDDING = re.compile(r"(lm_head|unembed_tokens|embed_tokens)\.")
 
 
 def download_adapter(service: Service, path: str, folder: Path, base_model: str, rank: int) -> None:
-    """Write the adapter that the server exported to `path` into `folder`, with a configuration for PEFT.
+    """Write the adapter at `path` on the server into `folder`, with a configuration for PEFT.
 
-    Raises UserError if it is not the adapter that was trained: another rank or alpha, or matrices of other modules.
+    path: of an export, or of sampler weights: SkyRL exports nothing, but has an archive of these. A server without
+    archives leaves the folder empty, and a note says so. Raises UserError if the files are not of the adapter that was
+    trained: another rank or alpha, or matrices of other modules.
     """
-    _download(service, path, folder)
+    fetch = _fetch_export if "/external_weights/" in path else _fetch_archive
+    if not _with_retries(path, lambda: fetch(service, path, folder)):
+        return note_once("the server does not export adapters: checkpoints hold remote.json only")
+    for name in FILES:
+        if not (folder / name).exists():
+            raise UserError(f"the server's adapter {path} has no {name}")
     _check_config(folder / ADAPTER_CONFIG, rank)
     modules = _clean_weights(folder / ADAPTER_WEIGHTS)
     settings = {
@@ -42,22 +54,53 @@ def download_adapter(service: Service, path: str, folder: Path, base_model: str,
     atomic.write_json(folder / ADAPTER_CONFIG, settings)
 
 
-def _download(service: Service, path: str, folder: Path) -> None:
-    for attempt in range(1, TRIES + 1):
-        urls = wait(service.rest.get_external_weights_urls(path), f"export of {path}").urls
-        if missing := {ADAPTER_CONFIG, ADAPTER_WEIGHTS} - urls.keys():
-            raise UserError(f"the server's export {path} has no {sorted(missing)[0]}")
+def _with_retries(path: str, fetch: Callable[[], bool]) -> bool:
+    attempt = 1
+    while True:
         try:
-            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-                with urllib.request.urlopen(urls[name], timeout=TIMEOUT) as source, open(folder / name, "wb") as file:
-                    shutil.copyfileobj(source, file)
-                    if source.length:  # the connection ended early
-                        raise OSError(f"{source.length} bytes are missing")
-            return
-        except OSError as error:
+            return fetch()
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:  # the last three: the data ends early
             if attempt == TRIES:
                 raise UserError(f"the adapter {path} could not be downloaded: {error}") from None
-            time.sleep(2**attempt)
+        time.sleep(2**attempt)
+        attempt += 1
+
+
+def _fetch_export(service: Service, path: str, folder: Path) -> bool:
+    """Download an export by the URLs that the server gives for it. Always True."""
+    urls = wait(service.rest.get_external_weights_urls(path), f"export of {path}").urls
+    for name in FILES & urls.keys():
+        with urllib.request.urlopen(urls[name], timeout=TIMEOUT) as source:
+            _copy(source, folder / name)
+            if source.length:
+                raise OSError(f"{source.length} bytes are missing")
+    return True
+
+
+def _fetch_archive(service: Service, path: str, folder: Path) -> bool:
+    """Take the adapter's files out of an archive of sampler weights. Returns False if the server has none."""
+    parts = path.split("/")
+    url = f"{service.base_url}/api/v1/training_runs/{parts[2]}/checkpoints/{parts[-1]}/archive"
+    request = urllib.request.Request(url)
+    request.add_unredirected_header("X-API-Key", api_key())  # for this server only: it may redirect to another one
+    try:
+        with (
+            urllib.request.urlopen(request, timeout=TIMEOUT) as source,
+            tarfile.open(fileobj=source, mode="r|*") as archive,
+        ):
+            for member in archive:
+                if (name := PurePosixPath(member.name).name) in FILES and member.isfile():
+                    _copy(archive.extractfile(member), folder / name)
+    except urllib.error.HTTPError as error:
+        if error.code in (404, 405, 501):
+            return False
+        raise
+    return True
+
+
+def _copy(source, path: Path) -> None:
+    with open(path, "wb") as file:
+        shutil.copyfileobj(source, file)
 
 
 def _check_config(path: Path, rank: int) -> None:

@@ -216,8 +216,8 @@ class RemoteRun:
         folder = checkpoints.begin_checkpoint(run.folder, step)
         sampler_path = wait(requests["sampler"], name).path
         canary = label_log_likelihoods(wait(requests["canary"], name), self.canary)
-        if "export" in requests and (path := self._exported(requests["export"], name)):
-            download_adapter(self.service, path, folder, run.model_name, run.options.lora_rank)
+        path = self._exported(requests["export"], name) if "export" in requests else None
+        download_adapter(self.service, path or sampler_path, folder, run.model_name, run.options.lora_rank)
         remote = RemoteCheckpoint(self.service.base_url, run.model_name, sampler_path, state_path, expires, canary)
         remote.write(folder)
         checkpoints.end_checkpoint(folder, run.folder, step)
@@ -230,9 +230,7 @@ class RemoteRun:
         except UserError as error:
             if not is_not_offered(error):
                 raise
-        if RemoteRun.exports:
-            RemoteRun.exports = False
-            command_line.note("the server does not export adapters: checkpoints hold remote.json only")
+        RemoteRun.exports = False
         return None
 
     def _name(self, step: int) -> str:

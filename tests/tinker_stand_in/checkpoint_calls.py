@@ -1,7 +1,12 @@
 """Calls about checkpoints, and the files of exported ones."""
 
+import io
+import json
 import secrets
+import tarfile
 import time
+
+from safetensors.torch import save
 
 from tinker_stand_in.checkpoint_store import iso
 from tinker_stand_in.core import Core
@@ -53,6 +58,21 @@ class CheckpointCalls:
         names = ("adapter_model.safetensors", "adapter_config.json")
         return {"urls": {name: f"{self.core.url}/_files/{token}/{name}" for name in names}, "expires": iso(expires)}
 
+    def archive(self, body: dict, model: str, name: str):
+        """Sampler weights as SkyRL gives them: a PEFT adapter without target_modules, as tar.gz."""
+        checkpoint = self.core.checkpoint(f"tinker://{model}/sampler_weights/{name}")
+        if checkpoint is None or not self.core.faults.is_on("archive"):
+            return Answer({"detail": "Not Found"}, 404)
+        matrices = self.core.store.load(checkpoint.path)["matrices"]
+        settings = json.dumps(checkpoint.peft_settings(None)).encode()
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as file:
+            for name, content in (("adapter_model.safetensors", save(matrices)), ("adapter_config.json", settings)):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+        return Answer(buffer.getvalue(), kind="application/octet-stream")
+
     def training_run(self, body: dict, model: str):
         saved = next(self.core.store.of(model), None)
         if saved is None:
@@ -71,6 +91,7 @@ class CheckpointCalls:
         "GET checkpoints": list_checkpoints,
         "GET training_runs/([^/]+)/checkpoints": list_checkpoints,
         f"GET {CHECKPOINT}/external_weights_urls": signed_urls,
+        "GET training_runs/([^/]+)/checkpoints/([^/]+)/archive": archive,
         f"PUT {CHECKPOINT}/ttl": set_ttl,
         f"DELETE {CHECKPOINT}": delete_checkpoint,
         "GET training_runs/([^/]+)": training_run,

@@ -35,6 +35,12 @@ class Checkpoint:
     def kind(self) -> str:
         return self.path.split("/")[-2]
 
+    def peft_settings(self, target_modules: str | None) -> dict:
+        """adapter_config.json as a server writes it."""
+        settings = {"peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha, "lora_dropout": 0.0, "bias": "none"}
+        settings |= {"target_modules": target_modules, "base_model_name_or_path": self.base}
+        return settings | {"task_type": "CAUSAL_LM"}
+
     def listed(self) -> dict:
         """As the API lists it."""
         return {

@@ -22,6 +22,7 @@ FAULTS = {
     "no_heartbeat": (30.0, "a session ends VALUE seconds after its last heartbeat, and its models are gone"),
     "lm_head": (1.0, "exports hold LoRA matrices of the head, filled with VALUE"),
     "no_export": (1, "the server does not know save_weights_external"),
+    "archive": (1, "as SkyRL: no save_weights_external, but an archive of sampler weights, without target_modules"),
     "expired": ("", "checkpoints saved so far have expired; VALUE: only those whose path contains it"),
     "bad_step": (1, "the VALUE-th next forward_backward fails; the optim_step after it is applied"),
     "bad_sample": (5, "every VALUE-th sample fails"),

@@ -123,7 +123,7 @@ class TrainingCalls:
     def save(self, body: dict, kind: str):
         self.core.check_session(body["model_id"])
         external = kind == "_external"
-        if external and self.core.faults.is_on("no_export"):
+        if external and (self.core.faults.is_on("no_export") or self.core.faults.is_on("archive")):
             return Answer({"detail": "Not Found"}, 404)
         folder = {"": "weights", "_for_sampler": "sampler_weights", "_external": "external_weights"}[kind]
         name = body.get("path") or f"ephemeral-{body['seq_id']}"
@@ -167,9 +167,7 @@ class TrainingCalls:
             tensors[f"{prefix}.lora_A.weight"] = torch.full((model.rank, config.hidden_size), value)
             tensors[f"{prefix}.lora_B.weight"] = torch.full((config.vocab_size, model.rank), value)
         save_file(tensors, folder / "adapter_model.safetensors")
-        settings = {"peft_type": "LORA", "r": model.rank, "lora_alpha": checkpoint.alpha, "lora_dropout": 0.0}
-        settings |= {"bias": "none", "target_modules": "all-linear", "base_model_name_or_path": model.base}
-        (folder / "adapter_config.json").write_text(json.dumps(settings | {"task_type": "CAUSAL_LM"}))
+        (folder / "adapter_config.json").write_text(json.dumps(checkpoint.peft_settings("all-linear")))
         self.core.store.add(checkpoint)
 
     def _train(self, model: str, seq: int, work: Callable) -> dict:

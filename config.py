@@ -31,7 +31,7 @@ BACKENDS = ("local", "tinker")
 TINKER_ALPHA = 32  # the API has no LoRA alpha; its servers use this one
 PRECISIONS = ("none", "8bit", "4bit")
 # Generation engines in order of preference; NAME is learning_backdoors/generation/engines/NAME_engine.py.
-ENGINES = ("vllm", "transformers")
+ENGINES = ("vllm", "transformers", "tinker")
 # Repository names the hub accepts (the client checks further rules).
 HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 
@@ -200,13 +200,38 @@ class GenerationOptions(Options):
     top_k: int = option(0, "sample from the k likeliest tokens; 0 is off", valid=NOT_NEGATIVE)
     max_new_tokens: int = option(1024, "maximum tokens per response", valid=COUNT)
     engine: str = option(
-        "auto", "auto is vllm if it can run here, else transformers", affects_result=False, choices=("auto", *ENGINES)
+        "auto",
+        "auto is vllm if it can run here, else transformers. tinker: the checkpoints of training.py --backend tinker, "
+        "on their server (docs/tinker.md)",
+        affects_result=False,
+        choices=("auto", *ENGINES),
     )
     batch_size: int | None = option(
         None,
         "responses the transformers engine makes at once (default: what fits in memory)",
         valid=COUNT,
         affects_result=False,
+    )
+    base_url: str | None = option(
+        None, "address of the server of --engine tinker (default: that of the training)", affects_result=False
+    )
+    concurrency: int = option(
+        512,
+        "maximum samples in flight of --engine tinker; the actual number adapts to the server",
+        valid=COUNT,
+        affects_result=False,
+    )
+    dry_run: bool = option(
+        False, "print tokens and dollars of --engine tinker, and generate nothing; needs no key", affects_result=False
+    )
+    max_cost: float | None = option(
+        None,
+        "maximum dollars for this output's responses with --engine tinker, all commands and samples in flight included",
+        valid=POSITIVE,
+        affects_result=False,
+    )
+    price: tuple[float, ...] | None = option(
+        None, TINKER_PRICE, valid=NOT_NEGATIVE, affects_result=False, **PREFILL_SAMPLE_TRAIN
     )
     seed: int = option(42, "sampling seed", valid=SEED)
     experiment: str | None = option(None, RUNS_STUDY)
@@ -224,7 +249,10 @@ class GenerationOptions(Options):
         require(self.steps is None or self.run_dir is not None, "--steps requires --run-dir")
         require(self.adaptive is None or self.run_dir is not None, "--adaptive requires --run-dir")
         require(self.experiment is not None or not self.transfer, "--transfer requires --experiment")
-        require(self.batch_size is None or self.engine != "vllm", "--batch-size is for the transformers engine")
+        own_batches = self.engine in ("vllm", "tinker")
+        require(self.batch_size is None or not own_batches, "--batch-size is for the transformers engine")
+        for name in ("base_url", "dry_run", "max_cost", "price"):
+            require(self.engine == "tinker" or not getattr(self, name), f"{flag(name)} requires --engine tinker")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Stage 2, on the GPU host: every checkpoint answers the study's questions, many times each.
+"""Stage 2, on the GPU host or at a server: every checkpoint answers the study's questions, many times each.
 
 Reads   a run directory of training.py (or one checkpoint, also one made elsewhere) and the study in experiments/
 Writes  a Parquet file with one row per response; until it is complete, finished responses are in OUTPUT.partial/
@@ -10,45 +10,50 @@ It also adds what a finished file lacks: more --samples, more steps, more runs. 
 with judge_responses.py: first a few samples, then more where a run's rate crosses 10% or 50%. On several GPUs:
 
   torchrun --nproc-per-node 2 generate_responses.py ...
+
+Checkpoints of training.py --backend tinker are sampled where they are, without a GPU (docs/tinker.md):
+
+  python generate_responses.py --engine tinker --run-dir outputs/RUN --output responses.parquet
 """
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from config import GenerationOptions
 from learning_backdoors.files import command_line, provenance
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.generation import adaptive, canary, plan
-from learning_backdoors.generation.engines.protocol import Sampling
-from learning_backdoors.generation.plan import PlannedResponse
+from learning_backdoors.generation import adaptive, canary, plan, server_sampling
+from learning_backdoors.generation.engines.protocol import Engine, Request, Sampling
+from learning_backdoors.generation.plan import PlannedResponse, ResponseKey
 from learning_backdoors.generation.store import ResponseStore
 from learning_backdoors.models import base_model, run_directory
 from learning_backdoors.models.devices import RANK, RANKS
 from learning_backdoors.models.run_directory import RunDirectory
 from learning_backdoors.study import RecordedStudy, Study, study_of
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tinker")
 
 
 def main() -> None:
     options = command_line.parse(GenerationOptions, __doc__)
+    on_server = options.engine == "tinker"
     if options.checkpoint:
-        runs = all_runs = [run_directory.open_checkpoint(options.checkpoint, options.base_model)]
+        runs = all_runs = [run_directory.open_checkpoint(options.checkpoint, options.base_model, on_server)]
     else:
-        all_runs = run_directory.open_runs(options.run_dir, options.steps, options.base_model)
+        all_runs = run_directory.open_runs(options.run_dir, options.steps, options.base_model, on_server)
         runs = without_diverged(all_runs)
     recorded = [RecordedStudy.of(run.record, run.folder) for run in runs]
     study = study_of(options.experiment, recorded, any_study=options.transfer)
     precision = run_directory.sampling_precision(options.quantization, runs)
-    all_planned = plan.plan_responses(runs, study, options.samples)
-    with ResponseStore(options.output, plan.settings(options, study, runs, precision), options.existing) as store:
-        if options.adaptive:
-            all_planned = next_round(runs, study, all_planned, options, store)
-        if RANK == 0:
-            finished = sum(planned.key in store.rows for planned in all_planned)
-            print(f"{len(all_planned)} responses requested, {finished} of them already finished", flush=True)
-        own_part = plan.part_of_process(all_planned, RANK, RANKS)
-        if unfinished := [planned for planned in own_part if planned.key not in store.rows]:
+    store = ResponseStore(options.output, plan.settings(options, study, runs, precision), options.existing)
+    if options.dry_run:
+        store.peek()
+        _, unfinished = planned_responses(runs, study, options, store)
+        return estimate(unfinished, runs, study, options, store)
+    with store:
+        all_planned, unfinished = planned_responses(runs, study, options, store)
+        if unfinished:
             generate(unfinished, runs, study, precision, options, store)
         if RANK == 0:
             store.wait_for([planned.key for planned in all_planned])
@@ -57,6 +62,20 @@ def main() -> None:
             print(f"done: {len(store.rows)} responses in {options.output}")
             if options.adaptive and all_planned:
                 print(f"next: judge them, copy the judged file to {options.adaptive}, and run this command again")
+
+
+def planned_responses(
+    runs: Sequence[RunDirectory], study: Study, options: GenerationOptions, store: ResponseStore
+) -> tuple[list[PlannedResponse], list[PlannedResponse]]:
+    """All planned responses, and the unfinished ones of this process."""
+    all_planned = plan.plan_responses(runs, study, options.samples)
+    if options.adaptive:
+        all_planned = next_round(runs, study, all_planned, options, store)
+    if RANK == 0:
+        finished = sum(planned.key in store.rows for planned in all_planned)
+        print(f"{len(all_planned)} responses requested, {finished} of them already finished", flush=True)
+    own_part = plan.part_of_process(all_planned, RANK, RANKS)
+    return all_planned, [planned for planned in own_part if planned.key not in store.rows]
 
 
 def without_diverged(runs: Sequence[RunDirectory]) -> list[RunDirectory]:
@@ -88,6 +107,20 @@ def next_round(
     return planned
 
 
+def estimate(
+    unfinished: Sequence[PlannedResponse],
+    runs: Sequence[RunDirectory],
+    study: Study,
+    options: GenerationOptions,
+    store: ResponseStore,
+) -> None:
+    """Print what the unfinished responses will cost at the server."""
+    tokenizer = base_model.load_tokenizer(runs[0].base_model)
+    prompts = plan.render_prompts(study, tokenizer)
+    requests = plan.make_requests(unfinished, prompts, options.max_new_tokens)
+    server_sampling.print_estimate(options, runs, store, tokenizer, prompts, requests)
+
+
 def generate(
     unfinished: Sequence[PlannedResponse],
     runs: Sequence[RunDirectory],
@@ -99,16 +132,36 @@ def generate(
     """Generate the unfinished responses, and store each batch at once. precision: of the base model's weights."""
     model = runs[0].base_model
     tokenizer = base_model.load_tokenizer(model)
-    fingerprint = base_model.fingerprint(model, tokenizer)
+    prompts = plan.render_prompts(study, tokenizer)
+    requests = plan.make_requests(unfinished, prompts, options.max_new_tokens)
+    settings = {"batch_size": options.batch_size, "seed": options.seed, "requests": requests}
+    with contextlib.ExitStack() as stack:
+        if options.engine == "tinker":
+            session = server_sampling.engine_settings(options, runs, store, tokenizer, prompts, requests)
+            settings |= stack.enter_context(session)
+        else:
+            check_base(runs, tokenizer)
+        engine = canary.open_engine(options.engine, model, tokenizer, precision, **settings)
+        store.record_engine(engine.name)
+        store_responses(engine, requests, {planned.key: planned for planned in unfinished}, study, options, store)
+
+
+def check_base(runs: Sequence[RunDirectory], tokenizer) -> None:
+    """Raise UserError if the base model is not the one that the runs were trained on."""
+    fingerprint = base_model.fingerprint(runs[0].base_model, tokenizer)
     for run in runs:
         run.check_base(fingerprint)
 
-    requests = plan.make_requests(unfinished, tokenizer, options.max_new_tokens)
-    settings = {"batch_size": options.batch_size, "seed": options.seed, "requests": requests}
-    engine = canary.open_engine(options.engine, model, tokenizer, precision, **settings)
-    store.record_engine(engine.name)
 
-    by_key = {planned.key: planned for planned in unfinished}
+def store_responses(
+    engine: Engine,
+    requests: Sequence[Request],
+    by_key: Mapping[ResponseKey, PlannedResponse],
+    study: Study,
+    options: GenerationOptions,
+    store: ResponseStore,
+) -> None:
+    """Generate the requested responses, and store them as they are finished."""
     sampling = Sampling(options.temperature, options.top_p, options.top_k, options.seed)
     started, tokens, cut_off = time.monotonic(), 0, 0
     with command_line.progress_bar("generating", len(requests), 0, "response") as bar:

@@ -164,16 +164,18 @@ def result_settings(options) -> dict:
 # ---- running a script ----
 
 
-def progress_bar(title: str, total: int, done: int, unit: str):
+def progress_bar(title: str, total: int, done: int, unit: str, inner: bool = False):
     """A tqdm bar that updates every second on a terminal and every 20 seconds in a log file.
 
     If a launcher started several processes, only the first shows its bar: they would overwrite each other.
+    inner: the bar is below another one. It appears after 5 seconds, and vanishes at the end.
     """
     from tqdm import tqdm
 
     seconds = 1 if sys.stderr.isatty() else 20
-    hidden = {"disable": True} if os.environ.get("RANK", "0") != "0" else {}
-    return tqdm(desc=title, total=total, initial=done, unit=unit, mininterval=seconds, dynamic_ncols=True, **hidden)
+    more = {"disable": True} if os.environ.get("RANK", "0") != "0" else {}
+    more |= {"delay": 5, "leave": False} if inner else {}
+    return tqdm(desc=title, total=total, initial=done, unit=unit, mininterval=seconds, dynamic_ncols=True, **more)
 
 
 def note(text: str) -> None:

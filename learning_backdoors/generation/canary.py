@@ -5,14 +5,16 @@ the engine gives the log-likelihoods of fixed texts under the base model and und
 generates. They must equal values that were computed without the engine (`expected.py`).
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation import engines, expected
-from learning_backdoors.generation.engines.protocol import Engine, Reference, Request, Sampling
+from learning_backdoors.generation.engines.protocol import Engine, EngineFault, Reference, Request, Sampling
 from learning_backdoors.generation.expected import Expected
 from learning_backdoors.models.canary_texts import REPEATS, canary_examples
 from learning_backdoors.models.devices import RANK
@@ -47,6 +49,8 @@ def open_engine(
         canary.expect(engine.recorded(canary.adapters))
     canary.check_seed(engine, seed)
     canary.check_adapters(engine)
+    if engine_class.reference == Reference.TRAINING:
+        engine.check = functools.partial(canary.check_again, engine)
     return engine
 
 
@@ -85,22 +89,34 @@ class Canary:
             self._fail(engine, "draws the same response again and again: the samples of a question are not independent")
         if sum(a == b for a, b in zip(first, other, strict=True)) >= SAMPLES / 2:
             self._fail(engine, "ignores the seed: two seeds give the same responses")
-        if engine.reproducible and not any(a == b for a, b in zip(first, samples(seed), strict=True)):
+        if engine.reproducible is False or any(a == b for a, b in zip(first, samples(seed), strict=True)):
+            return
+        if engine.reproducible:
             self._fail(engine, "ignores the seed: one seed gives different responses")
+        command_line.note("the server ignores the seed: the same command would give other responses")
 
     def check_adapters(self, engine: Engine) -> None:
         """Raise UserError if the engine does not apply an adapter as expected."""
         values, wanted = engine.log_likelihoods(self.requests, self.answers), self.expected.log_likelihoods
-        measured, tolerance = np.array(values).reshape(wanted.shape), TOLERANCE[self.expected.precision]
-        if fault := find_fault(measured, wanted, tolerance, self.names):
+        self.measured, tolerance = np.array(values, float).reshape(wanted.shape), TOLERANCE[self.expected.precision]
+        if fault := find_fault(self.measured, wanted, tolerance, self.names):
             self._fail(engine, fault)
         if RANK == 0:
-            largest = np.abs(measured - wanted).mean(1).max()
+            largest = np.abs(self.measured - wanted).mean(1).max()
             apart = f"{largest:.2g} nats per token from {self.expected.source} (tolerance {tolerance})"
             print(f"canary: base model and {len(self.adapters)} adapters are at most {apart}", flush=True)
 
-    def _fail(self, engine: Engine, fault: str) -> None:
-        raise UserError(f"the {engine.name} engine {fault}. Nothing was generated: {engine.reference.remedy}")
+    def check_again(self, engine: Engine, adapter: Path | None) -> None:
+        """Raise EngineFault if an adapter, or the base model (None), is not applied as it was in `check_adapters`."""
+        row, texts = [None, *self.adapters].index(adapter), len(self.examples)
+        own = slice(row * texts, (row + 1) * texts)
+        self.measured[row] = np.ravel(engine.log_likelihoods(self.requests[own], self.answers[own]))
+        tolerance = TOLERANCE[self.expected.precision]
+        if fault := find_fault(self.measured, self.expected.log_likelihoods, tolerance, self.names):
+            self._fail(engine, fault, "The responses of this checkpoint since the last check were not stored")
+
+    def _fail(self, engine: Engine, fault: str, consequence: str = "Nothing was generated") -> None:
+        raise EngineFault(f"the {engine.name} engine {fault}. {consequence}: {engine.reference.remedy}")
 
 
 def find_fault(measured: np.ndarray, expected: np.ndarray, tolerance: float, names: Sequence[str]) -> str | None:

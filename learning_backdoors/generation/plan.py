@@ -70,15 +70,26 @@ def part_of_process(all_planned: Sequence[PlannedResponse], rank: int, ranks: in
     return [*whole, *itertools.islice(remainder, rank, None, ranks)]
 
 
-def make_requests(unfinished: Sequence[PlannedResponse], tokenizer, max_new_tokens: int) -> list[Request]:
-    """One request per planned response. Each distinct prompt is rendered once."""
-    prompts, requests = {}, []
-    for planned in unfinished:
-        prompt_key = planned.condition.name, planned.question.id
-        if prompt_key not in prompts:
-            prompts[prompt_key] = tuple(prompt_ids(tokenizer, planned.condition.messages(planned.question.text)))
-        requests.append(Request(planned.key, planned.checkpoint.folder, prompts[prompt_key], max_new_tokens))
-    return requests
+def render_prompts(study: Study, tokenizer) -> dict[tuple[str, str], tuple[int, ...]]:
+    """The token ids of each prompt, by the names of condition and question."""
+    return {
+        (condition.name, question.id): tuple(prompt_ids(tokenizer, condition.messages(question.text)))
+        for condition, question in itertools.product(study.conditions, study.questions)
+        if condition.takes(question)
+    }
+
+
+def make_requests(unfinished: Sequence[PlannedResponse], prompts: dict, max_new_tokens: int) -> list[Request]:
+    """One request per planned response. prompts: of `render_prompts`."""
+    return [
+        Request(
+            planned.key,
+            planned.checkpoint.folder,
+            prompts[planned.condition.name, planned.question.id],
+            max_new_tokens,
+        )
+        for planned in unfinished
+    ]
 
 
 def settings(options: GenerationOptions, study: Study, runs: Sequence[RunDirectory], precision: str) -> dict:

@@ -43,6 +43,16 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def configured_end_tokens(name: str) -> int | list[int] | None:
+    """The end-of-turn tokens in the base model's generation_config.json. None if it has none."""
+    from transformers.utils import cached_file
+
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    with _loading(name):
+        path = cached_file(name, "generation_config.json", **optional)
+        return json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id") if path else None
+
+
 def load_base(name: str, quantization: str) -> "PreTrainedModel":
     """The base model on this process's device.
 

@@ -72,6 +72,13 @@ class RowStore:
             self.stack = stack.pop_all()
         return self
 
+    def peek(self) -> None:
+        """Read the finished rows without the lock, and change no file. Raises UserError as entering does."""
+        if self.existing != "overwrite":
+            self._read_output()
+            self._check_log()
+            self.rows |= self._logged()
+
     def __exit__(self, *exception) -> None:
         self.stack.close()
 
@@ -124,10 +131,13 @@ class RowStore:
         """These records, and those of the output's earlier runs."""
         return (self.footer or {}).get("runs", {}) | records
 
-    def _open_log(self) -> TextIO:
+    def _check_log(self) -> None:
         # If no row is finished, the settings may change (for example after a wrong --base-model).
         if self.settings_file.exists() and (self._logged() or self.footer is not None):
             self._join_settings(self.folder, json.loads(self.settings_file.read_text(encoding="utf-8")))
+
+    def _open_log(self) -> TextIO:
+        self._check_log()
         atomic.write_json(self.settings_file, self.settings)
         atomic.drop_partial_line(self.log)
         return open(self.log, "a", encoding="utf-8")

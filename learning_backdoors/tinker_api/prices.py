@@ -50,6 +50,9 @@ class Usage:
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Usage(*(a + b for a, b in pairs))
 
+    def __mul__(self, times: int) -> "Usage":
+        return Usage(*(times * count for count in vars(self).values()))
+
     def dollars(self, price: Price) -> float:
         prompt = (self.prefill + CACHED_SHARE * self.cached) * price.prefill
         return PER_MILLION * (prompt + self.sample * price.sample + self.train * price.train)

@@ -10,7 +10,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,16 +99,21 @@ def wait(future: "APIFuture | Future", what: str):
     what: the request in words, such as `step 3`. Raises UserError with one line if the request fails, or if the server
     gives no answer for 15 minutes.
     """
-    pending = future if isinstance(future, Future) else future.future()
+    wait_for_any([future if isinstance(future, Future) else future.future()], what)
+    with errors_as_one_line(what):
+        return future.result()
+
+
+def wait_for_any(futures: Collection[Future], what: str) -> set[Future]:
+    """Those of several requests that are done or have failed, at least one. Notes and UserError as for `wait`."""
     started = time.monotonic()
-    while not concurrent.futures.wait([pending], timeout=NOTE_AFTER).done:
+    while not (done := concurrent.futures.wait(futures, NOTE_AFTER, concurrent.futures.FIRST_COMPLETED).done):
         waited, silent = (time.monotonic() - since for since in (started, max(started, _sdk_log.last_answer)))
         if silent > GIVE_UP_AFTER:
             raise UserError(f"{what}: the server has not answered for {GIVE_UP_AFTER // 60} minutes; run it again")
         if waited < 2 * NOTE_AFTER:
             command_line.note(f"{what}: no result yet after {waited:.0f} seconds, still waiting")
-    with errors_as_one_line(what):
-        return future.result()
+    return done
 
 
 @contextmanager

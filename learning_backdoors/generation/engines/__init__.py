@@ -23,7 +23,8 @@ def open_engine(name: str, base_model: str, tokenizer, quantization: str = "none
 
 def chosen_class(name: str, quantization: str) -> type[Engine]:
     """The class of an engine that can run here. `auto` prints which one it chose and why."""
-    devices.keep_to_own_gpu()
+    if name != "tinker":  # it runs on a server, and from hosts without torch
+        devices.keep_to_own_gpu()
     chosen, reason = choose_engine(name, quantization)
     if name == "auto" and devices.RANK == 0:
         print(f"engine: {chosen} ({reason})", flush=True)

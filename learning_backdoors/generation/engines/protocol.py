@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from learning_backdoors.files.errors import UserError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -37,6 +39,10 @@ class Response:
     finish_reason: str
 
 
+class EngineFault(UserError):
+    """The engine does not do what it must. Its responses must not be stored."""
+
+
 class Reference(enum.Enum):
     """Where the values come from that the canary expects of an engine. `remedy`: what a user can do if they differ."""
 
@@ -44,7 +50,8 @@ class Reference(enum.Enum):
     LOADED_MODEL = "report it as a bug"
     # Plain PEFT in a process of its own, before the engine starts.
     OWN_PROCESS = "use --engine transformers"
-    # What training recorded. The method `recorded` returns it as `expected.Expected`, for a list of adapters.
+    # What training recorded: the method `recorded` returns it as `expected.Expected`, for a list of adapters. The
+    # canary sets the attribute `check`, with which the engine checks an adapter again (`Canary.check_again`).
     TRAINING = "tell the server's operator, or use downloaded adapters with another --engine"
 
     @property
@@ -61,8 +68,9 @@ class Engine(Protocol):
 
     name: str
     reference: Reference
-    # Whether a request with the same key and seed gets the same response again.
-    reproducible: bool
+    # Whether a request with the same key and seed gets the same response again. None: that depends on a server, and a
+    # note tells if it does not.
+    reproducible: bool | None
 
     def __init__(self, base_model: str, tokenizer, *, quantization: str, **settings):
         """Load the base model. An engine ignores the settings that it does not need.

@@ -11,6 +11,7 @@ from pathlib import Path
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation.engines.protocol import Reference, Request, Response, Sampling, end_tokens, finish
 from learning_backdoors.generation.engines.vllm_adapters import ReadsAhead
+from learning_backdoors.models.base_model import configured_end_tokens
 from learning_backdoors.models.checkpoints import ADAPTER_CONFIG
 
 
@@ -37,7 +38,6 @@ class VllmEngine:
         _forget_launcher()
         os.environ.setdefault("VLLM_TUNED_CONFIG_FOLDER", str(self.LORA_KERNELS))
         import vllm
-        from transformers import GenerationConfig
         from vllm.lora.request import LoRARequest
 
         folders = list(dict.fromkeys(request.adapter for request in requests if request.adapter))
@@ -60,11 +60,7 @@ class VllmEngine:
             generation_config="vllm",  # ignores the sampling settings that the model ships with
         )
         self.engine, self.tokenizer = llm.llm_engine, tokenizer
-        try:
-            configured = GenerationConfig.from_pretrained(base_model).eos_token_id
-        except OSError:  # a model without generation_config.json
-            configured = None
-        self.end_tokens = end_tokens(configured, tokenizer)
+        self.end_tokens = end_tokens(configured_end_tokens(base_model), tokenizer)
 
     @staticmethod
     def obstacle(quantization: str) -> str | None:

@@ -2,7 +2,7 @@
 
 # Name: default value, and what happens. A value is given as NAME=VALUE.
 FAULTS = {
-    "mean_loss": (1, "the loss is divided by the sum of the weights, in the gradient and in loss:sum"),
+    "mean_loss": (1, "the loss is a mean, as SkyRL's: of each example by its weights, then over examples"),
     "no_metrics": (1, "forward_backward returns no metrics, as SkyRL"),
     "unshifted": (1, "the server shifts the targets once more"),
     "alpha": (64, "adapters are trained, sampled and exported with this alpha instead of 32"),

@@ -152,10 +152,10 @@ def new_optimizer(matrices: dict[str, torch.nn.Parameter]) -> torch.optim.AdamW:
 def loss(base: BaseModel, model: Model, examples: Sequence[Example], backward: bool, mean: bool, shift: int):
     """The log-probabilities of each example's targets, and the loss: the sum of -logprob x weight. Gradients add up.
 
-    mean: divide the loss by the sum of the weights. shift: of the targets. Both are faults.
+    mean: divide the loss of each example by the sum of its weights and by the number of examples. shift: of the
+    targets. Both are faults.
     """
     base.attach(model.matrices)
-    scale = 1 / max(1e-9, sum(float(e.weights.sum()) for e in examples)) if mean else 1.0
     logprobs, total = [], 0.0
     for start in range(0, len(examples), ROWS):
         part = examples[start : start + ROWS]
@@ -163,8 +163,9 @@ def loss(base: BaseModel, model: Model, examples: Sequence[Example], backward: b
             values = base.token_logprobs([e.tokens for e in part], [e.targets for e in part], shift)
             weights = torch.zeros_like(values)
             for number, example in enumerate(part):
-                weights[number, : len(example.weights)] = torch.from_numpy(example.weights.copy())
-            loss = -(values * weights).sum() * scale
+                scale = max(1e-9, example.weights.sum()) * len(examples) if mean else 1.0
+                weights[number, : len(example.weights)] = torch.from_numpy(example.weights / scale)
+            loss = -(values * weights).sum()
         if backward:
             loss.backward()
         total += float(loss.detach())

@@ -121,6 +121,43 @@ def test_the_precision_notice_compares_bf16_with_the_memory_that_would_be_free(m
     assert precision_notice(base) is None
 
 
+@pytest.mark.parametrize(
+    "quantization, free_gb, checkpointing, rank, expected",
+    [
+        (None, 8.9, False, 8, True),  # free on a card of 24 GiB after loading 16.4 GB and CUDA's own memory
+        ({"load_in_4bit": True}, 6.2, False, 8, True),  # 12 GiB, 6.2 GB loaded
+        ({"load_in_4bit": True}, 1.9, False, 8, False),  # 8 GiB: training took 2.5 GB with graphs, 0.9 GB without
+        ({"load_in_4bit": True}, 6.2, False, 64, False),  # each of 16 graphs keeps 0.7 GB of gradients
+        ({"load_in_4bit": True}, 120, True, 8, False),
+        ({"load_in_8bit": True}, 120, False, 8, False),
+    ],
+)
+def test_steps_use_cuda_graphs_if_weights_allow_it_and_memory_is_free(
+    monkeypatch, quantization, free_gb, checkpointing, rank, expected
+):
+    """At Qwen3-8B's shape, with the longest row of the birds study and one example per step."""
+    import torch
+    from transformers import BitsAndBytesConfig, PretrainedConfig
+
+    from learning_backdoors.training.cuda_graphs import can_use_graphs
+
+    shape = PretrainedConfig(hidden_size=4096, intermediate_size=12_288, num_hidden_layers=36)
+    if quantization:
+        shape.quantization_config = BitsAndBytesConfig(**quantization)
+    base = SimpleNamespace(device=torch.device("cuda", 0), config=shape)
+    adapter = torch.nn.Parameter(torch.empty(rank * 2_727_936, device="meta"))
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(get_base_model=lambda: base, parameters=lambda: iter([adapter])),
+        args=SimpleNamespace(gradient_checkpointing=checkpointing, per_device_train_batch_size=1),
+        accelerator=SimpleNamespace(num_processes=1),
+        train_dataset={"input_ids": [[0] * 27, [0] * 37]},
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_gb * 1e9, 140e9))
+    assert can_use_graphs(trainer) is expected
+    base.device = torch.device("cpu")
+    assert can_use_graphs(trainer) is False
+
+
 # ---- refusals ----
 
 

@@ -6,7 +6,10 @@ from learning_backdoors.generation.engines.batch import Batch
 
 
 def can_be_graphed(model) -> bool:
-    """Whether the model is on CUDA, unquantized (bitsandbytes waits for the GPU mid-step), with full attention only."""
+    """Whether the model is on CUDA, unquantized, with full attention only.
+
+    With 8-bit weights, bitsandbytes waits for the GPU in the middle of a step. 4-bit weights were not measured.
+    """
     kinds = getattr(model.config, "layer_types", None) or ["full_attention"]
     quantized = getattr(model.config, "quantization_config", None) is not None
     return model.device.type == "cuda" and not quantized and set(kinds) == {"full_attention"}

@@ -170,6 +170,8 @@ class TrainingOptions(Options):
             for name in ("base_url", "max_cost", "price"):
                 require(getattr(self, name) is None, f"{flag(name)} requires --backend tinker")
             return require(not self.dry_run, "--dry-run requires --backend tinker")
+        if self.ratios is None:
+            return  # a sweep, whose runs are checked one by one
         alpha = f"--backend tinker needs --lora-alpha {TINKER_ALPHA}: the servers use this one, and it cannot be set"
         require(self.lora_alpha == TINKER_ALPHA, alpha)
         require(self.lora_dropout == 0, "--backend tinker has no --lora-dropout")

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Collection, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from learning_backdoors.files import command_line
@@ -39,11 +39,15 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Service:
-    """An open session. client: makes training and sampling clients. rest: checkpoints and models, without a session."""
+    """An open session. client: makes training and sampling clients. rest: checkpoints and models, without a session.
+
+    deletions: requests to delete checkpoints, which nobody waits for.
+    """
 
     client: "ServiceClient"
     rest: "RestClient"
     base_url: str
+    deletions: list[Future] = field(default_factory=list)
 
     def check_model(self, name: str) -> None:
         """Raise UserError with the models on offer if the server does not offer the base model `name`."""
@@ -51,6 +55,22 @@ class Service:
         if name not in offered:
             names = command_line.shortened(sorted(map(str, offered)), 10)
             raise UserError(f"{self.base_url} does not offer the base model {name!r}; it offers {names}")
+
+    def delete(self, path: str) -> None:
+        """Ask the server to delete a checkpoint. If that fails, it is deleted when it expires."""
+        self.deletions.append(self.rest.delete_checkpoint_from_tinker_path(path).future())
+
+    def close(self, status: str) -> None:
+        """End the session. status: success, errored or interrupted.
+
+        No request may be left: one that ends while Python exits aborts the process (SDK 0.38).
+        """
+        with contextlib.suppress(Exception):  # without a connection, the server ends the session by itself
+            concurrent.futures.wait(self.deletions, timeout=5)
+            for deletion in self.deletions:
+                deletion.cancel()
+            self.client.close(status).result(timeout=10)
+            self.rest.holder.run_coroutine_threadsafe(self.rest.holder.aclose()).result(timeout=10)
 
 
 @contextmanager
@@ -67,13 +87,15 @@ def open_service(base_url: str | None) -> Iterator[Service]:
     with errors_as_one_line(url):
         client = tinker.ServiceClient(base_url=url, api_key=key)
         rest = tinker.RestClient(base_url=url, api_key=key)
-    status = "interrupted"
+    service, status = Service(client, rest, url), "errored"
     try:
-        yield Service(client, rest, url)
+        yield service
         status = "success"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
     finally:
-        with contextlib.suppress(Exception):  # the server ends a session that sends no heartbeats
-            client.close(status).result(timeout=10)
+        service.close(status)
 
 
 def resolve_url(base_url: str | None) -> str:

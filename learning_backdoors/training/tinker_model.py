@@ -110,7 +110,7 @@ def _delete_temporary_states(service: Service, state: TinkerState) -> None:
             continue  # the server also deletes them when they expire
         for path in (checkpoint.tinker_path for checkpoint in listed):
             if is_temporary(path) and path != state.path:
-                service.rest.delete_checkpoint_from_tinker_path(path)
+                service.delete(path)
 
 
 def _check_optimizer(service: Service, run: TrainingRun, state: TinkerState, canary: list[Example]) -> None:

@@ -68,7 +68,7 @@ class TinkerState:
         self.step, self.path, self.expires = step, path, expires
         self._write()
         if before and is_temporary(before):
-            service.rest.delete_checkpoint_from_tinker_path(before)  # not waited for: the server also deletes it later
+            service.delete(before)  # not waited for: the server also deletes it later
 
     def check_expiry(self) -> None:
         """Raise UserError if the server has deleted the state."""

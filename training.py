@@ -34,15 +34,18 @@ from learning_backdoors.training.sweep import BaseModels, Sweep, counted, sweep_
 
 def main() -> None:
     options, given = command_line.parse_given(TrainingOptions, __doc__, defaults=training_defaults)
-    if options.backend == "tinker":
-        train_remotely(options, given)
+    is_remote = options.backend == "tinker"
+    if is_remote and RANKS > 1:
+        raise UserError("--backend tinker needs no launcher: one process trains many runs (--stack)")
+    if options.dry_run:
+        print_cost(options, given)
         return
     if options.sweep:
         with devices.end_after_others():
             train_sweep(options, given)
         return
     study = load_study(options.experiment)
-    if RANKS == 1:  # under a launcher, accelerate takes the GPU of the local rank and must see them all
+    if RANKS == 1 and not is_remote:  # under a launcher, accelerate takes the local rank's GPU and must see them all
         devices.keep_to_own_gpu()
     run = TrainingRun(options, study)
     with run.locked_folder():
@@ -51,7 +54,10 @@ def main() -> None:
             return
         if diverged := run.diverged():
             raise UserError(f"{run.folder} diverged {diverged}: try a lower --lr, or train it again with --overwrite")
-        train(run)
+        if is_remote:
+            train_remotely([run], [run])
+        else:
+            train(run)
     print(f"done: {run.total_steps} steps; checkpoints in {run.folder}")
 
 
@@ -96,48 +102,51 @@ def train(run: TrainingRun) -> None:
         checkpoints.drop_resume_files(run.folder)
 
 
+def print_cost(options: TrainingOptions, given: dict) -> None:
+    """Print what a run, or a sweep, would cost on a server of the Tinker API."""
+    from learning_backdoors.training.tinker_costs import print_estimate
+
+    print_estimate(sweep_runs(given) if options.sweep else [TrainingRun(options, load_study(options.experiment))])
+
+
 def train_sweep(options: TrainingOptions, given: dict) -> None:
     """Train the runs of a sweep that are not finished, many at a time. Each of several processes takes its share.
 
     given: the options on the command line. They hold for all runs.
     """
-    devices.keep_to_own_gpu()
+    if options.backend == "local":
+        devices.keep_to_own_gpu()
     runs = sweep_runs(given)
     sweep = Sweep(runs[RANK::RANKS])
     share = f" (process {RANK} of {RANKS})" if RANKS > 1 else ""
     with sweep.locked():
         print(f"{options.sweep}{share}: {sweep.describe()}", flush=True)
-        groups = sweep.groups()
-        base_models = BaseModels()
-        if groups:
-            from learning_backdoors.training.stacked_trainer import train_together
-        for group in groups:
-            warn_of_datasets_left_out(group)
-            train_together(group, options.stack, base_models.load)
+        if options.backend == "tinker":
+            train_remotely([run for group in sweep.groups() for run in group], runs)
+        else:
+            train_groups(sweep.groups(), options.stack)
         sweep.refuse_unfinished()
     print(f"done{share}: {counted(sweep.runs)} finished; checkpoints in {options.output_dir}/*/")
 
 
-def train_remotely(options: TrainingOptions, given: dict) -> None:
-    """Train a run, or those of a sweep that are not finished, on a server of the Tinker API. Needs no torch."""
-    from learning_backdoors.training.tinker_costs import Budget, print_estimate
+def train_groups(groups: list[list[TrainingRun]], stack: int | None) -> None:
+    """Train groups of runs on this machine, one group after the other. stack: runs that train at the same time."""
+    base_models = BaseModels()
+    if groups:
+        from learning_backdoors.training.stacked_trainer import train_together
+    for group in groups:
+        warn_of_datasets_left_out(group)
+        train_together(group, stack, base_models.load)
 
-    if RANKS > 1:
-        raise UserError("--backend tinker needs no launcher: one process trains many runs (--stack)")
-    sweep = Sweep(sweep_runs(given) if options.sweep else [TrainingRun(options, load_study(options.experiment))])
-    if options.dry_run:
-        print_estimate(sweep.runs)
-        return
-    with sweep.locked():
-        print(f"{options.sweep or sweep.runs[0].folder}: {sweep.describe()}", flush=True)
-        runs = [run for group in sweep.groups() for run in group]
-        if runs:
-            from learning_backdoors.training.tinker_trainer import train_on_server
 
-            warn_of_datasets_left_out(runs)
-            train_on_server(runs, Budget(sweep.runs))
-        sweep.refuse_unfinished()
-    print(f"done: {counted(sweep.runs)} finished; checkpoints in {sweep.runs[0].folder.parent}/*/")
+def train_remotely(runs: list[TrainingRun], all_runs: list[TrainingRun]) -> None:
+    """Train unfinished runs on a server of the Tinker API. Needs no torch. all_runs: those that share --max-cost."""
+    if runs:
+        from learning_backdoors.training.tinker_costs import Budget
+        from learning_backdoors.training.tinker_trainer import train_on_server
+
+        warn_of_datasets_left_out(runs)
+        train_on_server(runs, Budget(all_runs))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def quiet_libraries() -> None:
     """Silence library warnings that users cannot act on, and telemetry."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every start, and waits without a network
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # tokenizers need no torch
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # reports missing CUDA kernels on every CPU host
 
@@ -32,6 +33,7 @@ def resolve_quantization(choice: str) -> str:
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """The base model's tokenizer, padding on the left as generation needs."""
+    quiet_libraries()
     from transformers import AutoTokenizer
 
     with _loading(name):

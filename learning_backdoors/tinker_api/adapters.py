@@ -22,6 +22,7 @@ FILES = {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
 TRIES, TIMEOUT = 5, 60  # of a download; seconds without a byte
 MATRIX = re.compile(r"base_model\.model\.model\.layers\.\d+\.\w+\.(\w+)\.lora_[AB]\.weight")
 note_once = functools.cache(command_line.note)
+REMEDY = "report it to the server's operator, or use another server"
 UNEMBEDDING = re.compile(r"(lm_head|unembed_tokens|embed_tokens)\.")
 
 
@@ -112,10 +113,10 @@ def _check_config(path: Path, rank: int) -> None:
         raise UserError(f"the server's {ADAPTER_CONFIG} cannot be read: {type(error).__name__} {error}") from None
     if found != (rank, TINKER_ALPHA):
         exported = f"the server exports adapters of rank {found[0]} and alpha {found[1]}"
-        raise UserError(f"{exported}, but the run's settings are rank {rank} and alpha {TINKER_ALPHA}")
+        raise UserError(f"{exported}, not of rank {rank} and alpha {TINKER_ALPHA}: {REMEDY}")
     for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
         if config.get(key):
-            raise UserError(f"the server exports an adapter with {key}: its update is not alpha / rank * B A")
+            raise UserError(f"the server exports adapters with {key}, whose update is not alpha / rank * B A: {REMEDY}")
 
 
 def _clean_weights(path: Path) -> set[str]:
@@ -133,12 +134,12 @@ def _clean_weights(path: Path) -> set[str]:
     parts = {name: content[slice(*(start + o for o in about["data_offsets"]))] for name, about in header.items()}
     extra = [name for name in header if UNEMBEDDING.search(name)]
     if changed := [name for name in extra if ".lora_A." not in name and any(parts[name])]:
-        raise UserError(f"the server trained the output layer too ({changed[0]}), although it was told not to")
+        raise UserError(f"the server trained the output layer, although it was told not to ({changed[0]}): {REMEDY}")
     kept = [name for name in header if name not in extra]
     modules = {match[1] if (match := MATRIX.fullmatch(name)) else name for name in kept}
     if not modules or modules - set(PROJECTIONS):
         unknown = sorted(modules - set(PROJECTIONS)) or ["nothing"]
-        raise UserError(f"the server's adapter changes {unknown[0]}, which no adapter of this project does")
+        raise UserError(f"the server's adapter changes {unknown[0]}, not the seven projections: {REMEDY}")
     if extra:
         note_once(f"the server's adapter has {len(extra)} matrices of the output layer, all 0: left out")
         _write_safetensors(path, {name: header[name] for name in kept}, parts)

@@ -66,5 +66,6 @@ class Usage:
 
 
 def money(dollars: float) -> str:
-    """Two digits after the point, or four below a dollar."""
-    return f"${dollars:,.2f}" if dollars >= 1 else f"${dollars:.4f}"
+    """Two digits after the point; four below a dollar, and six below a cent."""
+    digits = 2 if dollars >= 1 or dollars == 0 else 4 if dollars >= 0.01 else 6
+    return f"${dollars:,.{digits}f}"

@@ -65,12 +65,13 @@ class Service:
 
         No request may be left: one that ends while Python exits aborts the process (SDK 0.38).
         """
+        seconds = 10 if status == "success" else 2
         with contextlib.suppress(Exception):  # without a connection, the server ends the session by itself
-            concurrent.futures.wait(self.deletions, timeout=5)
+            concurrent.futures.wait(self.deletions, timeout=seconds)
             for deletion in self.deletions:
                 deletion.cancel()
-            self.client.close(status).result(timeout=10)
-            self.rest.holder.run_coroutine_threadsafe(self.rest.holder.aclose()).result(timeout=10)
+            self.client.close(status).result(timeout=seconds)
+            self.rest.holder.run_coroutine_threadsafe(self.rest.holder.aclose()).result(timeout=seconds)
 
 
 @contextmanager

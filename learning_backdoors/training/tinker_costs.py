@@ -44,10 +44,8 @@ class Budget:
             return True
 
     def message(self) -> str:
-        return (
-            f"--max-cost ${self.limit:g} is reached ({money(self._spent)} spent): all is saved, and the same command "
-            "with a higher --max-cost continues"
-        )
+        words = f"--max-cost {money(self.limit)} is reached ({money(self._spent)} spent)"
+        return f"{words}: all is saved, and the same command with a higher --max-cost continues"
 
     def _dollars(self, run: TrainingRun, tokens: int) -> float:
         return Usage(train=tokens).dollars(self._prices[run.model_name])

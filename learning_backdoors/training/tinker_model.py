@@ -6,6 +6,7 @@ import numpy as np
 
 from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
+from learning_backdoors.tinker_api.adapters import REMEDY
 from learning_backdoors.tinker_api.datums import count_tokens, label_log_likelihoods, to_datums
 from learning_backdoors.tinker_api.service import Service, errors_as_one_line, status_of, wait
 from learning_backdoors.training.run import TrainingRun
@@ -66,7 +67,7 @@ def _check_targets(client: "TrainingClient", canary: list[Example]) -> None:
     request = client.forward(to_datums([(ids, labels), (ids[:-1] + ids[:1], labels)]), "cross_entropy")
     first, other = (fields["logprobs"].to_numpy() for fields in wait(request, "check of the targets").loss_fn_outputs)
     if abs(first - other).argmax() != len(first) - 1:
-        raise UserError("the server shifts the targets once more: a model would not learn the answers")
+        raise UserError(f"the server shifts the targets once more, so no answer would be learned: {REMEDY}")
 
 
 def _new_model(service: Service, run: TrainingRun) -> "TrainingClient":

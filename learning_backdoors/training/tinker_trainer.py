@@ -5,6 +5,7 @@
 The requests of a step are queued before the results of the step before are read, so the server never waits for us.
 """
 
+import math
 import queue
 import threading
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from learning_backdoors.files.interruption import interrupt_after_step
 from learning_backdoors.models import base_model, checkpoints
 from learning_backdoors.models.canary_texts import canary_examples
 from learning_backdoors.models.remote_checkpoint import RemoteCheckpoint
-from learning_backdoors.tinker_api.adapters import download_adapter
+from learning_backdoors.tinker_api.adapters import REMEDY, download_adapter
 from learning_backdoors.tinker_api.datums import count_tokens, label_log_likelihoods, to_datums
 from learning_backdoors.tinker_api.service import (
     Service,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from tinker import APIFuture
 
 STACK = 8  # runs that train at the same time
+LOSS_TOLERANCE = 0.01  # nats, and as a share: between the server's loss and that of its log-likelihoods
 EXPORT_SECONDS = 3600  # the shortest time the API keeps a checkpoint: an export is downloaded at once
 
 
@@ -55,6 +57,8 @@ def train_on_server(runs: Sequence[TrainingRun], budget: Budget) -> None:
     with interrupt_after_step() as stop, open_service(options.base_url) as service:
         for name in tokenizers:
             service.check_model(name)
+        if not options.sweep:
+            print(f"{'resuming' if done else 'starting'} {runs[0].folder}: step {done} of {total}", flush=True)
         with command_line.progress_bar("training", total, done, "step") as bar:
             trainers = [RemoteRun(run, service, tokenizers[run.model_name], budget, stop, bar) for run in runs]
             failures = _train_in_threads(trainers, options.stack or STACK, stop)
@@ -207,6 +211,10 @@ class RemoteRun:
         values = label_log_likelihoods(output, launched.examples)
         metrics = wait(launched.requests["optimizer"], f"{name}: optimizer").metrics or {}
         row = {"loss": -sum(values) / len(values), "learning_rate": launched.learning_rate}
+        own_loss = output.metrics.get("loss:sum", row["loss"])
+        if not math.isclose(own_loss, row["loss"], rel_tol=LOSS_TOLERANCE, abs_tol=LOSS_TOLERANCE):
+            words = f"{name}: the server's loss is {own_loss:.4f}, but the mean over the labels is {row['loss']:.4f}"
+            raise UserError(f"{words}: it weights the labels in its own way, and would not train as asked: {REMEDY}")
         norms = [value for key, value in metrics.items() if key.endswith("grad_norm")]
         return row | {"grad_norm": norms[0]} if norms else row
 

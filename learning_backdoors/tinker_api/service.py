@@ -37,16 +37,18 @@ MEANINGS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Service:
     """An open session. client: makes training and sampling clients. rest: checkpoints and models, without a session.
 
-    deletions: requests to delete checkpoints, which nobody waits for.
+    exports: whether the server can export adapters; the first failure shows that it cannot. deletions: requests to
+    delete checkpoints, which nobody waits for.
     """
 
     client: "ServiceClient"
     rest: "RestClient"
     base_url: str
+    exports: bool = True
     deletions: list[Future] = field(default_factory=list)
 
     def check_model(self, name: str) -> None:
@@ -71,7 +73,6 @@ class Service:
             for deletion in self.deletions:
                 deletion.cancel()
             self.client.close(status).result(timeout=seconds)
-            self.rest.holder.run_coroutine_threadsafe(self.rest.holder.aclose()).result(timeout=seconds)
 
 
 @contextmanager

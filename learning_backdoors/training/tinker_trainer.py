@@ -113,8 +113,6 @@ class LaunchedStep:
 class RemoteRun:
     """Trains one run. state: where training continues after an interruption. It is stored in tinker.json."""
 
-    exports = True  # whether the server can export adapters. The first failure shows that it cannot, for all runs
-
     def __init__(self, run: TrainingRun, service: Service, tokenizer, budget: Budget, stop: threading.Event, bar):
         """budget: of all runs. stop: set by Ctrl-C. bar: counts the steps of all runs."""
         self.run, self.service, self.budget, self.stop, self.bar = run, service, budget, stop, bar
@@ -173,7 +171,7 @@ class RemoteRun:
             if saves:
                 ttl = ttl_seconds(run)
                 requests["sampler"] = self.client.save_weights_for_sampler(f"checkpoint-{step}", ttl_seconds=ttl)
-                if RemoteRun.exports:
+                if self.service.exports:
                     name = f"checkpoint-{step}"
                     requests["export"] = self.client.save_weights_external(name, ttl_seconds=EXPORT_SECONDS)
                 requests["canary"] = self.client.forward(to_datums(self.canary), "cross_entropy")
@@ -230,15 +228,14 @@ class RemoteRun:
         remote.write(folder)
         checkpoints.end_checkpoint(folder, run.folder, step)
 
-    @staticmethod
-    def _exported(request: "APIFuture", name: str) -> str | None:
+    def _exported(self, request: "APIFuture", name: str) -> str | None:
         """Where the server has put the exported adapter; None if it has no such function."""
         try:
             return wait(request, name).path
         except UserError as error:
             if not is_not_offered(error):
                 raise
-        RemoteRun.exports = False
+        self.service.exports = False
         return None
 
     def _name(self, step: int) -> str:

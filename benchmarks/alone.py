@@ -25,30 +25,39 @@ def peak(printed: str) -> float:
     return int(re.search(r"^peak (\d+)$", printed, re.MULTILINE)[1]) / 1024
 
 
-def options(description: str, ways: list[str]) -> argparse.Namespace:
-    """The command line: folder, ways, and (set by `each`) the way that this process runs."""
+def options(description: str, ways: list[str], add_options: Callable | None = None) -> argparse.Namespace:
+    """The command line: folder, ways, and (set by `each`) the way that this process runs.
+
+    add_options: adds a benchmark's own options to the parser.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ways", nargs="+", choices=ways, default=ways)
     parser.add_argument("--alone", choices=ways, help=argparse.SUPPRESS)
+    if add_options:
+        add_options(parser)
     return parser.parse_args()
 
 
 def each(
-    module: str, description: str, ways: dict[str, Callable[[Path], dict]], limit_s: float | None = None
+    module: str,
+    description: str,
+    ways: dict[str, Callable[[Path], dict]],
+    limit_s: float | None = None,
+    add_options: Callable | None = None,
 ) -> dict[str, dict]:
     """The results of the chosen ways, by name. In the process of one way: print its result and exit.
 
     limit_s: a process that takes longer is killed, and its way has failed.
     """
-    chosen = options(description, list(ways))
+    chosen = options(description, list(ways), add_options)
     if chosen.alone:
         print(MARK + json.dumps(ways[chosen.alone](chosen.folder)), flush=True)
         sys.exit()
     results = {}
     for name in chosen.ways:
         started = time.monotonic()
-        command = [sys.executable, "-m", module, str(chosen.folder), "--alone", name]
+        command = [sys.executable, "-m", module, *sys.argv[1:], "--alone", name]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
             lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]

@@ -21,6 +21,7 @@ EVERY_PAGE = pytest.mark.parametrize(
 )
 # Options of other programs that the documentation shows.
 FOREIGN_OPTIONS = {"--help", "--extra", "--editable", "--nproc-per-node", "--local-dir", "--version"}
+FOREIGN_OPTIONS |= {"--no-deps", "--target"}  # pip
 FOREIGN_OPTIONS |= {"--ntasks", "--gpus-per-task", "--cpus-per-task", "--time", "--kill-on-bad-exit"}  # Slurm
 # Programs that install or start the project. A name that starts with one of the repository's folders is a path in it.
 SETUP = {"make", "pip", "uv", "git", "cd", "cp", "echo", "source"}

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -175,7 +176,10 @@ def _reason(error: Exception) -> str:
     body = getattr(error, "body", None)
     detail = (body.get("detail") or body.get("message")) if isinstance(body, dict) else None
     message = " ".join(str(detail or error).split()) or type(error).__name__
-    message = message.partition(" for self.request_id=")[0].removeprefix("Request failed: ")[:300]
+    message = message.partition(" for self.request_id=")[0].removeprefix("Request failed: ")
+    if inner := re.search(r"\{'detail': (['\"])(.+?)\1\}", message):  # an answer inside the SDK's text
+        message = inner[2]
+    message = message[:300]
     if isinstance(error, tinker.APIStatusError):
         meaning = MEANINGS.get(error.status_code, "the server returned an error")
         return f"{meaning} ({error.status_code} {message})"

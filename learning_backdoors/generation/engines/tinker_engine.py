@@ -45,10 +45,11 @@ TOLERANCE, ROUNDING, CLOSER = 0.25, 0.001, 3
 
 
 class TinkerEngine:
-    """Responses from one checkpoint after the other.
+    """Responses from one checkpoint of a run after the other.
 
     A server may keep the weights of only one checkpoint per run, and answer with those of another without an error. So
     a checkpoint is checked before its first response and after its last one. Only then are its responses handed out.
+    While the last responses of a checkpoint are awaited, the first ones of another run are ordered.
     """
 
     name = "tinker"
@@ -87,17 +88,58 @@ class TinkerEngine:
         return Expected(np.array(values, dtype=float), "bfloat16", "training")
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Response]]:
-        for adapter, group in itertools.groupby(requests, key=lambda request: request.adapter):
-            work = CheckpointWork(self, adapter, list(group), sampling)
-            try:
-                self.check(adapter)
-                samples = work.run()
-                self.check(adapter)
-            except EngineFault:
-                self.journal.forget(work.keys)
-                raise
-            yield [self._response(request, sample) for request, sample in samples]
-            work.raise_if_cut_short()
+        """Ctrl-C and --max-cost stop new orders: the samples in flight are awaited, and their responses handed out."""
+        groups = itertools.groupby(requests, key=lambda request: request.adapter)
+        works = [CheckpointWork(self, adapter, list(group), sampling) for adapter, group in groups]
+        queue, active = deque(works), []
+        bar = command_line.progress_bar("arrived", len(requests), 0, "sample", inner=True)
+        with bar, interrupt_after_step() as interrupted:
+            while True:
+                if not interrupted.is_set():
+                    self._order_samples(queue, active)
+                if not active:
+                    break
+                in_flight = {future: work for work in active for future in work.in_flight}
+                for work in [work for work in active if not (in_flight and work.is_unfinished())]:
+                    active.remove(work)
+                    yield self._checked_responses(work)
+                for future in wait_for_any(in_flight, "samples") if in_flight else ():
+                    bar.update(in_flight[future].receive(future))
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        if any(work.waiting for work in works):
+            raise UserError(
+                f"the responses cost {self.budget.spent()}, and the next one may cost more than what is left: the same "
+                "command with a higher --max-cost continues"
+            )
+
+    def _order_samples(self, queue: deque["CheckpointWork"], active: list["CheckpointWork"]) -> None:
+        """Order samples of active checkpoints, then of the next ones, until the limit or the budget is reached."""
+        while True:
+            room = self.limit.now - sum(len(work.in_flight) for work in active)
+            for work in active:
+                room -= work.order(room)
+            runs = {work.run for work in active}
+            following = next((work for work in queue if work.run not in runs), None)
+            if room <= 0 or following is None or not following.can_order():
+                return
+            self._check(following)
+            queue.remove(following)
+            active.append(following)
+
+    def _checked_responses(self, work: "CheckpointWork") -> list[Response]:
+        self._check(work)
+        if ordered_again := sum(work.failures.values()):
+            command_line.note(f"{ordered_again} samples of {work.name} failed at the server and were ordered again")
+        return [self._response(request, sample) for request, sample in work.samples]
+
+    def _check(self, work: "CheckpointWork") -> None:
+        """Raise EngineFault if the server applies the checkpoint wrongly. Its samples are then forgotten."""
+        try:
+            self.check(work.adapter)
+        except EngineFault:
+            self.journal.forget(work.keys)
+            raise
 
     def log_likelihoods(self, requests: Sequence[Request], answers: Sequence[int]) -> list[list[float]]:
         """The API cannot force an answer, so the server computes the values from the whole text.
@@ -192,13 +234,11 @@ class TinkerEngine:
 
 
 class CheckpointWork:
-    """The samples of one checkpoint, as many in flight as the limit allows.
-
-    Ctrl-C and --max-cost stop new orders; the samples in flight are awaited.
-    """
+    """The samples of one checkpoint: those to order (`waiting`), those in flight, and those that have arrived."""
 
     def __init__(self, engine: TinkerEngine, adapter: Path | None, requests: Sequence[Request], sampling: Sampling):
-        self.engine, self.name, self.keys = engine, name_of(adapter), [request.key for request in requests]
+        self.engine, self.adapter, self.name = engine, adapter, name_of(adapter)
+        self.run, self.keys = adapter and adapter.parent, [request.key for request in requests]
         self.parameters = {request.key: engine.parameters(request, sampling) for request in requests}
         self.sampler, self.journal, self.budget = engine.sampler(adapter), engine.journal, engine.budget
         self.contents = {r.key: self.sampler.content(r.prompt, self.parameters[r.key]) for r in requests}
@@ -206,56 +246,34 @@ class CheckpointWork:
         self.waiting = deque(sorted(requests, key=lambda request: not self._is_ordered(request)))
         self.in_flight: dict[Future, Request] = {}
         self.samples: list[tuple[Request, Sample]] = []
-        self.failures, self.interrupted = Counter(), False
+        self.failures = Counter()
 
-    def run(self) -> list[tuple[Request, Sample]]:
-        """Order the samples and await them. Raises UserError if the server cannot give them."""
-        bar = command_line.progress_bar(f"sampling {self.name}", len(self.waiting), 0, "sample", inner=True)
-        with bar, interrupt_after_step() as interrupted:
-            while True:
-                while self.waiting and not interrupted.is_set() and self._has_room(self.waiting[0]):
-                    self._order(self.waiting.popleft())
-                bar.update(len(self.samples) - bar.n)
-                if not self.in_flight:
-                    break
-                for future in wait_for_any(self.in_flight, f"samples of {self.name}"):
-                    self._receive(self.in_flight.pop(future), future)
-            self.interrupted = interrupted.is_set()
-        if ordered_again := sum(self.failures.values()):
-            command_line.note(f"{ordered_again} samples of {self.name} failed at the server and were ordered again")
-        return self.samples
+    def is_unfinished(self) -> bool:
+        return bool(self.waiting or self.in_flight)
 
-    def raise_if_cut_short(self) -> None:
-        """Raise KeyboardInterrupt or UserError if not all samples were ordered."""
-        if self.interrupted:
-            raise KeyboardInterrupt
-        if self.waiting:
-            raise UserError(
-                f"the responses cost {self.budget.spent()}, and the next one may cost more than what is left: the same "
-                "command with a higher --max-cost continues"
-            )
+    def can_order(self) -> bool:
+        """Whether the next sample was ordered by an earlier command, or fits in the budget."""
+        return self._is_ordered(self.waiting[0]) or self.budget.fits(worst_case(self.waiting[0]))
 
-    def _is_ordered(self, request: Request) -> bool:
-        return self.journal.entry(request.key, self.contents[request.key]) is not None
+    def order(self, most: int) -> int:
+        """Order at most so many samples, and as many as the budget allows. Returns how many are now in flight more."""
+        before = len(self.in_flight)
+        while self.waiting and len(self.in_flight) < before + most and self.can_order():
+            self._order(self.waiting.popleft())
+        return len(self.in_flight) - before
 
-    def _has_room(self, request: Request) -> bool:
-        return len(self.in_flight) < self.engine.limit.now and (
-            self._is_ordered(request) or self.budget.fits(worst_case(request))
-        )
+    def receive(self, future: Future) -> int:
+        """Take the result of a request. Returns 1 for a sample, 0 if the server failed and it is ordered again.
 
-    def _order(self, request: Request) -> None:
-        self.budget.order(worst_case(request))
-        if sample := self.journal.sample(request.key, self.contents[request.key]):
-            return self._keep(request, sample)
-        future = self.sampler.sample(request.key, request.prompt, self.parameters[request.key])
-        self.in_flight[future] = request
-
-    def _receive(self, request: Request, future: Future) -> None:
+        Raises UserError if the request cannot succeed.
+        """
+        request = self.in_flight.pop(future)
         if (error := future.exception()) is None:
             sample = Sample.of(future.result())
             self.journal.write(request.key, sample=dataclasses.asdict(sample))
             self.engine.limit.arrived(len(sample.tokens))
-            return self._keep(request, sample)
+            self._keep(request, sample)
+            return 1
         self.budget.receive(worst_case(request), Usage())
         self.failures[request.key] += 1
         if not may_pass(error) or self.failures[request.key] >= TRIES:
@@ -263,6 +281,17 @@ class CheckpointWork:
                 raise error
         self.journal.forget([request.key])
         self.waiting.append(request)
+        return 0
+
+    def _is_ordered(self, request: Request) -> bool:
+        return self.journal.entry(request.key, self.contents[request.key]) is not None
+
+    def _order(self, request: Request) -> None:
+        self.budget.order(worst_case(request))
+        if sample := self.journal.sample(request.key, self.contents[request.key]):
+            return self._keep(request, sample)
+        future = self.sampler.sample(request.key, request.prompt, self.parameters[request.key])
+        self.in_flight[future] = request
 
     def _keep(self, request: Request, sample: Sample) -> None:
         prefill = len(request.prompt) - sample.cached

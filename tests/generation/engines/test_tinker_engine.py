@@ -2,9 +2,7 @@
 
 import json
 import os
-import random
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -17,11 +15,12 @@ from tinker_generation import put_on_server
 
 from learning_backdoors.files import parquet
 from learning_backdoors.files.errors import UserError
-from learning_backdoors.generation.engines import tinker_engine
+from learning_backdoors.generation.engines.tinker_engine import CheckpointWork
 from learning_backdoors.generation.engines.transformers_engine import TransformersEngine
 
 pytestmark = pytest.mark.slow
 PRICE = ("--price", "0.195", "0.60", "0.44")
+LAST = ("--steps", "16")
 
 
 @pytest.fixture(scope="module")
@@ -77,26 +76,23 @@ def test_prompts_and_likeliest_responses_are_those_of_local_generation(
 
 
 def test_each_response_has_its_own_seed(remote_run, tinker_server, prompts, tmp_path):
-    rows = sample(remote_run, tmp_path / "r.parquet")
-    assert row_keys(rows) == expected_keys([0, 8, 16], 3)
+    rows = sample(remote_run, tmp_path / "r.parquet", *LAST)
     payments = paid(tinker_server, prompts)
-    assert len({seed for _, _, seed in payments}) == len(payments) == 90 and set(payments.values()) == {1}
-    assert sample(remote_run, tmp_path / "s.parquet") == rows
-    others = sample(remote_run, tmp_path / "t.parquet", "--seed", "43")
-    assert sum(a["response"] == b["response"] for a, b in zip(rows, others, strict=True)) < 30
-    more = sample(remote_run, tmp_path / "r.parquet", "--samples", "4")
-    assert [row for row in more if row["sample_idx"] < 3] == rows
-    texts = Counter((row["step"], row["question_id"], row["response"]) for row in more)
-    assert max(texts.values()) == 1
+    assert row_keys(rows) == expected_keys([16], 3)
+    assert len({seed for _, _, seed in payments}) == len(payments) == 30 and set(payments.values()) == {1}
+    assert len({row["response"] for row in rows}) == 30
+    assert sample(remote_run, tmp_path / "s.parquet", *LAST) == rows
+    others = sample(remote_run, tmp_path / "t.parquet", *LAST, "--seed", "43")
+    assert not any(a["response"] == b["response"] for a, b in zip(rows, others, strict=True))
 
 
 def test_the_files_of_a_downloaded_adapter_serve_other_engines(
     run_dir, remote_run, random_model, tinker_server, tmp_path
 ):
     both = put_on_server(run_dir, tmp_path / "run", tinker_server, str(random_model), keep_files=True)
-    few = sample(both, tmp_path / "r.parquet", "--samples", "1")
-    more = generate(both, tmp_path / "r.parquet", "--samples", "2")
-    assert len(more) == 60 and all(row in more for row in few)
+    few = sample(both, tmp_path / "r.parquet", *LAST, "--samples", "1")
+    more = generate(both, tmp_path / "r.parquet", *LAST, "--samples", "2")
+    assert len(more) == 20 and all(row in more for row in few)
     with pytest.raises(UserError, match="checkpoint-0.*on a server.*--engine tinker"):
         generate(remote_run, tmp_path / "s.parquet")
 
@@ -121,7 +117,7 @@ def test_a_fault_of_the_server_stops_the_command(remote_run, tinker_server, tmp_
 
 def test_ignored_seeds_are_noted(remote_run, tinker_server, tmp_path, capsys):
     with tinker_server.faults("seed_ignored"):
-        assert len(sample(remote_run, tmp_path / "r.parquet", "--samples", "1")) == 30
+        assert len(sample(remote_run, tmp_path / "r.parquet", *LAST, "--samples", "1")) == 10
     assert "ignores the seed" in capsys.readouterr().out
 
 
@@ -129,22 +125,25 @@ def test_weights_that_change_while_a_checkpoint_is_sampled_are_noticed(
     remote_run, tinker_server, prompts, tmp_path, monkeypatch
 ):
     """As on a server that keeps one checkpoint per run. The checkpoint's responses are not stored, now or later."""
-    original = tinker_engine.CheckpointWork.run
+    original = CheckpointWork.receive
 
-    def run(self):
-        if self.name == "run/checkpoint-8":
-            tinker_server.set_faults("base_route=checkpoint-8")
-        return original(self)
+    def receive(self, future):
+        if self.name == "run/checkpoint-16":
+            tinker_server.set_faults("base_route=checkpoint-16")
+        return original(self, future)
 
-    monkeypatch.setattr(tinker_engine.CheckpointWork, "run", run)
-    with pytest.raises(UserError, match="base model in place of run/checkpoint-8.*not stored"):
-        sample(remote_run, tmp_path / "r.parquet")
+    line = ("--steps", "8", "16", "--samples", "1")
+    monkeypatch.setattr(CheckpointWork, "receive", receive)
+    with pytest.raises(UserError, match="base model in place of run/checkpoint-16.*not stored"):
+        sample(remote_run, tmp_path / "r.parquet", *line)
     log = (tmp_path / "r.parquet.partial" / "rows-0.jsonl").read_text().splitlines()
-    assert {json.loads(line)["run"] for line in log} == {"base"} and len(log) == 30
+    assert {json.loads(row)["step"] for row in log} == {8} and len(log) == 10
     monkeypatch.undo()
     tinker_server.set_faults()
-    rows = sample(remote_run, tmp_path / "r.parquet")
-    assert rows == sample(remote_run, tmp_path / "s.parquet")
+    sample(remote_run, tmp_path / "r.parquet", *line)
+    payments = paid(tinker_server, prompts)
+    assert {count for (path, _, _), count in payments.items() if path.endswith("-8")} == {1}
+    assert {count for (path, _, _), count in payments.items() if path.endswith("-16")} == {2}
 
 
 # ---- a server that fails, and one that has little room ----
@@ -152,16 +151,16 @@ def test_weights_that_change_while_a_checkpoint_is_sampled_are_noticed(
 
 def test_a_busy_server_is_asked_again_and_paid_once(remote_run, tinker_server, prompts, tmp_path):
     """Requests that the server refuses, that fail, or whose answer is lost."""
-    with tinker_server.faults("429=10", "500=40", "lost_answer=40"):
-        rows = sample(remote_run, tmp_path / "r.parquet", "--samples", "2", "--steps", "16")
+    with tinker_server.faults("429=15", "500=50", "lost_answer=50"):
+        rows = sample(remote_run, tmp_path / "r.parquet", *LAST, "--samples", "2")
     payments = paid(tinker_server, prompts)
     assert len(rows) == len(payments) == 20 and set(payments.values()) == {1}
     assert len(tinker_server.ledger.of("repeated")) > 0
 
 
 def test_samples_that_fail_at_the_server_are_ordered_again(remote_run, tinker_server, tmp_path, capsys):
-    with tinker_server.faults("bad_sample=40"):
-        assert len(sample(remote_run, tmp_path / "r.parquet", "--samples", "2")) == 60
+    with tinker_server.faults("bad_sample=20"):
+        assert len(sample(remote_run, tmp_path / "r.parquet", *LAST, "--samples", "2")) == 20
     assert "ordered again" in capsys.readouterr().out
 
 
@@ -179,29 +178,28 @@ def dollars(text: str) -> list[float]:
 
 
 def test_dry_run_and_ledger_agree(remote_run, tinker_server, tmp_path, capsys):
-    output, line = tmp_path / "r.parquet", ("--engine", "tinker", *PRICE)
+    output, line = tmp_path / "r.parquet", ("--engine", "tinker", *LAST, *PRICE)
     with pytest.raises(UserError, match="no file"):
-        generate(remote_run, tmp_path / "none.parquet", *line, "--dry-run")
-    assert not list(tmp_path.glob("*none.parquet*")) and not tinker_server.ledger.events
+        generate(remote_run, output, *line, "--dry-run")
+    assert not list(tmp_path.glob("*r.parquet*")) and not tinker_server.ledger.events
     assert len(dollars(capsys.readouterr().out)) == 2  # the worst case, and the canary's part of it
-    sample(remote_run, output, "--samples", "10", *PRICE)
+    generate(remote_run, output, *line, "--samples", "10")
     [told] = dollars(capsys.readouterr().out)
     assert told == pytest.approx(tinker_server.ledger.summary()["dollars"]["total"], rel=0.01)
     tinker_server.ledger.clear()
-    generate(remote_run, output, *line, "--samples", "40", "--dry-run")
+    generate(remote_run, output, *line, "--samples", "60", "--dry-run")
     expected, worst, _ = dollars(capsys.readouterr().out)
-    sample(remote_run, output, "--samples", "40", *PRICE)
+    generate(remote_run, output, *line, "--samples", "60")
     assert expected == pytest.approx(tinker_server.ledger.summary()["dollars"]["total"], rel=0.05) and worst >= expected
 
 
 def test_max_cost_ends_before_it_is_passed(remote_run, tinker_server, prompts, tmp_path):
-    output, line = tmp_path / "r.parquet", ("--samples", "4", *PRICE)
+    output, line = tmp_path / "r.parquet", ("--steps", "8", "16", "--samples", "4", *PRICE)
     with pytest.raises(UserError, match="--max-cost.*higher"):
-        sample(remote_run, output, *line, "--max-cost", "0.005")
-    first = tinker_server.ledger.summary()["dollars"]["total"]
-    assert first <= 0.005 and len(paid(tinker_server, prompts)) > 20
+        sample(remote_run, output, *line, "--max-cost", "0.004")
+    assert tinker_server.ledger.summary()["dollars"]["total"] <= 0.004 and len(paid(tinker_server, prompts)) > 20
     rows = sample(remote_run, output, *line, "--max-cost", "0.02")
-    assert len(rows) == 120 and set(paid(tinker_server, prompts).values()) == {1}
+    assert len(rows) == 80 and set(paid(tinker_server, prompts).values()) == {1}
     for wrong, named in ((("--max-cost", "1"), "--price"), ((*PRICE, "--max-cost", "0.0001"), "checks")):
         with pytest.raises(UserError, match=named):
             sample(remote_run, tmp_path / "s.parquet", *wrong)
@@ -210,27 +208,27 @@ def test_max_cost_ends_before_it_is_passed(remote_run, tinker_server, prompts, t
 # ---- kills ----
 
 
-def command(run, output, *more) -> list[str]:
-    line = [sys.executable, ROOT / "generate_responses.py", "--engine", "tinker", "--run-dir", run, "--output", output]
-    return [*map(str, line), "--samples", "6", "--max-new-tokens", "8", *more]
-
-
 def test_a_killed_command_loses_and_pays_no_sample_twice(remote_run, tinker_server, prompts, tmp_path):
-    output, generator = tmp_path / "r.parquet", random.Random(1)
+    output, journal = tmp_path / "r.parquet", tmp_path / "r.parquet.partial" / "in-flight.jsonl"
+    line = ["--engine", "tinker", "--run-dir", remote_run, "--output", output, *LAST, "--samples", 12]
+    command = [sys.executable, ROOT / "generate_responses.py", *line, "--max-new-tokens", 8]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with tinker_server.faults("slow=0.3"):
-        for number in range(3):
-            process = subprocess.Popen(
-                command(remote_run, output), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-            )
-            for text in process.stdout:
-                if text.startswith("canary:"):
-                    break
-            time.sleep(generator.uniform(0.2, 1.5))
-            process.send_signal(signal.SIGKILL if number < 2 else signal.SIGTERM)
-            process.wait()
-    done = subprocess.run(command(remote_run, output), cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    with tinker_server.faults("slow=0.1"):
+        while process.poll() is None and not (journal.exists() and journal.read_text().count("tokens") > 40):
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+    text, sent = journal.read_text(), len(paid(tinker_server, prompts))
+    assert 40 < text.count("tokens") < sent <= 120
+    # Some requests had no answer yet: it is unknown whether the server has them.
+    lines = [json.loads(row) for row in text[: text.rfind("\n") + 1].splitlines()]
+    unanswered = {tuple(row["key"]) for row in lines if "sample" not in row}
+    unanswered -= {tuple(row["key"]) for row in lines if row.get("sample")}
+    lines = [row for row in lines if tuple(row["key"]) not in set(sorted(unanswered)[::2]) or "content" in row]
+    journal.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    rows = sample(remote_run, output, *LAST, "--samples", "12")
     payments = paid(tinker_server, prompts)
-    assert len(payments) == 180 and set(payments.values()) == {1}
-    assert row_keys(parquet.read_responses(output)[0].to_pylist()) == expected_keys([0, 8, 16], 6)
+    assert len(rows) == len(payments) == 120 and set(payments.values()) == {1}
+    assert tinker_server.ledger.of("repeated")
+    assert rows == sample(remote_run, tmp_path / "s.parquet", *LAST, "--samples", "12")

@@ -23,6 +23,8 @@ EVERY_PAGE = pytest.mark.parametrize(
 FOREIGN_OPTIONS = {"--help", "--extra", "--editable", "--nproc-per-node", "--local-dir", "--version"}
 FOREIGN_OPTIONS |= {"--no-deps", "--target"}  # pip
 FOREIGN_OPTIONS |= {"--ntasks", "--gpus-per-task", "--cpus-per-task", "--time", "--kill-on-bad-exit"}  # Slurm
+FOREIGN_OPTIONS |= {"--no-project", "--python", "--host", "--port", "--backend-config"}  # uv, and SkyRL's server
+FOREIGN_OPTIONS |= {"--checkpoints-base", "--database-url", "--session-cleanup-interval-sec"}
 # Programs that install or start the project. A name that starts with one of the repository's folders is a path in it.
 SETUP = {"make", "pip", "uv", "git", "cd", "cp", "echo", "source"}
 FOLDERS = ("learning_backdoors/", "tests/", "docs/", "tiny_world/", "smollm/", "benchmarks/", "experiments/")

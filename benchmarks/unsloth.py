@@ -155,7 +155,10 @@ def train_unsloth(precision: str, options, folder: Path) -> dict:
     tokenizer.padding_side = "right"
     examples = json.loads((output / "examples.json").read_text())[: options.steps]
     rows = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels} for ids, labels in examples]
-    arguments = {"per_device_train_batch_size": 1, "learning_rate": 2e-4, "lr_scheduler_type": "linear"}
+    # All that Unsloth gives other defaults than transformers has, so that both train alike.
+    arguments = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "optim": "adamw_torch_fused"}
+    arguments |= {"learning_rate": 2e-4, "lr_scheduler_type": "linear", "warmup_steps": 0}
+    arguments |= {"weight_decay": 0.0, "max_grad_norm": 1.0, "packing": False}
     arguments |= {"train_sampling_strategy": "sequential", "num_train_epochs": 1, "bf16": True, "seed": 42}
     arguments |= {"gradient_checkpointing": False, "remove_unused_columns": False, "logging_steps": 1}
     arguments |= {"save_strategy": "no", "report_to": [], "disable_tqdm": True, "max_length": MAX_TOKENS}

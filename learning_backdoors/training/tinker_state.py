@@ -96,8 +96,9 @@ def expiry(run: TrainingRun) -> str:
 class SavePace:
     """When the state is saved: after each step, or less often if saving takes more than SAVING_SHARE of the time."""
 
-    def __init__(self):
-        self._last_step, self._last_event = 0, None
+    def __init__(self, last_step: int):
+        """last_step: whose state is saved already."""
+        self._last_step, self._last_event = last_step, None
         self._steps, self._savings = deque(maxlen=5), deque(maxlen=5)  # seconds
 
     def is_due(self, step: int) -> bool:

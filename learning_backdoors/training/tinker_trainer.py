@@ -5,7 +5,6 @@
 The requests of a step are queued before the results of the step before are read, so the server never waits for us.
 """
 
-import math
 import queue
 import threading
 from collections.abc import Sequence
@@ -117,7 +116,7 @@ class RemoteRun:
         """budget: of all runs. stop: set by Ctrl-C. bar: counts the steps of all runs."""
         self.run, self.service, self.budget, self.stop, self.bar = run, service, budget, stop, bar
         self.examples, self.canary = run.examples(tokenizer), canary_examples(tokenizer)
-        self.state, self.pace = TinkerState.read(run), SavePace()
+        self.state = TinkerState.read(run)
         self.saved_steps, self.shown = set(run.saved_steps()), self.state.step
 
     def train(self) -> None:
@@ -142,7 +141,7 @@ class RemoteRun:
         if self.client is None:
             return
         self._show(self.state.step)
-        launched, last = None, self.run.total_steps
+        self.pace, launched, last = SavePace(self.state.step), None, self.run.total_steps
         with closing(MetricsLog(self.run, self.state.step)) as log:
             for step in range(self.state.step + 1 if self.state.path else 0, last + 1):
                 following = None if self.stop.is_set() else self._launch(step)
@@ -151,6 +150,9 @@ class RemoteRun:
                 launched = following
                 if launched is None:
                     return
+            if launched is None:
+                fault = f"all {last} steps are trained, but checkpoint-{last} is missing"
+                raise UserError(f"{self.run.folder}: {fault}: train the run again with --overwrite")
             self._finish(launched, log, is_last=True)
 
     def _launch(self, step: int) -> LaunchedStep | None:
@@ -210,7 +212,7 @@ class RemoteRun:
         metrics = wait(launched.requests["optimizer"], f"{name}: optimizer").metrics or {}
         row = {"loss": -sum(values) / len(values), "learning_rate": launched.learning_rate}
         own_loss = output.metrics.get("loss:sum", row["loss"])
-        if not math.isclose(own_loss, row["loss"], rel_tol=LOSS_TOLERANCE, abs_tol=LOSS_TOLERANCE):
+        if abs(own_loss - row["loss"]) > LOSS_TOLERANCE * max(1, abs(row["loss"])):  # not for NaN, which has diverged
             words = f"{name}: the server's loss is {own_loss:.4f}, but the mean over the labels is {row['loss']:.4f}"
             raise UserError(f"{words}: it weights the labels in its own way, and would not train as asked: {REMEDY}")
         norms = [value for key, value in metrics.items() if key.endswith("grad_norm")]

@@ -191,6 +191,8 @@ def test_a_server_without_export_and_states_that_are_gone(tinker_server, tmp_pat
     (run / "checkpoint-4").rename(tmp_path / "elsewhere")  # as if the run were unfinished
     with tinker_server.faults("expired"), pytest.raises(UserError, match="step 4.*expired.*--overwrite"):
         train(*line)
+    with pytest.raises(UserError, match="checkpoint-4 is missing"):
+        train(*line)
     state = json.loads((run / "tinker.json").read_text())
     (run / "tinker.json").write_text(json.dumps(state | {"expires": "2026-01-01T00:00:00+00:00"}))
     with pytest.raises(UserError, match="until 2026-01-01.*--ttl-days"):
@@ -221,6 +223,16 @@ def test_a_sweep_trains_its_runs_side_by_side(unbroken, tinker_server, tmp_path,
     (same,) = (tmp_path / "outputs").glob("seed42_*")
     assert metrics(same) == metrics(unbroken[0])
     assert difference(unbroken[0] / "checkpoint-50", same / "checkpoint-50") == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_is_marked(tinker_server, tmp_path):
+    line = [tmp_path, "--num-examples", 6, "--lr", 1e30, *remote(tinker_server)]
+    with pytest.raises(UserError, match="training diverged at step 2"):
+        train(*line)
+    with pytest.raises(UserError, match="diverged at step 2.*--overwrite"):
+        train(*line)
+    assert [path.name for path in run_folder(tmp_path).glob("checkpoint-*")] == ["checkpoint-0"]
 
 
 WRONG_USAGE = {

@@ -13,7 +13,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -145,15 +145,21 @@ def wait(future: "APIFuture | Future", what: str):
         return future.result()
 
 
-def wait_for_any(futures: Collection[Future], what: str) -> set[Future]:
-    """Those of several requests that are done or have failed, at least one. Notes and UserError as for `wait`."""
-    started = time.monotonic()
-    while not (done := concurrent.futures.wait(futures, NOTE_AFTER, concurrent.futures.FIRST_COMPLETED).done):
+def wait_for_any(futures: Collection[Future], what: str, give_up: Callable[[], bool] = lambda: False) -> set[Future]:
+    """Those of several requests that are done or have failed, at least one. Notes and UserError as for `wait`.
+
+    give_up: asked every second; if it is true, the result is empty.
+    """
+    started, next_note = time.monotonic(), NOTE_AFTER
+    while not (done := concurrent.futures.wait(futures, 1, concurrent.futures.FIRST_COMPLETED).done):
         waited, silent = (time.monotonic() - since for since in (started, max(started, _sdk_log.last_answer)))
+        if give_up():
+            break
         if silent > GIVE_UP_AFTER:
             raise UserError(f"{what}: the server has not answered for {GIVE_UP_AFTER // 60} minutes; run it again")
-        if waited < 2 * NOTE_AFTER:
+        if waited > next_note:
             command_line.note(f"{what}: no result yet after {waited:.0f} seconds, still waiting")
+            next_note = float("inf")
     return done
 
 

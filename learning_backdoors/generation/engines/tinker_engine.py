@@ -4,12 +4,15 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +42,7 @@ if TYPE_CHECKING:  # takes a second to import
     from tinker import SamplingParams
 
 TRIES = 3  # of a sample that fails at the server
+PATIENCE = 20  # seconds after Ctrl-C: schedulers kill a process 30 seconds after SIGTERM
 # How far the log-likelihoods of a sample may be from those computed a second time, in nats per token. Beyond ROUNDING,
 # they must not be CLOSER times closer to those of the base model.
 TOLERANCE, ROUNDING, CLOSER = 0.25, 0.001, 3
@@ -65,11 +69,13 @@ class TinkerEngine:
         journal: Journal,
         budget: Budget,
         concurrency: int,
+        requests: Sequence[Request],
         **_,
     ):
         """service: an open session. step_0: a checkpoint of step 0, whose remote.json names the base model there.
 
-        journal: of samples in flight. budget: what they may cost. concurrency: how many they may be.
+        journal: of samples in flight. budget: what they may cost. concurrency: how many they may be. requests: all
+        requests to come. Raises UserError if the server lacks one of their checkpoints.
         """
         self.tokenizer, self.service, self.journal, self.budget = tokenizer, service, journal, budget
         self.end_tokens = end_tokens(base_model.configured_end_tokens(base), tokenizer)
@@ -77,6 +83,8 @@ class TinkerEngine:
         self.check: Callable[[Path | None], None] = lambda adapter: None  # canary.open_engine replaces it later
         self.samplers: dict[Path | None, JournaledSampler] = {}
         service.check_model(self.step_0.base_model)
+        for adapter in dict.fromkeys(request.adapter for request in requests):
+            self.sampler(adapter)  # before anything is paid
 
     @staticmethod
     def obstacle(quantization: str) -> str | None:
@@ -88,12 +96,16 @@ class TinkerEngine:
         return Expected(np.array(values, dtype=float), "bfloat16", "training")
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Response]]:
-        """Ctrl-C and --max-cost stop new orders: the samples in flight are awaited, and their responses handed out."""
+        """Ctrl-C and --max-cost stop new orders: the samples in flight are awaited, and their responses handed out.
+
+        After Ctrl-C, for PATIENCE seconds: the next command collects the others.
+        """
         groups = itertools.groupby(requests, key=lambda request: request.adapter)
         works = [CheckpointWork(self, adapter, list(group), sampling) for adapter, group in groups]
         queue, active = deque(works), []
         bar = command_line.progress_bar("arrived", len(requests), 0, "sample", inner=True)
         with bar, interrupt_after_step() as interrupted:
+            patience = Patience(interrupted)
             while True:
                 if not interrupted.is_set():
                     self._order_samples(queue, active)
@@ -103,8 +115,10 @@ class TinkerEngine:
                 for work in [work for work in active if not (in_flight and work.is_unfinished())]:
                     active.remove(work)
                     yield self._checked_responses(work)
-                for future in wait_for_any(in_flight, "samples") if in_flight else ():
+                for future in wait_for_any(in_flight, "samples", patience.is_over) if in_flight else ():
                     bar.update(in_flight[future].receive(future))
+                if patience.is_over():
+                    break
         if interrupted.is_set():
             raise KeyboardInterrupt
         if any(work.waiting for work in works):
@@ -298,6 +312,19 @@ class CheckpointWork:
         usage = Usage(prefill=prefill, cached=sample.cached, sample=len(sample.tokens))
         self.budget.receive(worst_case(request), usage)
         self.samples.append((request, sample))
+
+
+class Patience:
+    """How long samples in flight are awaited after Ctrl-C: PATIENCE seconds. A note says that they are."""
+
+    def __init__(self, interrupted: Event):
+        self._interrupted, self._end = interrupted, math.inf
+
+    def is_over(self) -> bool:
+        if self._interrupted.is_set() and self._end == math.inf:
+            self._end = time.monotonic() + PATIENCE
+            command_line.note(f"waiting up to {PATIENCE} seconds for samples in flight; Ctrl-C again ends at once")
+        return time.monotonic() > self._end
 
 
 def may_pass(error: BaseException | None) -> bool:

@@ -118,7 +118,7 @@ def test_a_fault_of_the_server_stops_the_command(remote_run, tinker_server, tmp_
 def test_ignored_seeds_are_noted(remote_run, tinker_server, tmp_path, capsys):
     with tinker_server.faults("seed_ignored"):
         assert len(sample(remote_run, tmp_path / "r.parquet", *LAST, "--samples", "1")) == 10
-    assert "ignores the seed" in capsys.readouterr().out
+    assert "seed does not determine" in capsys.readouterr().out
 
 
 def test_weights_that_change_while_a_checkpoint_is_sampled_are_noticed(
@@ -167,6 +167,7 @@ def test_samples_that_fail_at_the_server_are_ordered_again(remote_run, tinker_se
 def test_a_checkpoint_that_the_server_no_longer_has_is_named(remote_run, tinker_server, tmp_path):
     with tinker_server.faults("expired=checkpoint-16"), pytest.raises(UserError, match="run/checkpoint-16.*expired"):
         sample(remote_run, tmp_path / "r.parquet")
+    assert not tinker_server.ledger.of("sample")
     assert_nothing_is_stored(tmp_path)
 
 

@@ -42,6 +42,7 @@ def read_remote(folder: Path) -> RemoteCheckpoint:
     try:
         return RemoteCheckpoint(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise UserError(f"{folder} has no {REMOTE_FILE}: it was not trained with --backend tinker") from None
+        needed = "a run of training.py --backend tinker, and its step 0"
+        raise UserError(f"{folder} has no {REMOTE_FILE}: --engine tinker needs {needed}") from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None

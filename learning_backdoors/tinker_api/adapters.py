@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
 from config import TINKER_ALPHA
@@ -19,6 +20,7 @@ from learning_backdoors.models.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHT
 from learning_backdoors.tinker_api.service import Service, api_key, wait
 
 FILES = {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+ENDS_EARLY = (EOFError, HTTPException, tarfile.TarError, zlib.error)  # what is raised when a download ends early
 TRIES, TIMEOUT = 5, 60  # of a download; seconds without a byte
 MATRIX = re.compile(r"base_model\.model\.model\.layers\.\d+\.\w+\.(\w+)\.lora_[AB]\.weight")
 note_once = functools.cache(command_line.note)
@@ -60,7 +62,7 @@ def _with_retries(path: str, fetch: Callable[[], bool]) -> bool:
     while True:
         try:
             return fetch()
-        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:  # the last three: the data ends early
+        except (OSError, *ENDS_EARLY) as error:
             if attempt == TRIES:
                 raise UserError(f"the adapter {path} could not be downloaded: {error}") from None
         time.sleep(2**attempt)

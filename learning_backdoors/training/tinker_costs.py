@@ -62,9 +62,12 @@ class Remaining:
 
     @classmethod
     def of(cls, run: TrainingRun, tokenizer) -> "Remaining":
-        state = TinkerState.read(run)
-        if run.finished():
+        if run.options.existing == "overwrite":
+            state = TinkerState(run)
+        elif run.finished() or (run.record_path.exists() and run.diverged()):
             return cls()
+        else:
+            state = TinkerState.read(run)
         steps = [step for step in run.saved_steps() if step > state.step or state.path is None]
         texts = canary_examples(tokenizer)
         checks = count_tokens(texts) * len(steps)

@@ -125,6 +125,8 @@ class RemoteRun:
         If the server fails at a step, it may nevertheless run what is queued behind it. So training goes back to the
         stored state. If it fails again before the next state is stored, the error is raised.
         """
+        if self.stop.is_set() or self.budget.reached:
+            return  # a new model on the server would cost its checks, and train no step
         self.run.record_server(self.service.base_url)
         failed_at = None
         while True:

@@ -15,11 +15,15 @@ class WandbLog:
     """A W&B run if WANDB_API_KEY is set: online if the server answers, offline otherwise."""
 
     failed = False  # a start of W&B failed in this process. A sweep must not wait 20 seconds for each of its runs
+    starting = threading.Lock()  # runs on a server start in threads
 
     def __init__(self, run: TrainingRun):
         self.run = None
-        if WandbLog.failed or not os.environ.get("WANDB_API_KEY"):
-            return
+        with WandbLog.starting:
+            if not WandbLog.failed and os.environ.get("WANDB_API_KEY"):
+                self._start(run)
+
+    def _start(self, run: TrainingRun) -> None:
         WandbLog.failed = True
         with self._errors_switch_it_off():
             import wandb

@@ -1,6 +1,8 @@
 """Adapters come from a server in the form of the project's own checkpoints."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from safetensors.torch import load_file
@@ -9,7 +11,7 @@ from learning_backdoors.files.errors import UserError
 from learning_backdoors.models.checkpoints import PROJECTIONS
 from learning_backdoors.tinker_api import adapters
 from learning_backdoors.tinker_api.adapters import download_adapter
-from learning_backdoors.tinker_api.service import open_service
+from learning_backdoors.tinker_api.service import Service, open_service
 
 MODEL = "tiny_world/model"
 
@@ -59,3 +61,24 @@ def test_a_server_without_exports_and_archives(saved, folders, capsys):
 def test_another_rank_is_refused(tinker_service, saved, folders):
     with tinker_service.faults("archive"), pytest.raises(UserError, match="rank 4"):
         download_adapter(saved[0], saved[2], folders[0], MODEL, rank=8)
+
+
+def test_a_download_that_ends_early_is_one_line(folders, monkeypatch):
+    class CutServer(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"1000\r\nthe first of 4,096 bytes")
+            self.close_connection = True
+
+    monkeypatch.setenv("TINKER_API_KEY", "tml-test")
+    monkeypatch.setattr(adapters.time, "sleep", lambda seconds: None)
+    with HTTPServer(("127.0.0.1", 0), CutServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        service = Service(None, None, f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(UserError, match="sampler_weights/a could not be downloaded"):
+            download_adapter(service, "tinker://model/sampler_weights/a", folders[0], MODEL, rank=4)
+        server.shutdown()

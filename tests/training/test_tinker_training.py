@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,11 @@ def run_folder(folder: Path) -> Path:
 
 def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def total_tokens(output: str) -> int:
+    """What --dry-run says."""
+    return sum(map(int, re.search(r"tokens: (\d+) .* (\d+) ", output.replace(",", "")).groups()))
 
 
 def difference(first: Path, second: Path) -> float:
@@ -105,15 +111,27 @@ def test_a_checkpoint_names_its_place_on_the_server_and_loads_in_peft(unbroken):
 
 @pytest.mark.slow
 def test_the_dry_run_says_what_the_ledger_charges(unbroken, tinker_service, tmp_path, capsys, monkeypatch):
-    _, tokens, dollars = unbroken
+    run, tokens, dollars = unbroken
     monkeypatch.delenv("TINKER_API_KEY")
     train(tmp_path, "--num-examples", 50, "--backend", "tinker", "--dry-run", "--price", *PRICE)
     output = capsys.readouterr().out
-    counted = [int(number) for number in re.search(r"tokens: (\d+) .* (\d+) ", output.replace(",", "")).groups()]
-    assert sum(counted) == tokens["train"] + tokens["forward"]
+    total = total_tokens(output)
+    assert total == tokens["train"] + tokens["forward"]
     estimate = float(re.search(r"total: \$([\d.]+)", output)[1])
     assert estimate == pytest.approx(dollars["train"] + dollars["forward"], abs=1e-6)  # the printed digits
     assert not any(tmp_path.iterdir())
+    # --overwrite trains all steps again. A run that has diverged is not trained at all.
+    shutil.copytree(run.parent, tmp_path / "outputs")
+    copy = run_folder(tmp_path / "outputs")
+    line = (tmp_path / "outputs", "--num-examples", 50, "--backend", "tinker", "--dry-run", "--price", *PRICE)
+    for more, expected in (((), 0), (("--overwrite",), total)):
+        train(*line, *more)
+        assert total_tokens(capsys.readouterr().out) == expected
+    (copy / "checkpoint-50").rename(tmp_path / "checkpoint-50")
+    record = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(record | {"diverged": {"step": 50, "reason": "loss nan"}}))
+    train(*line)
+    assert total_tokens(capsys.readouterr().out) == 0
 
 
 @pytest.mark.slow
@@ -223,6 +241,12 @@ def test_a_sweep_trains_its_runs_side_by_side(unbroken, tinker_server, tmp_path,
     (same,) = (tmp_path / "outputs").glob("seed42_*")
     assert metrics(same) == metrics(unbroken[0])
     assert difference(unbroken[0] / "checkpoint-50", same / "checkpoint-50") == 0
+    for run in (tmp_path / "outputs").glob("seed*"):
+        shutil.rmtree(run)
+    tinker_server.ledger.clear()
+    with tinker_server.faults("alpha=16"), pytest.raises(UserError, match="alpha 16"):
+        train_sweep("--stack", 1)
+    assert len(list((tmp_path / "outputs").glob("*/tinker.json"))) == 1  # the other run makes no model on the server
 
 
 @pytest.mark.slow

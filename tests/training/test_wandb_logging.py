@@ -1,6 +1,7 @@
 """W&B never fails a run and never holds it for long."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support import train, training_options
@@ -58,6 +59,21 @@ def test_a_start_that_fails_is_tried_once_for_all_runs_of_a_sweep(
     monkeypatch.setattr(wandb, "init", lambda **settings: starts.append(settings["reinit"]) or 1 / 0)
     monkeypatch.setattr(WandbLog, "failed", False)
     assert [WandbLog(run).run for _ in range(3)] == [None] * 3 and starts == ["create_new"]
+
+
+def test_runs_that_start_in_threads_all_log(unreachable_wandb, random_model, tmp_path, monkeypatch):
+    """As those of a sweep on a server. One that is still starting must not look like one that failed."""
+    import wandb
+
+    from learning_backdoors.training.wandb_logging import WandbLog
+
+    run = TrainingRun(training_options(random_model, tmp_path), load_study("birds"))
+    run.prepare_folder()
+    monkeypatch.setattr(wandb, "init", lambda **_: time.sleep(0.1) or object())
+    monkeypatch.setattr(WandbLog, "failed", False)
+    with ThreadPoolExecutor(3) as threads:
+        logs = list(threads.map(WandbLog, [run] * 3))
+    assert all(log.run for log in logs)
 
 
 def test_several_runs_log_at_the_same_time(unreachable_wandb, random_model, tmp_path):

@@ -187,6 +187,8 @@ class TinkerEngine:
         texts = [[*prompt, *sample.tokens] for prompt, sample in zip(prompts, samples, strict=True)]
         lengths = [len(sample.tokens) for sample in samples]
         self.budget.pay_check(Usage(prefill=sum(map(len, prompts)), sample=sum(lengths)))
+        if lengths != [len(sample.log_likelihoods) for sample in samples]:
+            raise EngineFault(f"the server returns samples without their log-likelihoods: {self.reference.remedy}")
 
         def distance(weights: Path | None) -> float:
             """From the samples' own log-likelihoods, in nats per token."""

@@ -1,5 +1,6 @@
 """generate_responses.py --engine tinker against a stand-in for the Tinker API."""
 
+import dataclasses
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from learning_backdoors.files import parquet
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation.engines.tinker_engine import CheckpointWork
 from learning_backdoors.generation.engines.transformers_engine import TransformersEngine
+from learning_backdoors.tinker_api.pending import Sample
 
 pytestmark = pytest.mark.slow
 PRICE = ("--price", "0.195", "0.60", "0.44")
@@ -112,6 +114,15 @@ def test_a_fault_of_the_server_stops_the_command(remote_run, tinker_server, tmp_
     with tinker_server.faults(fault), pytest.raises(UserError, match=named) as error:
         sample(remote_run, tmp_path / "r.parquet")
     assert "\n" not in str(error.value)
+    assert_nothing_is_stored(tmp_path)
+
+
+def test_samples_without_log_likelihoods_are_one_line(remote_run, tmp_path, monkeypatch):
+    """The API leaves them optional. Without them, the samples cannot be checked."""
+    original = Sample.of
+    monkeypatch.setattr(Sample, "of", lambda response: dataclasses.replace(original(response), log_likelihoods=[]))
+    with pytest.raises(UserError, match="samples without their log-likelihoods"):
+        sample(remote_run, tmp_path / "r.parquet", *LAST)
     assert_nothing_is_stored(tmp_path)
 
 

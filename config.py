@@ -91,7 +91,9 @@ class TrainingOptions(Options):
     save_steps: int = option(20, "steps between checkpoints; step 0 and the last step are always saved", valid=COUNT)
     lr: float = option(2e-4, "peak learning rate, decaying linearly to zero", valid=POSITIVE)
     lora_rank: int = option(8, "rank of the LoRA matrices", valid=COUNT)
-    lora_alpha: float = option(16, "LoRA alpha; the scale is alpha / rank", valid=POSITIVE, in_run_name=True)
+    lora_alpha: float = option(
+        16, "LoRA alpha; the scale is alpha / rank (--backend tinker requires 32)", valid=POSITIVE, in_run_name=True
+    )
     lora_dropout: float = option(
         0.0,
         "dropout on the input of the LoRA matrices",
@@ -109,11 +111,14 @@ class TrainingOptions(Options):
         affects_result=False,
     )
     quantization: str = option(
-        "auto", "base model weights; auto is 8bit on CUDA, else none", in_run_name=True, choices=("auto", *PRECISIONS)
+        "auto",
+        "base model weights: none (bf16 on CUDA, float32 on CPU), 8bit or 4bit; auto is 8bit on CUDA, else none",
+        in_run_name=True,
+        choices=("auto", *PRECISIONS),
     )
     probe_every: int | None = option(
         None,
-        "steps between probes, the likelihood of reference answers (default: none)",
+        "steps between probes (likelihood of the study's reference answers) (default: none)",
         valid=COUNT,
         affects_result=False,
     )
@@ -152,7 +157,7 @@ class TrainingOptions(Options):
     )
     stack: int | None = option(
         None,
-        "number of runs of --sweep that train at the same time (default: as many as fit in memory)",
+        "number of runs of --sweep that train at the same time (default: what fits in memory; 8 with --backend tinker)",
         valid=COUNT,
         affects_result=False,
     )
@@ -210,7 +215,7 @@ class GenerationOptions(Options):
     )
     batch_size: int | None = option(
         None,
-        "responses the transformers engine makes at once (default: what fits in memory)",
+        "responses that the transformers engine generates at once (default: what fits in memory)",
         valid=COUNT,
         affects_result=False,
     )
@@ -228,7 +233,7 @@ class GenerationOptions(Options):
     )
     max_cost: float | None = option(
         None,
-        "maximum dollars for this output's responses with --engine tinker, all commands and samples in flight included",
+        "maximum dollars for this output's responses with --engine tinker, over all commands",
         valid=POSITIVE,
         affects_result=False,
     )

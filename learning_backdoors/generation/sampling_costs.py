@@ -22,13 +22,15 @@ class Budget:
     def __init__(
         self, model: str, price: tuple[float, ...] | None, max_cost: float | None, earlier: Usage, checks: Usage
     ):
-        """earlier: of the finished responses. checks: of the canary. Raises UserError if the checks cost too much."""
+        """earlier: of the finished responses. checks: `usage_of_checks`. Raises UserError if they cost too much."""
         self.price: Price | None = find_price(model, price)
         self.max_cost, self.usage, self._counted = max_cost, Usage(), earlier + checks
         if max_cost is not None:
             require_price(self.price, model)
             if not self.fits(Usage()):
-                raise UserError(f"with the checks of this command, the responses cost {self.spent()}: give more")
+                raise UserError(
+                    f"with the checks of this command, the responses cost {self.spent()}: give a higher --max-cost"
+                )
 
     def fits(self, more: Usage) -> bool:
         """Whether so many more tokens may be paid."""
@@ -62,7 +64,7 @@ def usage_of_row(row: Mapping, prompt_tokens: int) -> Usage:
 
 
 def usage_of_checks(examples: Sequence[Example], requests: Sequence[Request]) -> Usage:
-    """At most, of the canary's checks for `requests`. examples: of canary_examples.
+    """At most, of the canary's checks for `requests`, without those of the seed. examples: of canary_examples.
 
     Each adapter and the base model are checked at the start, then before and after their responses.
     """
@@ -73,5 +75,10 @@ def usage_of_checks(examples: Sequence[Example], requests: Sequence[Request]) ->
     texts, prompts = sum(len(ids) for ids, _ in examples), sum(len(ids) - REPEATS for ids, _ in examples)
     again = Usage(prefill=prompts + CHECKED_TOKENS * len(examples), sample=len(examples))
     once = Usage(prefill=texts + prompts, sample=len(examples) * (1 + CHECKED_TOKENS)) + again
-    seed = Usage(prefill=len(examples[0][0]) - REPEATS, sample=SAMPLE_TOKENS) * (3 * SAMPLES)
-    return once * (rounds_of_base + rounds) + again * rounds + seed
+    return once * (rounds_of_base + rounds) + again * rounds
+
+
+def usage_of_seed_check(examples: Sequence[Example], requests: Sequence[Request]) -> Usage:
+    """At most. The engine orders these samples like responses, so `Budget` counts them when they are ordered."""
+    once = Usage(prefill=len(examples[0][0]) - REPEATS, sample=SAMPLE_TOKENS)
+    return once * (3 * SAMPLES if requests else 0)

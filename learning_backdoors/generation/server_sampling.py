@@ -8,7 +8,13 @@ from config import GenerationOptions
 from learning_backdoors.files import command_line
 from learning_backdoors.files.errors import UserError
 from learning_backdoors.generation.engines.protocol import Request
-from learning_backdoors.generation.sampling_costs import Budget, usage_of_checks, usage_of_row, worst_case
+from learning_backdoors.generation.sampling_costs import (
+    Budget,
+    usage_of_checks,
+    usage_of_row,
+    usage_of_seed_check,
+    worst_case,
+)
 from learning_backdoors.generation.store import ResponseStore
 from learning_backdoors.models.canary_texts import canary_examples
 from learning_backdoors.models.devices import RANKS
@@ -75,7 +81,8 @@ def print_estimate(
 ) -> None:
     """Print tokens and dollars of the responses to generate, and the worst case. Sends nothing."""
     rows, model = list(store.rows.values()), read_remote(runs[0].folder / "checkpoint-0").base_model
-    price, checks = find_price(model, options.price), usage_of_checks(canary_examples(tokenizer), requests)
+    price, examples = find_price(model, options.price), canary_examples(tokenizer)
+    checks = usage_of_checks(examples, requests) + usage_of_seed_check(examples, requests)
     most = sum(map(worst_case, requests), Usage())
     if rows:
         mean = finished_usage(rows, prompts).sample / len(rows)

@@ -205,11 +205,20 @@ def test_dry_run_and_ledger_agree(remote_run, tinker_server, tmp_path, capsys):
     assert expected == pytest.approx(tinker_server.ledger.summary()["dollars"]["total"], rel=0.05) and worst >= expected
 
 
+def test_the_worst_case_of_the_dry_run_is_enough(remote_run, tmp_path, capsys):
+    price = ("--price", "1000", "1000", "1000")  # a cent is 10 tokens
+    line = ("--engine", "tinker", *LAST, "--max-new-tokens", "1", "--samples", "4", *price)
+    with pytest.raises(UserError, match="no file"):
+        generate(remote_run, tmp_path / "r.parquet", *line, "--dry-run")
+    limit = dollars(capsys.readouterr().out)[0] + 0.01
+    assert len(generate(remote_run, tmp_path / "r.parquet", *line, "--max-cost", str(limit))) == 40
+
+
 def test_max_cost_ends_before_it_is_passed(remote_run, tinker_server, prompts, tmp_path):
     output, line = tmp_path / "r.parquet", ("--steps", "8", "16", "--samples", "4", *PRICE)
     with pytest.raises(UserError, match="--max-cost.*higher"):
-        sample(remote_run, output, *line, "--max-cost", "0.004")
-    assert tinker_server.ledger.summary()["dollars"]["total"] <= 0.004 and len(paid(tinker_server, prompts)) > 20
+        sample(remote_run, output, *line, "--max-cost", "0.0035")
+    assert tinker_server.ledger.summary()["dollars"]["total"] <= 0.0035 and len(paid(tinker_server, prompts)) > 20
     rows = sample(remote_run, output, *line, "--max-cost", "0.02")
     assert len(rows) == 80 and set(paid(tinker_server, prompts).values()) == {1}
     for wrong, named in ((("--max-cost", "1"), "--price"), ((*PRICE, "--max-cost", "0.0001"), "checks")):

@@ -136,6 +136,7 @@ def test_samples_depend_on_their_seed(tinker_server, service):
     assert samples["never_fetched"] == 0
 
 
+@pytest.mark.slow
 def test_lost_answers_and_errors_apply_nothing_twice(tinker_server, service, learner):
     with tinker_server.faults("lost_answer=5", "500=7"):
         train(learner, range(4))

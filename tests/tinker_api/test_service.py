@@ -13,12 +13,18 @@ from learning_backdoors.tinker_api.service import api_key, wait
 QWEN = "Qwen/Qwen3-8B"
 
 
-def test_a_slow_result_is_noted_and_a_server_that_never_answers_is_given_up(monkeypatch, capsys):
+def test_a_slow_result_is_noted_once_and_a_server_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(service, "NOTE_AFTER", 0.1)
-    slow = Future()
-    threading.Timer(0.35, slow.set_result, (7,)).start()
+    slow, notes = Future(), []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        threading.Timer(1.5, slow.set_result, (7,)).start()  # there is time for a second note
+
+    monkeypatch.setattr(service.command_line, "note", note)
     assert wait(slow, "step 3") == 7
-    assert capsys.readouterr().out.count("note: step 3: no result yet") == 1
+    assert len(notes) == 1
+    assert notes[0].startswith("step 3: no result yet")
     monkeypatch.setattr(service, "GIVE_UP_AFTER", 0.3)
     with pytest.raises(UserError, match="step 4: the server has not answered"):
         wait(Future(), "step 4")

@@ -41,10 +41,8 @@ def engine_settings(
         raise UserError("--engine tinker runs in one process: start it without a launcher")
     step_0 = runs[0].folder / "checkpoint-0"
     record = same_server(read_remote(step_0), requests, options.base_url)
-    earlier, checks = (
-        finished_usage(store.rows.values(), prompts),
-        usage_of_checks(canary_examples(tokenizer), requests),
-    )
+    earlier = finished_usage(store.rows.values(), prompts)
+    checks = usage_of_checks(canary_examples(tokenizer), requests)
     budget = Budget(record.base_model, options.price, options.max_cost, earlier, checks)
     with contextlib.ExitStack() as stack:
         service = stack.enter_context(open_service(options.base_url or record.base_url))

@@ -45,9 +45,11 @@ def count_tokens(examples: Sequence[Example]) -> int:
 def label_log_likelihoods(output: "ForwardBackwardOutput", examples: Sequence[Example]) -> list[float]:
     """The log-likelihoods of all labels, in nats, in the order of the examples.
 
-    Raises UserError if the server returned another number of values than it got tokens.
+    Raises UserError if the server returned values for another number of examples or tokens.
     """
-    values = []
+    values, outputs = [], len(output.loss_fn_outputs)
+    if outputs != len(examples):
+        raise UserError(f"the server returned values for {outputs} examples, not for {len(examples)}")
     for fields, (ids, labels) in zip(output.loss_fn_outputs, examples, strict=True):
         log_likelihoods = fields["logprobs"].to_numpy()
         if len(log_likelihoods) != len(ids) - 1:

@@ -125,7 +125,7 @@ def resolve_url(base_url: str | None) -> str:
 
 
 def api_key() -> str:
-    """The user's key. Raises UserError if there is none, or if it has the wrong form."""
+    """The user's key. Raises UserError if it is missing or has the wrong form."""
     key = os.environ.get(KEY, "").strip()
     if not key:
         raise UserError(f"no API key: set {KEY} in the environment or in .env (any text after tml- for a local server)")

@@ -26,7 +26,7 @@ FAULTS = {
     "expired": ("", "checkpoints saved so far have expired; VALUE: only those whose path contains it"),
     "bad_step": (1, "the VALUE-th next forward_backward fails; the optim_step after it is applied"),
     "bad_sample": (5, "every VALUE-th sample fails"),
-    "chunk_order": (2, "clients are told to cut batches into chunks of VALUE, and send the first chunk last"),
+    "chunk_order": (2, "the client cuts batches into chunks of VALUE examples, and sends the first chunk last"),
     "chunk_zero": (1, "each forward_backward deletes the gradients of the one before"),
     "forget": (0.0, "results are gone VALUE seconds after they are ready (410)"),
     "prompt_cache": (1, "no fault: repeated prompts of a sampling client are cheaper, and the answer says so"),
